@@ -1,0 +1,132 @@
+"""The training data set that nnU-Net's loader sees: real cases, some of them replaced by synthetic ones."""
+
+import multiprocessing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from .mixing import REAL, draw_fingerprint, epoch_plan
+from .settings import SynthAugSettings
+
+
+class CaseSource(Protocol):
+    """What of nnU-Net's data sets is used here."""
+
+    identifiers: Sequence[str]
+
+    def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict]:
+        """Return data, segmentation, previous segmentation and properties of a case."""
+
+
+@dataclass(frozen=True)
+class EpochPlans:
+    """Everything that the plans of one rank's epochs depend on."""
+
+    settings: SynthAugSettings
+    samples: tuple[str, ...]
+    num_epochs: int
+    batches: int
+    batch_size: int
+    rank: int = 0
+    world_size: int = 1
+
+    def of(self, epoch: int) -> np.ndarray:
+        """Return the plan of an epoch: (batches, batch_size) sample numbers, -1 for a real case."""
+        return epoch_plan(
+            self.settings,
+            epoch,
+            self.num_epochs,
+            len(self.samples),
+            self.batches,
+            self.batch_size,
+            self.rank,
+            self.world_size,
+        )
+
+
+class Loaded(NamedTuple):
+    """What was loaded for an epoch: real and synthetic samples, and the sum of the draws' fingerprints."""
+
+    real: int
+    synthetic: int
+    draws: int
+
+
+def planned(plans: EpochPlans, epoch: int) -> Loaded:
+    """Return what an epoch loads when all goes to plan."""
+    plan = plans.of(epoch)
+    synthetic = [(b, p, plans.samples[plan[b, p]]) for b, p in np.argwhere(plan != REAL)]
+    draws = sum(draw_fingerprint(b, p, sample) for b, p, sample in synthetic) % 2**64
+    return Loaded(plan.size - len(synthetic), len(synthetic), draws)
+
+
+class Ledger:
+    """Memory shared by the background workers: the next batch to load, and what was loaded for each epoch.
+
+    Workers run ahead of the training, so they cannot ask it for its epoch. They take batches by number
+    instead, and the number says the epoch, whichever worker loads it and whenever.
+    """
+
+    def __init__(self, first_epoch: int, num_epochs: int, batches: int):
+        self.first_epoch, self.num_epochs, self.batches = first_epoch, num_epochs, batches
+        # nnU-Net throws the first batch away to start its workers: batch -1 belongs to no epoch.
+        self._next = multiprocessing.Value("q", -1)
+        self._loaded = multiprocessing.RawArray("Q", 3 * max(num_epochs - first_epoch, 0))
+
+    def take_batch(self) -> tuple[int, int]:
+        """Return (epoch, batch of the epoch) of the next batch; the thrown-away one is (first epoch, -1)."""
+        with self._next.get_lock():
+            number = self._next.value
+            self._next.value += 1
+        if number < 0:
+            return self.first_epoch, -1
+        return self.first_epoch + number // self.batches, number % self.batches
+
+    def record(self, epoch: int, synthetic: bool, fingerprint: int = 0) -> None:
+        """Count one loaded sample; epochs after the last are loaded in advance and never used."""
+        if epoch >= self.num_epochs:
+            return
+        place = 3 * (epoch - self.first_epoch)
+        with self._next.get_lock():
+            self._loaded[place + synthetic] += 1
+            self._loaded[place + 2] = (self._loaded[place + 2] + fingerprint) % 2**64
+
+    def loaded(self, epoch: int) -> Loaded:
+        """Return what has been loaded for an epoch so far."""
+        place = 3 * (epoch - self.first_epoch)
+        with self._next.get_lock():
+            return Loaded(*self._loaded[place : place + 3])
+
+
+class MixedDataset:
+    """Real training cases; `load_case` returns a synthetic one in its stead where the epoch's plan says so.
+
+    The loader draws real identifiers as ever, so that with no synthetic samples its random numbers, and so
+    its batches, are those of stock nnU-Net.
+    """
+
+    def __init__(self, real: CaseSource, synthetic: CaseSource, plans: EpochPlans, ledger: Ledger):
+        self.identifiers = real.identifiers
+        self._real, self._synthetic, self._plans, self._ledger = real, synthetic, plans, ledger
+        self._place = 0  # in the batch under way; every worker has its own copy of this object
+        self._epoch = self._batch = -1
+        self._plan = np.empty((0, 0), np.int64)  # of the epoch under way
+
+    def __getitem__(self, identifier: str) -> tuple[Any, Any, Any, dict]:
+        return self.load_case(identifier)
+
+    def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict]:
+        """Return what nnU-Net's data sets return, of this case or of the synthetic one in its place."""
+        if self._place == 0:
+            epoch, self._batch = self._ledger.take_batch()
+            if epoch != self._epoch:
+                self._epoch, self._plan = epoch, self._plans.of(epoch)
+        place, self._place = self._place, (self._place + 1) % self._plans.batch_size
+        number = self._plan[self._batch, place]
+        sample = None if number == REAL else self._plans.samples[number]
+        if self._batch >= 0:
+            fingerprint = draw_fingerprint(self._batch, place, sample) if sample is not None else 0
+            self._ledger.record(self._epoch, sample is not None, fingerprint)
+        return self._real.load_case(identifier) if sample is None else self._synthetic.load_case(sample)

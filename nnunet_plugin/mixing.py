@@ -1,0 +1,75 @@
+"""Which samples of an epoch are synthetic, and which ones: pure functions of (seed, rank, epoch)."""
+
+import math
+from hashlib import blake2b
+
+import numpy as np
+
+from .settings import SynthAugSettings
+
+REAL = -1
+
+
+def share_at(settings: SynthAugSettings, epoch: int, num_epochs: int) -> float:
+    """Return the synthetic share in [0, 1] of an epoch; past the last epoch the last one's."""
+    epoch = min(epoch, num_epochs - 1)
+    if epoch < settings.warmup_epochs:
+        return 1.0
+    if epoch >= num_epochs - settings.finish_epochs:
+        return 0.0
+    if settings.schedule == "steps":
+        passed = [share for start, share in settings.steps or () if start <= epoch]
+        return float(passed[-1] if passed else settings.share)
+    if settings.share_end is None:
+        return float(settings.share)
+    span = num_epochs - settings.finish_epochs - settings.warmup_epochs - 1
+    progress = (epoch - settings.warmup_epochs) / max(span, 1)
+    if settings.schedule == "cosine":
+        progress = 0.5 * (1.0 - math.cos(math.pi * progress))
+    return settings.share + (settings.share_end - settings.share) * progress
+
+
+def draw(pool_size: int, count: int, seed: int, epoch: int, rank: int = 0, world_size: int = 1) -> np.ndarray:
+    """Draw `count` sample numbers, int64 in [0, pool_size): none twice, over all ranks, while the pool lasts.
+
+    The ranks deal from one shuffled deck; a deck that runs out is shuffled anew.
+    """
+    decks = [
+        np.random.default_rng([seed, epoch, deck]).permutation(pool_size)
+        for deck in range(math.ceil(count * world_size / pool_size))
+    ]
+    return np.concatenate([np.empty(0, np.int64), *decks])[rank::world_size][:count]
+
+
+def epoch_plan(
+    settings: SynthAugSettings,
+    epoch: int,
+    num_epochs: int,
+    pool_size: int,
+    batches: int,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> np.ndarray:
+    """Plan one epoch of one rank: int64 (batches, batch_size) of sample numbers, -1 for a real case.
+
+    The synthetic count is the share of batches * batch_size, rounded to the nearest whole number. It is
+    spread evenly over the batches, so that batches which overtake one another in the background workers leave
+    the share of an epoch as it is. The places inside a batch are random, because nnU-Net oversamples the
+    foreground by place.
+    """
+    total = batches * batch_size
+    count = math.floor(share_at(settings, epoch, num_epochs) * total + 0.5)
+    # The draws of all ranks come from (seed, epoch); this generator is for the places, of one rank.
+    generator = np.random.default_rng([settings.seed, epoch, rank, total])
+    quota = np.full(batches, count // batches)
+    quota[generator.permutation(batches)[: count % batches]] += 1
+    places = generator.permuted(np.tile(np.arange(batch_size), (batches, 1)), axis=1)
+    plan = np.full((batches, batch_size), REAL, np.int64)
+    plan[places < quota[:, None]] = draw(pool_size, count, settings.seed, epoch, rank, world_size)
+    return plan
+
+
+def draw_fingerprint(batch: int, place: int, sample: str) -> int:
+    """Return a 64-bit hash of one draw; the sum modulo 2**64 identifies an epoch's draws in any order."""
+    return int.from_bytes(blake2b(f"{batch} {place} {sample}".encode(), digest_size=8).digest(), "little")

@@ -1,0 +1,236 @@
+"""nnU-Net's preprocessed data set: its folder, plans, split and space, read and checked."""
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import InputError
+
+# What of a space decides whether arrays made for one plan fit another; batch size and architecture do not.
+SPACE_FIELDS = (
+    "data_identifier",
+    "spacing",
+    "transpose_forward",
+    "normalization_schemes",
+    "use_mask_for_norm",
+    "foreground_intensity_properties_per_channel",
+)
+
+
+@dataclass(frozen=True)
+class PreprocessedDataset:
+    """A data set below `nnUNet_preprocessed`."""
+
+    folder: Path
+    dataset_json: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The full name, such as Dataset501_LGG."""
+        return self.folder.name
+
+    @property
+    def channel_names(self) -> dict[str, str]:
+        """Names of the image channels by number."""
+        return self.dataset_json.get("channel_names") or self.dataset_json["modality"]
+
+    def pool_folder(self, pool: str, fold: int | str) -> Path:
+        """Return where the imported pool of a fold lies: outside what nnU-Net's preprocessing removes."""
+        return self.folder / "synthaug" / pool / f"fold_{fold}"
+
+
+def environment_folder(variable: str) -> Path:
+    """Return the folder that an environment variable of nnU-Net names; `InputError` when unset or missing."""
+    value = os.environ.get(variable)
+    if not value or not Path(value).is_dir():
+        raise InputError(
+            f"environment variable {variable} = {value!r}",
+            "an existing folder",
+            f"export {variable}=/path/to/{variable}",
+        )
+    return Path(value)
+
+
+def find_dataset(dataset: int | str) -> PreprocessedDataset:
+    """Find a data set by number or name below `nnUNet_preprocessed`."""
+    root = environment_folder("nnUNet_preprocessed")
+    text = str(dataset)
+    pattern = f"Dataset{int(text):03d}_*" if text.isdecimal() else text
+    found = sorted(path for path in root.glob(pattern) if path.is_dir()) if "/" not in text and text else []
+    if len(found) != 1:
+        present = ", ".join(sorted(path.name for path in root.glob("Dataset*"))) or "none"
+        raise InputError(
+            f"{len(found)} data sets for {text} in {root}",
+            f"one of: {present}",
+            "name an existing data set, or run nnUNetv2_plan_and_preprocess first",
+        )
+    return PreprocessedDataset(found[0], read_json(found[0] / "dataset.json", "run nnUNetv2_plan_and_preprocess"))
+
+
+def read_json(file: Path, remedy: str) -> dict[str, Any]:
+    """Read a JSON object; `InputError` with this remedy when the file is missing or corrupt."""
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: {error}", "a readable JSON file", remedy) from None
+    if not isinstance(content, dict):
+        raise InputError(f"{file} with a {type(content).__name__}", "a JSON object", remedy)
+    return content
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Write JSON under a temporary name and rename it, so that the file is whole or absent."""
+    temporary = file.with_name(file.name + ".partial")
+    temporary.write_text(json.dumps(content, indent=4) + "\n")
+    os.replace(temporary, file)
+
+
+def read_plans(dataset: PreprocessedDataset, plans: str) -> dict[str, Any]:
+    """Read a plans file of the data set by its name."""
+    file = dataset.folder / f"{plans}.json"
+    if not file.is_file():
+        present = [path.stem for path in sorted(dataset.folder.glob("*.json")) if "configurations" in path.read_text()]
+        raise InputError(
+            f"no plans {plans} in {dataset.folder}",
+            ", ".join(present) or "none: the data set has no plans",
+            "name existing plans, or run nnUNetv2_plan_and_preprocess",
+        )
+    return read_json(file, "run nnUNetv2_plan_experiment again")
+
+
+def resolve_configuration(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
+    """Return a configuration with what it inherits; cascades are refused."""
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    if configuration not in plans["configurations"]:
+        raise InputError(
+            f"no configuration {configuration} in the plans {plans['plans_name']}",
+            ", ".join(plans["configurations"]),
+            "name an existing configuration",
+        )
+    resolved = PlansManager(plans).get_configuration(configuration).configuration
+    if resolved.get("previous_stage") is not None:
+        raise InputError(
+            f"the cascade configuration {configuration}",
+            "2d, 3d_fullres or 3d_lowres (and configurations that inherit from them)",
+            "synthetic cases have no prediction of a previous stage; train another configuration",
+        )
+    return resolved
+
+
+def space_fields(plans: dict[str, Any], configuration: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a resolved configuration's space that a pool must agree with (axes Z Y X)."""
+    intensities = "foreground_intensity_properties_per_channel"
+    return {
+        **{field: configuration.get(field) for field in SPACE_FIELDS},
+        "transpose_forward": plans["transpose_forward"],
+        intensities: plans.get(intensities) or plans.get("foreground_intensity_properties_by_modality"),
+    }
+
+
+def check_space(space: dict[str, Any], plans: dict[str, Any], configuration: dict[str, Any]) -> None:
+    """Raise `InputError` when arrays of this pool space do not fit the configuration."""
+    expected = space_fields(plans, configuration)
+    got = {field: space.get(field) for field in SPACE_FIELDS}
+    # 2d plans say nothing about the distance of slices.
+    if isinstance(got["spacing"], list):
+        got["spacing"] = got["spacing"][-len(expected["spacing"]) :]
+    different = [field for field in SPACE_FIELDS if not _equal(got[field], expected[field])]
+    if different:
+        raise InputError(
+            "a pool of another space: " + ", ".join(f"{f} = {_short(got[f])}" for f in different),
+            ", ".join(f"{f} = {_short(expected[f])}" for f in different),
+            "use the plans and configuration that the generator was trained with, or train it on this space",
+        )
+
+
+def case_identifiers(dataset: PreprocessedDataset, configuration: dict[str, Any]) -> list[str]:
+    """Return the sorted ids of the preprocessed cases; `InputError` when they are not there."""
+    from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+
+    folder = dataset.folder / configuration["data_identifier"]
+    try:
+        identifiers = sorted(infer_dataset_class(str(folder)).get_identifiers(str(folder)))
+    except (OSError, AssertionError, KeyError):
+        identifiers = []
+    if not identifiers:
+        raise InputError(
+            f"no preprocessed cases in {folder}",
+            "the output of nnU-Net's preprocessing",
+            f"run nnUNetv2_preprocess -d {dataset.name} for this configuration",
+        )
+    return identifiers
+
+
+def fold_split(
+    dataset: PreprocessedDataset, identifiers: list[str], fold: int | str
+) -> tuple[set[str], set[str], list[dict[str, list[str]]] | None]:
+    """Return training and validation ids of a fold, and the splits to write where nnU-Net wrote none yet.
+
+    The splits are nnU-Net's own: read from splits_final.json or made by the same call with the same seed.
+    """
+    from nnunetv2.utilities.crossval_split import generate_crossval_split
+
+    if fold == "all":
+        return set(identifiers), set(identifiers), None
+    file, new_splits = dataset.folder / "splits_final.json", None
+    if file.is_file():
+        splits = _read_splits(file)
+    elif len(identifiers) < 5:
+        raise InputError(
+            f"{len(identifiers)} cases and no splits_final.json",
+            "5 cases or more for nnU-Net's five folds",
+            f"write {file} yourself, or use the fold all",
+        )
+    else:
+        splits = new_splits = generate_crossval_split(list(np.sort(identifiers)), seed=12345, n_splits=5)
+    if not isinstance(fold, int) or isinstance(fold, bool) or not 0 <= fold < len(splits):
+        raise InputError(
+            f"fold {fold!r} of {dataset.name}",
+            f"0 to {len(splits) - 1}, or all",
+            "name a fold of splits_final.json",
+        )
+    return set(splits[fold]["train"]), set(splits[fold]["val"]), new_splits
+
+
+def check_leakage(cases: Iterable[str], train: Iterable[str], val: Iterable[str], fold: int | str) -> None:
+    """Raise `InputError` naming the generator's training cases on which this fold is validated."""
+    leaked = sorted(set(cases) & (set(val) - set(train)))
+    if leaked:
+        raise InputError(
+            f"a leak: the generator was trained on validation cases of fold {fold}: {', '.join(leaked)}",
+            f"a generator that saw none of the validation cases of fold {fold}",
+            f"train a generator on fold {fold} and sample a pool from it",
+        )
+
+
+def _read_splits(file: Path) -> list[dict[str, list[str]]]:
+    try:
+        splits = json.loads(file.read_text())
+        if all(isinstance(split["train"], list) and isinstance(split["val"], list) for split in splits):
+            return splits
+    except (OSError, ValueError, TypeError, KeyError):
+        pass
+    remedy = "restore it, or remove it for nnU-Net's own"
+    raise InputError(f"an unreadable {file}", 'a list of {"train": [...], "val": [...]}', remedy)
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(map(_equal, a, b))
+    if isinstance(a, float) or isinstance(b, float):
+        is_number = isinstance(a, (int, float)) and isinstance(b, (int, float))
+        return is_number and bool(np.isclose(a, b, rtol=1e-5, atol=1e-8, equal_nan=True))
+    return a == b
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 120 else text[:117] + "..."

@@ -1,0 +1,193 @@
+"""`nnUNetTrainerSynthAug`: stock nnU-Net whose training batches hold synthetic cases."""
+
+import json
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import distributed as dist
+
+from .dataset import EpochPlans, Ledger, MixedDataset, planned
+from .errors import InputError
+from .import_pool import read_import
+from .mixing import share_at
+from .preprocessed import (
+    PreprocessedDataset,
+    check_leakage,
+    check_space,
+    environment_folder,
+    resolve_configuration,
+)
+from .settings import parse_settings
+
+EPOCHS_FILE = "synthaug_epochs.jsonl"
+
+
+class SynthAugMixin:
+    """Replaces training cases by synthetic ones as the configuration's `synthaug` block says.
+
+    Put it before any trainer of nnU-Net that keeps the stock `get_dataloaders`. Validation never sees a
+    synthetic case, and the pool is opened for training alone.
+    """
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net records and compares this signature)
+    ):
+        for variable in ("nnUNet_preprocessed", "nnUNet_results"):
+            environment_folder(variable)
+        block = resolve_configuration(plans, configuration).get("synthaug")
+        if block is None:
+            raise InputError(
+                f"the configuration {configuration}, which has no synthaug block",
+                "a configuration that add-pool made, such as 2d_syn50",
+                "run add-pool, or train with -tr nnUNetTrainer",
+            )
+        settings = parse_settings(block)
+        super().__init__(plans, configuration, fold, dataset_json, device)  # type: ignore[call-arg]
+        self.synthaug_settings = settings
+        for name in (
+            "num_epochs",
+            "num_iterations_per_epoch",
+            "num_val_iterations_per_epoch",
+            "initial_lr",
+            "weight_decay",
+        ):
+            value = getattr(settings.training, name)
+            if value is not None:
+                setattr(self, name, value)
+        if settings.training.num_epochs is not None:
+            # A short training that is interrupted should not lose all of it.
+            self.save_every = min(self.save_every, max(1, settings.training.num_epochs // 10))
+        settings.check_length(self.num_epochs)
+
+    def initialize(self) -> None:
+        """Build network and optimiser; with a training seed the same weights for every configuration."""
+        self._seed()
+        super().initialize()  # type: ignore[misc]
+
+    def configure_optimizers(self) -> tuple[Any, Any]:
+        """Return AdamW where the settings ask for it, otherwise nnU-Net's optimiser."""
+        if self.synthaug_settings.training.optimizer != "AdamW":
+            return super().configure_optimizers()  # type: ignore[misc]
+        optimizer = torch.optim.AdamW(self.network.parameters(), self.initial_lr, weight_decay=self.weight_decay)
+        return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
+
+    def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
+        """Return the training cases mixed with the pool's, and the real validation cases."""
+        train, val = super().get_tr_and_val_datasets()  # type: ignore[misc]
+        settings = self.synthaug_settings
+        dataset = PreprocessedDataset(Path(self.preprocessed_dataset_folder_base), self.dataset_json)
+        record = read_import(dataset, settings.pool, self.fold)
+        check_leakage(record["cases"], train.identifiers, val.identifiers, self.fold)
+        configuration = self.configuration_manager.configuration
+        if record["space"]["kind"] != "raw":
+            check_space(record["space"], self.plans_manager.plans, configuration)
+        if record["data_identifier"] != configuration["data_identifier"]:
+            raise InputError(
+                f"the pool {settings.pool}, imported for {record['data_identifier']}",
+                f"a pool imported for {configuration['data_identifier']}",
+                "run add-pool for this configuration under another pool_name",
+            )
+        folder = str(dataset.pool_folder(settings.pool, self.fold))
+        self.synthaug_plans = EpochPlans(
+            settings,
+            tuple(record["samples"]),
+            self.num_epochs,
+            self.num_iterations_per_epoch,
+            int(self.batch_size),
+            rank=self.local_rank,
+            world_size=dist.get_world_size() if self.is_ddp else 1,
+        )
+        self.synthaug_ledger = Ledger(self.current_epoch, self.num_epochs, self.num_iterations_per_epoch)
+        synthetic = nnUNetDatasetBlosc2(folder, list(record["samples"]))
+        self.print_to_log_file(
+            f"synthetic cases: {len(record['samples'])} in {folder}, "
+            f"share {share_at(settings, self.current_epoch, self.num_epochs):g} ({settings.schedule})"
+        )
+        return MixedDataset(train, synthetic, self.synthaug_plans, self.synthaug_ledger), val
+
+    def on_train_start(self) -> None:
+        """Start as nnU-Net does, and drop what an interrupted run logged of epochs that are trained again."""
+        super().on_train_start()  # type: ignore[misc]
+        self._rewrite_epochs(lambda record: record["epoch"] < self.current_epoch)
+
+    def on_train_epoch_start(self) -> None:
+        """Start an epoch; with a training seed its random numbers depend on the epoch alone."""
+        self._seed(self.local_rank, self.current_epoch)
+        super().on_train_epoch_start()  # type: ignore[misc]
+
+    def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
+        """Log what was loaded for the epoch: one line in synthaug_epochs.jsonl, one in nnU-Net's log."""
+        super().on_train_epoch_end(train_outputs)  # type: ignore[misc]
+        expected = planned(self.synthaug_plans, self.current_epoch)
+        loaded = self.synthaug_ledger.loaded(self.current_epoch)
+        # The last batch of an epoch may still be in a worker when a batch of the next one overtook it.
+        deadline = monotonic() + 10.0
+        while loaded != expected and monotonic() < deadline:
+            sleep(0.01)
+            loaded = self.synthaug_ledger.loaded(self.current_epoch)
+        total = loaded.real + loaded.synthetic
+        record = {
+            "epoch": self.current_epoch,
+            "rank": self.local_rank,
+            "planned_share": share_at(self.synthaug_settings, self.current_epoch, self.num_epochs),
+            "share": loaded.synthetic / max(total, 1),
+            "real": loaded.real,
+            "synthetic": loaded.synthetic,
+            "draws": f"{loaded.draws:016x}",
+            "as_planned": loaded == expected,
+        }
+        with open(self._epochs_file, "a") as file:
+            file.write(json.dumps(record) + "\n")
+        self.print_to_log_file(
+            f"synthetic share {record['share']:.4f} ({loaded.synthetic} of {total} samples, draws {record['draws']})"
+        )
+        if loaded != expected:
+            self.print_to_log_file(f"WARNING: the plan of this epoch was {expected}, loaded was {loaded}")
+
+    @property
+    def _epochs_file(self) -> Path:
+        suffix = f"_rank{self.local_rank}" if self.local_rank else ""
+        return Path(self.output_folder) / EPOCHS_FILE.replace(".jsonl", f"{suffix}.jsonl")
+
+    def _rewrite_epochs(self, keep: Callable[[dict], bool]) -> None:
+        kept = [record for record in read_epochs(self._epochs_file) if keep(record)]
+        temporary = self._epochs_file.with_name(self._epochs_file.name + ".partial")
+        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        os.replace(temporary, self._epochs_file)
+
+    def _seed(self, *place: int) -> None:
+        seed = self.synthaug_settings.training.seed
+        if seed is not None:
+            state = int(np.random.SeedSequence([seed, *place]).generate_state(1)[0])
+            random.seed(state)
+            np.random.seed(state)  # noqa: NPY002 (nnU-Net draws from the global generator)
+            torch.manual_seed(state)
+
+
+class nnUNetTrainerSynthAug(SynthAugMixin, nnUNetTrainer):
+    """Stock nnU-Net with synthetic training cases; see `SynthAugMixin`."""
+
+
+def read_epochs(file: str | Path) -> list[dict[str, Any]]:
+    """Return the records of a synthaug_epochs.jsonl; a line cut short by a kill is left out."""
+    records = []
+    for line in Path(file).read_text().splitlines() if Path(file).is_file() else ():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue
+    return records

@@ -1,0 +1,1 @@
+"""Generative models that make images together with their masks: data, networks, losses, training, sampling, report."""

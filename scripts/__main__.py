@@ -1,0 +1,130 @@
+"""Command line: `synthaug COMMAND`, the same as `python -m scripts COMMAND`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nnunet_plugin.__main__ import COMMANDS as PLUGIN_COMMANDS
+from nnunet_plugin.__main__ import run_commands
+from scripts.errors import InputError
+
+
+def phantom(
+    output_dir: str,
+    modality: str = "flair",
+    cases: int = 30,
+    test_cases: int | None = None,
+    seed: int = 0,
+    channels: int = 1,
+    shape: list | None = None,
+) -> Path:
+    """Write a phantom data set in nnU-Net raw format.
+
+    Args:
+        output_dir: The folder of the data set; nnU-Net wants a name such as Dataset801_PhantomFLAIR.
+        modality: flair (brain MRI with tumours) or pet (head and neck, SUV, with GTVp).
+        cases: Training cases.
+        test_cases: Test cases; by default a third of the training cases.
+        seed: The same seed gives the same files.
+        channels: 1, or 4 with flair: T1, T1c, T2, FLAIR and the regions of BraTS.
+        shape: Voxels along x, y, z; by default a size for a CPU.
+    """
+    from scripts.data.phantom import write_phantom
+
+    grid = None if shape is None else tuple(shape)
+    return write_phantom(output_dir, modality, cases, test_cases, seed, channels, grid)
+
+
+def run(
+    dataset_dir: str,
+    output_dir: str,
+    bundle: str = "dhvae",
+    overlays: list | None = None,
+    generator: dict | None = None,
+    num_samples: int = 400,
+    share: float = 0.5,
+    fold: int = 0,
+    seeds: list | None = None,
+    num_epochs: int = 12,
+    num_iterations_per_epoch: int = 40,
+    full_plans: bool = False,
+    seed: int = 0,
+) -> Path:
+    """Train a generator on one fold, sample a pool, train nnU-Net without and with it, and report Dice on imagesTs.
+
+    The same command again goes on where it stopped. Returns the path of the HTML report.
+
+    Args:
+        dataset_dir: A raw nnU-Net data set, DatasetNNN_NAME, with imagesTs and labelsTs.
+        output_dir: The working folder.
+        bundle: The generator: dhvae or hvae.
+        overlays: Further config files of the bundle, such as paper.json.
+        generator: Overrides of the bundle's train.json, such as {"max_epochs": 100}.
+        num_samples: The size of the pool.
+        share: The synthetic share of nnU-Net's training samples.
+        fold: The fold that generator and nnU-Net train on.
+        seeds: One nnU-Net training per arm and seed.
+        num_epochs: Epochs of each nnU-Net training.
+        num_iterations_per_epoch: Iterations of each of these epochs.
+        full_plans: Train nnU-Net's own network instead of a small one for CPUs.
+        seed: The seed of the generator, the pool and the draws.
+    """
+    from scripts.pipeline import ChainSettings, run_chain
+
+    settings = ChainSettings(
+        bundle, tuple(overlays or ()), tuple(sorted((generator or {}).items())), num_samples, share, fold,
+        tuple([0] if seeds is None else seeds), num_epochs, num_iterations_per_epoch, full_plans, seed,
+    )  # fmt: skip
+    return run_chain(dataset_dir, output_dir, settings, shlex.join(["synthaug", *sys.argv[1:]]))
+
+
+def demo(output_dir: str = "synthaug_demo", seed: int = 0) -> Path:
+    """Run the whole chain on a phantom, on a CPU, in some ten minutes; prints the path of the HTML report.
+
+    Args:
+        output_dir: The working folder; the same command again goes on where it stopped.
+        seed: The seed of everything.
+    """
+    from scripts.data.cases import PHANTOM_NAME
+    from scripts.data.phantom import write_phantom
+    from scripts.pipeline import ChainSettings, run_chain
+
+    dataset_dir = Path(output_dir) / PHANTOM_NAME
+    if not dataset_dir.exists():
+        write_phantom(dataset_dir, cases=30, test_cases=12, seed=seed)
+    generator = tuple(sorted({"max_epochs": 60, "first_order": True}.items()))
+    settings = ChainSettings(generator=generator, num_samples=300, seed=seed)
+    return run_chain(dataset_dir, Path(output_dir) / "run", settings, shlex.join(["synthaug", *sys.argv[1:]]))
+
+
+def bundle_path(name: str) -> Path:
+    """Print the folder of a bundle, to run it with `python -m monai.bundle run` from there.
+
+    Args:
+        name: dhvae or hvae.
+    """
+    from scripts.bundle_files import bundle_dir
+
+    return bundle_dir(name)
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "demo": demo,
+    "phantom": phantom,
+    "run": run,
+    "bundle-path": bundle_path,
+    **PLUGIN_COMMANDS,
+}
+
+
+def main() -> int:
+    """Run a command; returns the exit status: 1 after bad input, 2 after wrong usage (raised by Fire)."""
+    return run_commands(COMMANDS, "synthaug", errors=(InputError,))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,287 @@
+"""The real cases that a generator may learn from: nnU-Net preprocessed arrays, or raw NIfTI through MONAI."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from scripts.data.description import DatasetDescription, read_description
+from scripts.data.files import json_sha256
+from scripts.data.folds import Fold, read_fold
+from scripts.errors import InputError
+
+PHANTOM_NAME = "Dataset801_PhantomFLAIR"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One annotated volume.
+
+    Attributes:
+        id: case identifier.
+        image: float32 `(channel, depth, height, width)` in the space's intensities.
+        label: int16 `(depth, height, width)`, integers of `dataset.json`.
+        inside: bool `(depth, height, width)`; False where nnU-Net masked the normalisation (data exactly 0 there).
+    """
+
+    id: str
+    image: np.ndarray
+    label: np.ndarray
+    inside: np.ndarray
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the voxels that the generator sees."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.image, np.float32))
+        digest.update(np.ascontiguousarray(self.label, np.int16))
+        return digest.hexdigest()
+
+
+class Cases:
+    """The cases of one data set in one space, split into folds.
+
+    Attributes:
+        description: channels and labels.
+        fold: training and validation ids.
+        space: record of axes, spacing and normalisation; `space["sha256"]` names it.
+    """
+
+    description: DatasetDescription
+    fold: Fold
+    space: dict
+
+    def load(self, case_id: str) -> Case:
+        """Read and check one case."""
+        case = self._read(case_id)
+        _check_case(case, self.description)
+        return case
+
+    def training(self) -> Iterator[Case]:
+        """The fold's training cases, one at a time."""
+        return (self.load(case_id) for case_id in self.fold.train)
+
+    def validation(self) -> Iterator[Case]:
+        """The fold's validation cases, one at a time; the generator never learns from them."""
+        return (self.load(case_id) for case_id in self.fold.val)
+
+    @property
+    def masked(self) -> bool:
+        """Whether voxels outside the nonzero mask are exactly 0 (nnU-Net's `use_mask_for_norm`)."""
+        return bool(any(self.space["use_mask_for_norm"] or []))
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Millimetres per voxel along depth, height, width; 1 where the space does not say."""
+        depth, height, width = (float(value or 1.0) for value in self.space["spacing"])
+        return depth, height, width
+
+    def _read(self, case_id: str) -> Case:
+        raise NotImplementedError
+
+
+def _check_case(case: Case, description: DatasetDescription) -> None:
+    if case.image.shape[0] != description.num_image_channels:
+        raise InputError(
+            f"case {case.id} has {case.image.shape[0]} image channels",
+            f"{description.num_image_channels}, as dataset.json says ({description.channel_names})",
+            "mend dataset.json or the case",
+        )
+    if case.image.shape[1:] != case.label.shape:
+        raise InputError(
+            f"case {case.id}: image {case.image.shape[1:]} and label {case.label.shape} (depth, height, width)",
+            "the same shape",
+            "resample the label to its image",
+        )
+    if not np.isfinite(case.image).all():
+        raise InputError(f"case {case.id} holds NaN or infinite voxels", "finite intensities", "mend the image")
+    if case.image.size == 0 or float(np.ptp(case.image)) == 0:
+        raise InputError(f"case {case.id} is empty (every voxel is the same)", "an image", "remove or mend the case")
+    unknown = sorted({int(value) for value in np.unique(case.label)} - description.known_integers)
+    if unknown:
+        raise InputError(
+            f"case {case.id} holds the labels {unknown}",
+            f"{sorted(description.known_integers)}, as dataset.json says",
+            "mend the label or dataset.json",
+        )
+
+
+class PreprocessedCases(Cases):
+    """Cases as nnU-Net's own preprocessor left them: its axes, spacing, crop and normalisation."""
+
+    def __init__(self, dataset_dir: Path, fold: int | str, plans: str, configuration: str):
+        self.description = read_description(dataset_dir)
+        settings = self._configuration(dataset_dir, plans, configuration)
+        self.folder = dataset_dir / settings["data_identifier"]
+        if not self.folder.is_dir():
+            raise InputError(
+                f"no preprocessed cases in {self.folder}",
+                "the folder that nnUNetv2_preprocess writes",
+                f"run nnUNetv2_plan_and_preprocess -d {self.description.name[7:10]} -c {configuration}",
+            )
+        from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+
+        self._reader = infer_dataset_class(str(self.folder))
+        ids = self._reader.get_identifiers(str(self.folder))
+        self.fold = read_fold(dataset_dir, ids, fold, store=True)
+        self.space = settings
+
+    @staticmethod
+    def _configuration(dataset_dir: Path, plans: str, configuration: str) -> dict:
+        path = dataset_dir / f"{plans}.json"
+        if not path.is_file():
+            found = sorted(p.stem for p in dataset_dir.glob("*Plans*.json"))
+            raise InputError(
+                f"no plans file {path}",
+                f"one of {found}",
+                "give --plans, or run nnUNetv2_plan_and_preprocess",
+            )
+        content = json.loads(path.read_text())
+        if configuration not in content["configurations"]:
+            raise InputError(
+                f"configuration {configuration!r} is not in {path.name}",
+                f"one of {sorted(content['configurations'])}",
+                "give --configuration",
+            )
+        chosen = content["configurations"][configuration]
+        while "inherits_from" in chosen:
+            parent = content["configurations"][chosen["inherits_from"]]
+            chosen = {**parent, **{k: v for k, v in chosen.items() if k != "inherits_from"}}
+            if "inherits_from" in parent:
+                chosen["inherits_from"] = parent["inherits_from"]
+        spacing = [float(value) for value in chosen["spacing"]]
+        if len(spacing) == 2:  # a 2d configuration does not resample the slice axis
+            spacing = [float(content["original_median_spacing_after_transp"][0]), *spacing]
+        space = {
+            "kind": "nnunet_preprocessed",
+            "plans_name": plans,
+            "configuration": configuration,
+            "data_identifier": chosen["data_identifier"],
+            "spacing": spacing,
+            "transpose_forward": content["transpose_forward"],
+            "normalization_schemes": chosen["normalization_schemes"],
+            "use_mask_for_norm": chosen["use_mask_for_norm"],
+            "foreground_intensity_properties_per_channel": content["foreground_intensity_properties_per_channel"],
+        }
+        return {**space, "sha256": json_sha256(space)}
+
+    def _read(self, case_id: str) -> Case:
+        data, seg, _, _ = self._reader(str(self.folder), [case_id]).load_case(case_id)
+        label = np.asarray(seg[:])[0].astype(np.int16)
+        # nnU-Net writes -1 where it masked the normalisation
+        return Case(case_id, np.asarray(data[:], np.float32), np.maximum(label, 0), label >= 0)
+
+
+class RawCases(Cases):
+    """Raw volumes in the scanner's units, read through MONAI; the slice axis is the one with the largest spacing."""
+
+    def __init__(self, dataset_dir: Path, fold: int | str):
+        self.description = read_description(dataset_dir)
+        self.dataset_dir = dataset_dir
+        ending = self.description.file_ending
+        labels = sorted(path.name[: -len(ending)] for path in (dataset_dir / "labelsTr").glob(f"*{ending}"))
+        images = {path.name[: -len(ending) - 5] for path in (dataset_dir / "imagesTr").glob(f"*{ending}")}
+        if images - set(labels):
+            raise InputError(
+                f"images without a label: {', '.join(sorted(images - set(labels))[:5])}",
+                "a file in labelsTr for every case of imagesTr",
+                "add the labels or remove the images",
+            )
+        absent = [path.name for case in labels for path in self._image_paths(case) if not path.is_file()]
+        if absent or not labels:
+            raise InputError(
+                f"missing images in {dataset_dir / 'imagesTr'}: {', '.join(absent[:5]) or 'all'}",
+                f"CASE_0000{ending} for every channel of every case of labelsTr",
+                "restore the files",
+            )
+        self.fold = read_fold(dataset_dir, labels, fold, store=False)
+        axis, spacing = self._slice_axis(labels[0])
+        space = {
+            "kind": "raw",
+            "slice_axis": axis,
+            "spacing": spacing,
+            "normalization_schemes": None,
+            "use_mask_for_norm": None,
+        }
+        self.space = {**space, "sha256": json_sha256(space)}
+
+    def _image_paths(self, case_id: str) -> list[Path]:
+        ending = self.description.file_ending
+        return [
+            self.dataset_dir / "imagesTr" / f"{case_id}_{channel:04d}{ending}"
+            for channel in range(self.description.num_image_channels)
+        ]
+
+    def _load_file(self, path: Path):
+        from monai.transforms import LoadImage
+
+        try:
+            return LoadImage(image_only=True, ensure_channel_first=True)(str(path))
+        except Exception as error:  # readers raise many kinds
+            raise InputError(f"{path} cannot be read ({error})", "a readable image", "restore the file") from error
+
+    def _slice_axis(self, case_id: str) -> tuple[int, list[float]]:
+        image = self._load_file(self._image_paths(case_id)[0])
+        spacing = [float(value) for value in image.pixdim]  # x, y, z
+        axis = max(range(3), key=lambda i: (spacing[i], i))
+        rest = [spacing[i] for i in (2, 1, 0) if i != axis]
+        return axis, [spacing[axis], *rest]
+
+    def _read(self, case_id: str) -> Case:
+        images = [self._load_file(path) for path in self._image_paths(case_id)]
+        label = self._load_file(self.dataset_dir / "labelsTr" / f"{case_id}{self.description.file_ending}")
+        for path, image in zip(self._image_paths(case_id), images, strict=True):
+            if image.shape != label.shape or not np.allclose(image.affine, label.affine, atol=1e-3):
+                raise InputError(
+                    f"{path.name} {tuple(image.shape[1:])} and its label {tuple(label.shape[1:])} "
+                    "do not lie on the same grid",
+                    "the same shape and affine",
+                    "resample the label to its image",
+                )
+        axis = self.space["slice_axis"]
+        order = (
+            axis,
+            *(i for i in (2, 1, 0) if i != axis),
+        )  # (x, y, z) files to (depth, height, width) arrays
+        image = np.stack([np.asarray(channel[0], np.float32).transpose(order) for channel in images])
+        integers = np.asarray(label[0]).transpose(order).astype(np.int16)
+        return Case(case_id, image, integers, np.ones(integers.shape, bool))
+
+
+def open_cases(
+    dataset_dir: str | Path | None,
+    fold: int | str = 0,
+    plans: str = "nnUNetPlans",
+    configuration: str = "2d",
+    phantom_dir: str | Path = "phantom",
+) -> Cases:
+    """Open the cases of one fold.
+
+    Args:
+        dataset_dir: an nnU-Net preprocessed data set folder (holds plans and `DATA_IDENTIFIER/`), an nnU-Net raw
+            one (holds `imagesTr`), or None for the phantom, which is made in `phantom_dir` when it is not there.
+        fold: 0 to 4, or "all".
+        plans, configuration: which preprocessed arrays to read; not used for raw data.
+        phantom_dir: folder for the phantom.
+
+    Raises:
+        InputError: the folder, plans, configuration, fold or a file of it cannot be used.
+    """
+    if dataset_dir is None or str(dataset_dir) == "":
+        dataset_dir = Path(phantom_dir) / PHANTOM_NAME
+        if not dataset_dir.exists():
+            from scripts.data.phantom import write_phantom
+
+            write_phantom(dataset_dir)
+    folder = Path(dataset_dir)
+    if not folder.is_dir():
+        raise InputError(
+            f"no folder {folder}", "an nnU-Net data set folder, raw or preprocessed", "check --dataset_dir"
+        )
+    if (folder / "imagesTr").is_dir():
+        return RawCases(folder, fold)
+    return PreprocessedCases(folder, fold, plans, configuration)

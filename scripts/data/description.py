@@ -1,0 +1,141 @@
+"""What a data set says of itself (`dataset.json`): channels, labels or regions, and the mask channels they make."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from scripts.errors import InputError
+
+
+@dataclass(frozen=True)
+class DatasetDescription:
+    """Channels and labels of an nnU-Net data set.
+
+    Attributes:
+        name: folder name, for example `Dataset501_LGG`.
+        channel_names: `{"0": "FLAIR", ...}` in channel order.
+        labels: `{"background": 0, "tumor": 1}`; a region holds a list of integers; may hold `ignore`.
+        regions_class_order: integer written for each region, in the order of `labels`; None without regions.
+        file_ending: ending of the raw image files, for example `.nii.gz`.
+    """
+
+    name: str
+    channel_names: dict[str, str]
+    labels: dict[str, int | list[int]]
+    regions_class_order: list[int] | None = None
+    file_ending: str = ".nii.gz"
+
+    @property
+    def foreground(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Name and integers of each mask channel, in the order of `dataset.json`."""
+        return [
+            (name, tuple(value) if isinstance(value, (list, tuple)) else (value,))
+            for name, value in self.labels.items()
+            if name not in ("background", "ignore")
+        ]
+
+    @property
+    def painted(self) -> dict[str, int]:
+        """The integer that `to_label_map` paints for each label or region."""
+        names = [name for name, _ in self.foreground]
+        painted = self.regions_class_order or [values[0] for _, values in self.foreground]
+        return dict(zip(names, painted, strict=True))
+
+    @property
+    def ignore_label(self) -> int | None:
+        """The integer of voxels that nobody annotated, or None."""
+        value = self.labels.get("ignore")
+        return value if isinstance(value, int) else None
+
+    @property
+    def num_image_channels(self) -> int:
+        """Number of image channels."""
+        return len(self.channel_names)
+
+    @property
+    def num_channels(self) -> int:
+        """Image channels and mask channels: what a joint model sees."""
+        return self.num_image_channels + len(self.foreground)
+
+    @property
+    def known_integers(self) -> set[int]:
+        """Every integer that a label map of this data set may hold."""
+        known = {0} | {value for _, values in self.foreground for value in values}
+        return known if self.ignore_label is None else known | {self.ignore_label}
+
+    def to_channels(self, label: np.ndarray) -> np.ndarray:
+        """Integer label map `(...)` to binary mask channels `(labels, ...)`, uint8 in {0, 1}."""
+        return np.stack([np.isin(label, values) for _, values in self.foreground]).astype(np.uint8)
+
+    def to_label_map(self, channels: np.ndarray, threshold: float = 0.5) -> np.ndarray:
+        """Mask probabilities `(labels, ...)` in [0, 1] to an integer label map `(...)`, uint8.
+
+        Regions are painted in `regions_class_order`, as nnU-Net does; plain labels go to the most probable one
+        where any exceeds the threshold.
+        """
+        label = np.zeros(channels.shape[1:], dtype=np.uint8)
+        if self.regions_class_order is not None:
+            for probability, value in zip(channels, self.regions_class_order, strict=True):
+                label[probability > threshold] = value
+            return label
+        values = np.array([values[0] for _, values in self.foreground], dtype=np.uint8)
+        return np.where(channels.max(axis=0) > threshold, values[channels.argmax(axis=0)], label).astype(np.uint8)
+
+    def as_record(self) -> dict:
+        """The fields that a pool stores."""
+        return {
+            "name": self.name,
+            "channel_names": self.channel_names,
+            "labels": self.labels,
+            "regions_class_order": self.regions_class_order,
+        }
+
+
+def read_description(dataset_dir: str | Path) -> DatasetDescription:
+    """Read and check `dataset.json` of an nnU-Net raw or preprocessed data set folder.
+
+    Raises:
+        InputError: the file is missing, is not JSON, or lacks what a segmentation data set needs.
+    """
+    path = Path(dataset_dir) / "dataset.json"
+    if not path.is_file():
+        raise InputError(
+            f"no dataset.json in {dataset_dir}",
+            "an nnU-Net data set folder: raw (imagesTr, labelsTr, dataset.json) or preprocessed",
+            "give the folder DatasetNNN_NAME itself, or make one with `synthaug phantom`",
+        )
+    try:
+        content = json.loads(path.read_text())
+        channels, labels = content["channel_names"], content["labels"]
+    except (json.JSONDecodeError, KeyError) as error:
+        raise InputError(
+            f"{path} cannot be used ({type(error).__name__}: {error})",
+            "JSON with channel_names and labels, as nnU-Net v2 writes it",
+            "mend the file; see nnU-Net's documentation/dataset_format.md",
+        ) from error
+    order = content.get("regions_class_order")
+    description = DatasetDescription(
+        name=Path(dataset_dir).resolve().name,
+        channel_names={str(k): str(channels[k]) for k in sorted(channels, key=int)},
+        labels=labels,
+        regions_class_order=order,
+        file_ending=content.get("file_ending", ".nii.gz"),
+    )
+    has_regions = any(len(values) > 1 for _, values in description.foreground)
+    if not description.foreground or description.labels.get("background") != 0:
+        raise InputError(
+            f"{path} declares labels {labels}",
+            "background 0 and at least one foreground label",
+            "mend `labels`",
+        )
+    if has_regions and (order is None or len(order) != len(description.foreground)):
+        raise InputError(
+            f"{path} declares regions with regions_class_order {order}",
+            f"one integer for each of the {len(description.foreground)} regions",
+            "add regions_class_order to dataset.json",
+        )
+    return description

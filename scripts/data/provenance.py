@@ -1,0 +1,112 @@
+"""What a trained generator has seen and how it was made: `models/provenance.json`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+from pathlib import Path
+
+from scripts.data.files import file_sha256, write_json
+from scripts.data.slices import SliceSet
+from scripts.errors import InputError
+
+FORMAT_VERSION = 1
+PACKAGES = ("torch", "monai", "numpy", "nnunetv2", "synthaug")
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide the numbers."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def code_revision() -> str:
+    """Commit of the checkout that this code lies in (with `+changes` when it was edited), else the version."""
+    root = Path(__file__).resolve().parents[2]
+    if (root / ".git").exists():
+        git = ["git", "-C", str(root)]
+        revision = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+        changes = subprocess.run([*git, "status", "--porcelain", "scripts", "bundles"], capture_output=True, text=True)
+        if revision.returncode == 0:
+            return revision.stdout.strip() + ("+changes" if changes.stdout.strip() else "")
+    return package_versions().get("synthaug", "unknown")
+
+
+def build_provenance(slices: SliceSet, bundle: dict, seed: int, network: dict, training: dict) -> dict:
+    """The record of a generator.
+
+    Args:
+        slices: what it was trained on.
+        bundle: `{"name", "version"}`.
+        seed: of the training.
+        network: the arguments that rebuild the network; a checkpoint is refused by a network of others.
+        training: other settings worth knowing (loss weights, feature extractor, iterations).
+    """
+    cases = slices.cases
+    return {
+        "format_version": FORMAT_VERSION,
+        "dataset": cases.description.name,
+        "description": cases.description.as_record(),
+        "cases": slices.seen,
+        "fold": cases.fold.name,
+        "split_sha256": cases.fold.sha256,
+        "space": cases.space,
+        "scaling": slices.scaling.as_record(),
+        "geometry": slices.geometry.as_record(),
+        "bundle": bundle,
+        "seed": seed,
+        "network": network,
+        "training": training,
+        "code_revision": code_revision(),
+        "packages": package_versions(),
+    }
+
+
+def write_provenance(path: str | Path, provenance: dict, checkpoint: str | Path) -> Path:
+    """Store the record beside a finished checkpoint, whose hash ties the two together."""
+    return write_json(path, {**provenance, "weights_sha256": file_sha256(checkpoint)})
+
+
+def read_provenance(path: str | Path, checkpoint: str | Path | None = None) -> dict:
+    """Read the record, and check that it belongs to the checkpoint when one is given.
+
+    Raises:
+        InputError: no finished training is there, or the two files do not belong together.
+    """
+    path = Path(path)
+    if not path.is_file() or (checkpoint is not None and not Path(checkpoint).is_file()):
+        raise InputError(
+            f"no trained generator in {path.parent} (model.pt and provenance.json)",
+            "the models folder that a finished training leaves",
+            "train first: python -m monai.bundle run --config_file configs/train.json",
+        )
+    provenance = json.loads(path.read_text())
+    if provenance.get("format_version") != FORMAT_VERSION:
+        raise InputError(
+            f"{path} has format version {provenance.get('format_version')}",
+            f"{FORMAT_VERSION}",
+            "train again with this version, or install the one that wrote it",
+        )
+    if checkpoint is not None and file_sha256(checkpoint) != provenance["weights_sha256"]:
+        raise InputError(
+            f"{checkpoint} is not the checkpoint that {path} describes",
+            "the two files of one training",
+            "restore them together, or finish the interrupted training",
+        )
+    return provenance
+
+
+def trained_num_channels(path: str | Path, default: int) -> int:
+    """Channels of the generator described at `path`, or `default` before any training.
+
+    The count follows from the data set, so that nobody has to repeat it for sampling.
+    """
+    path = Path(path)
+    return int(json.loads(path.read_text())["network"]["num_channels"]) if path.is_file() else default

@@ -1,0 +1,83 @@
+"""Intensities to [0, 1] and back: one affine map a channel, stored beside the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from scripts.data.cases import Case
+
+# Share of [0, 1] kept free below the tissue of masked spaces, so that outside (0) and tissue can be told apart.
+MASK_MARGIN = 0.1
+TAIL_PERCENT = 0.05
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Map of intensities `low..high` to [0, 1] for each channel; values beyond are clipped.
+
+    In a preprocessed space one map serves all cases: nnU-Net normalised whole volumes, and normalising slices or
+    cases again would destroy what it kept. In a raw space the units differ between scanners, so each case has its
+    own map (its own percentiles), and samples go back through the median case's.
+
+    Attributes:
+        low, high: intensities that become 0 and 1, one a channel.
+        per_case: each case is scaled by its own percentiles; `low` and `high` are medians over the cases.
+        masked: voxels outside the nonzero mask are 0, tissue starts at `MASK_MARGIN`.
+    """
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    per_case: bool = False
+    masked: bool = False
+
+    @classmethod
+    def fit(cls, cases: Iterable[Case], per_case: bool, masked: bool) -> Scaling:
+        """Percentiles (0.05 and 99.95) of the training cases: their extremes, or in a raw space their medians."""
+        ranges = np.array([_percentiles(case) for case in cases])  # (case, low/high, channel)
+        combined = np.median(ranges, 0) if per_case else np.stack([ranges[:, 0].min(0), ranges[:, 1].max(0)])
+        return cls(tuple(map(float, combined[0])), tuple(map(float, combined[1])), per_case, masked)
+
+    def apply(self, case: Case) -> np.ndarray:
+        """Image of a case, `(channel, depth, height, width)`, scaled to [0, 1]."""
+        low, high = _percentiles(case) if self.per_case else (np.array(self.low), np.array(self.high))
+        shape = (-1, 1, 1, 1)
+        scaled = (case.image - low.reshape(shape)) / np.maximum(high - low, 1e-8).reshape(shape)
+        scaled = np.clip(scaled, 0, 1).astype(np.float32)
+        if self.masked:
+            scaled = np.where(case.inside, MASK_MARGIN + (1 - MASK_MARGIN) * scaled, 0).astype(np.float32)
+        return scaled
+
+    def invert(self, scaled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Scaled image `(channel, ...)` back to the space's intensities, and where it is inside the mask `(...)`.
+
+        In a masked space, outside voxels come back as exactly 0, as nnU-Net leaves them.
+        """
+        shape = (-1, *[1] * (scaled.ndim - 1))
+        low, high = np.array(self.low).reshape(shape), np.array(self.high).reshape(shape)
+        if not self.masked:
+            return (low + (high - low) * scaled).astype(np.float32), np.ones(scaled.shape[1:], bool)
+        inside = (scaled > MASK_MARGIN / 2).any(axis=0)
+        tissue = np.clip((scaled - MASK_MARGIN) / (1 - MASK_MARGIN), 0, 1)
+        return np.where(inside, low + (high - low) * tissue, 0).astype(np.float32), inside
+
+    def as_record(self) -> dict:
+        """The fields that the provenance stores."""
+        return {
+            "low": list(self.low),
+            "high": list(self.high),
+            "per_case": self.per_case,
+            "masked": self.masked,
+        }
+
+    @classmethod
+    def from_record(cls, record: dict) -> Scaling:
+        """The scaling that `as_record` stored."""
+        return cls(tuple(record["low"]), tuple(record["high"]), record["per_case"], record["masked"])
+
+
+def _percentiles(case: Case) -> np.ndarray:
+    tissue = [channel[case.inside] for channel in case.image]
+    return np.array([np.percentile(channel, [TAIL_PERCENT, 100 - TAIL_PERCENT]) for channel in tissue]).T

@@ -1,0 +1,449 @@
+"""The whole chain by its public commands: real cases, generator, pool, nnU-Net with and without it, report.
+
+Each stage is a command that a user can run alone; this module runs them one after the other in one folder, skips
+those that are finished, and keeps the output of each in `logs/`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scripts.bundle_files import bundle_dir
+from scripts.data.cases import open_cases
+from scripts.data.description import DatasetDescription, read_description
+from scripts.data.files import write_json
+from scripts.data.pool import read_pool
+from scripts.data.provenance import code_revision, package_versions, read_provenance
+from scripts.errors import InputError
+from scripts.stages import Environment, count_fraction, follow, pattern_fraction
+
+CPU_PLANS = "nnUNetPlansCPU"
+TRAINER = "nnUNetTrainerSynthAug"
+
+
+@dataclass(frozen=True)
+class ChainSettings:
+    """What the chain does; the defaults are the CPU preset.
+
+    Attributes:
+        bundle: generator, `dhvae` or `hvae`.
+        overlays: further config files of the bundle, such as `paper.json`.
+        generator: overrides of the bundle's `train.json`.
+        num_samples: size of the pool.
+        share: synthetic share of nnU-Net's training samples in the second arm.
+        fold: fold that the generator and nnU-Net train on.
+        seeds: one nnU-Net training per arm and seed.
+        num_epochs, num_iterations_per_epoch: nnU-Net's training length, equal in both arms.
+        full_plans: train nnU-Net's own network (a GPU) instead of the small one of the CPU plans.
+        seed: of the generator, the pool and the draws.
+    """
+
+    bundle: str = "dhvae"
+    overlays: tuple[str, ...] = ()
+    generator: tuple[tuple[str, Any], ...] = ()
+    num_samples: int = 400
+    share: float = 0.5
+    fold: int = 0
+    seeds: tuple[int, ...] = (0,)
+    num_epochs: int = 12
+    num_iterations_per_epoch: int = 40
+    full_plans: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One nnU-Net training: its configuration name, share and seed."""
+
+    name: str
+    configuration: str
+    share: float
+    seed: int
+
+
+def run_chain(dataset_dir: str | Path, output_dir: str | Path, settings: ChainSettings, command: str) -> Path:
+    """Run every stage and write `report.html` and `run.json`; returns the report's path.
+
+    Args:
+        dataset_dir: raw nnU-Net data set folder `DatasetNNN_NAME` with `imagesTs` and `labelsTs`.
+        output_dir: working folder; the same command goes on where it stopped.
+        settings: what to do.
+        command: how the user called it, for the report.
+
+    Raises:
+        InputError: the data set or the settings cannot be used, or a stage failed (its log is named).
+    """
+    return _Chain(Path(dataset_dir).resolve(), Path(output_dir).resolve(), settings, command).run()
+
+
+class _Chain:
+    def __init__(self, dataset_dir: Path, output_dir: Path, settings: ChainSettings, command: str):
+        self.settings, self.command, self.out = settings, command, output_dir
+        self.description = _check_dataset(dataset_dir)
+        _same_settings(output_dir, dataset_dir, settings)
+        self.dataset_dir = dataset_dir
+        self.number = str(int(self.description.name[7:10]))
+        self.test_ids = _test_ids(dataset_dir, self.description)
+        self.raw, self.preprocessed, self.results = (
+            output_dir / name for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+        )
+        self.preprocessed_set = self.preprocessed / self.description.name
+        self.plans = "nnUNetPlans" if settings.full_plans else CPU_PLANS
+        self.syn_plans = f"{self.plans}SynthAug"
+        self.arms = [
+            Arm(name, f"2d_syn{100 * share:g}_seed{seed}", share, seed)
+            for seed in settings.seeds
+            for name, share in (
+                ("real only", 0.0),
+                (f"real + synthetic ({100 * settings.share:g} %)", settings.share),
+            )
+        ]
+        self.stage_count = 5 + 2 * len(self.arms)
+        self.stage_number = 0
+        self.seconds: dict[str, float] = {}
+        self.device = _device()
+
+    def run(self) -> Path:
+        for folder in (self.raw, self.preprocessed, self.results, self.out / "logs"):
+            folder.mkdir(parents=True, exist_ok=True)
+        link = self.raw / self.description.name
+        if not link.exists():
+            link.symlink_to(self.dataset_dir, target_is_directory=True)
+        self.started = time.strftime("%Y-%m-%d %H:%M")
+        self._preprocess()
+        self._generator()
+        self._pool()
+        for arm in self.arms:
+            self._train(arm)
+            self._test(arm)
+        return self._report()
+
+    def _preprocess(self) -> None:
+        workers = str(max(1, min(4, (os.cpu_count() or 2) // 2)))
+        self._stage(
+            "plan and preprocess the real cases (nnU-Net)",
+            [sys.executable, "-c", "from nnunetv2.experiment_planning.plan_and_preprocess_entrypoints import "
+             "plan_and_preprocess_entry as run; run()", "-d", self.number, "-c", "2d", "-np", workers,
+             "--verify_dataset_integrity"],
+            done=self.preprocessed_set / "nnUNetPlans_2d",
+        )  # fmt: skip
+        if not self.settings.full_plans:
+            self._stage(
+                "plans for a CPU (a smaller network on the same data)",
+                [sys.executable, "-m", "nnunet_plugin", "cpu-plans", self.number],
+                done=self.preprocessed_set / f"{CPU_PLANS}.json",
+            )
+
+    def _generator(self) -> None:
+        s = self.settings
+        self.models = self.out / "generator" / "models"
+        files = [f"configs/{name}" for name in ("train.json", *s.overlays)]
+        overrides = {
+            "bundle_root": str(self.out / "generator"),
+            "dataset_dir": str(self.preprocessed_set),
+            "fold": s.fold,
+            "seed": s.seed,
+            **dict(s.generator),
+        }
+        self._stage(
+            f"train the generator ({s.bundle})",
+            [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(files), *_as_flags(overrides)],
+            done=self.models / "provenance.json",
+            cwd=bundle_dir(s.bundle),
+            fraction=pattern_fraction(r"epoch (\d+)/(\d+):"),
+        )
+
+    def _pool(self) -> None:
+        s = self.settings
+        self.pool = self.out / "pool"
+        files = [f"configs/{name}" for name in ("inference.json", *s.overlays)]
+        known = json.loads((bundle_dir(s.bundle) / "configs" / "inference.json").read_text())
+        overrides = {
+            "bundle_root": str(self.out / "generator"),
+            "output_dir": str(self.pool),
+            "num_samples": s.num_samples,
+            "seed": s.seed,
+            **{key: value for key, value in s.generator if key in known},
+        }
+        self._stage(
+            f"sample a pool of {s.num_samples} slices",
+            [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(files), *_as_flags(overrides)],
+            done=self.pool / "samples.png",
+            cwd=bundle_dir(s.bundle),
+            fraction=pattern_fraction(r"(\d+)/(\d+) \["),
+        )
+        from scripts.report.pool import pool_sheet
+
+        cases = open_cases(self.preprocessed_set, s.fold)
+        self.sheet = pool_sheet(self.pool, cases, path=self.out / "samples.png")
+
+    def _train(self, arm: Arm) -> None:
+        s = self.settings
+        training = {
+            "num_epochs": s.num_epochs,
+            "num_iterations_per_epoch": s.num_iterations_per_epoch,
+            "num_val_iterations_per_epoch": 5,
+            "seed": arm.seed,
+        }
+        if not s.full_plans:
+            # Stock SGD learns nothing in a training this short.
+            training |= {"optimizer": "AdamW", "initial_lr": 2e-3}
+        from nnunet_plugin.import_pool import add_pool
+
+        with self._environment():
+            add_pool(
+                self.pool, self.number, s.fold, share=arm.share, plans=self.plans, plans_out=self.syn_plans,
+                name=arm.configuration, seed=s.seed + arm.seed, training=training,
+            )  # fmt: skip
+        folder = self._results(arm)
+        resume = ["--c"] if (folder / "checkpoint_latest.pth").is_file() else []
+        self._stage(
+            f"train nnU-Net, {arm.name}, seed {arm.seed}",
+            [sys.executable, "-c", "from nnunetv2.run.run_training import run_training_entry as run; run()",
+             self.number, arm.configuration, str(s.fold), "-p", self.syn_plans, "-tr", TRAINER,
+             "-device", self.device, *resume],
+            done=folder / "checkpoint_final.pth",
+            fraction=pattern_fraction(r"Epoch (\d+)", total=s.num_epochs),
+        )  # fmt: skip
+
+    def _test(self, arm: Arm) -> None:
+        folder = self._results(arm) / "test"
+        self._stage(
+            f"test on {len(self.test_ids)} held-out cases, {arm.name}, seed {arm.seed}",
+            [sys.executable, "-c", "from nnunetv2.inference.predict_from_raw_data import "
+             "predict_entry_point as run; run()",
+             "-i", str(self.dataset_dir / "imagesTs"), "-o", str(folder), "-d", self.number, "-p", self.syn_plans,
+             "-c", arm.configuration, "-tr", TRAINER, "-f", str(self.settings.fold), "-device", self.device,
+             "--disable_tta", "--disable_progress_bar", "-npp", "1", "-nps", "1"],
+            done=folder / "summary.json",
+            then=lambda: self._evaluate(folder),
+            fraction=count_fraction("Prediction done|done with", len(self.test_ids)),
+        )  # fmt: skip
+
+    def _evaluate(self, folder: Path) -> None:
+        """nnU-Net's own evaluation; the summary is written last, so it marks the stage as done."""
+        from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder_simple
+
+        labels = [value for name, value in self.description.labels.items() if name not in ("background", "ignore")]
+        temporary = folder / "summary.partial.json"
+        compute_metrics_on_folder_simple(
+            str(self.dataset_dir / "labelsTs"), str(folder),
+            [tuple(value) if isinstance(value, list) else value for value in labels],
+            str(temporary), num_processes=1, ignore_label=self.description.ignore_label,
+        )  # fmt: skip
+        temporary.rename(folder / "summary.json")
+
+    def _results(self, arm: Arm) -> Path:
+        model = f"{TRAINER}__{self.syn_plans}__{arm.configuration}"
+        return self.results / self.description.name / model / f"fold_{self.settings.fold}"
+
+    def _report(self) -> Path:
+        from scripts.report.page import write_report
+
+        s = self.settings
+        provenance = read_provenance(self.models / "provenance.json")
+        pool = read_pool(self.pool)
+        kept = sum(sample["decision"] == "keep" for sample in pool["samples"])
+        arms: dict[str, Any] = {}
+        for arm in self.arms:
+            entry = arms.setdefault(arm.name, {
+                "share": arm.share, "steps": s.num_epochs * s.num_iterations_per_epoch, "runs": [],
+            })  # fmt: skip
+            run = {
+                "seed": arm.seed,
+                "dice": _dice(self._results(arm) / "test" / "summary.json", self.description),
+            }
+            shares = self._results(arm) / "synthaug_epochs.jsonl"
+            entry["runs"].append(run | ({"shares_file": str(shares)} if shares.is_file() else {}))
+        phantom = "Phantom" in self.description.name
+        record = {
+            "title": f"synthaug: {self.description.name}, real only against real + synthetic",
+            "command": self.command,
+            "started": self.started,
+            "seconds": self._timings(),
+            "device": _device_words(self.device),
+            "versions": package_versions(),
+            "commit": code_revision(),
+            "limits": ["The data are a phantom: figures on it say that the chain works, not that the method helps."]
+            * phantom
+            + ["The sizes are a CPU preset: slices of 64 x 64, a small nnU-Net and a short training."]
+            * (not s.full_plans),
+            "dataset": {
+                "name": self.description.name,
+                "channel_names": self.description.channel_names,
+                "labels": self.description.labels,
+                "training_cases": len(provenance["cases"]),
+                "test_cases": len(self.test_ids),
+                "fold": s.fold,
+            },
+            "generator": {
+                "bundle": f"{provenance['bundle']['name']} {provenance['bundle']['version']}",
+                "settings": {**provenance["network"], **provenance["training"]},
+                "parameters": _num_parameters(self.models / "model.pt"),
+                "feature_extractor": provenance["training"].get("feature_extractor"),
+                "losses_file": str(self.models / "losses.csv"),
+            },
+            "pool": {
+                "samples": len(pool["samples"]),
+                "kept": kept,
+                "dropped": len(pool["samples"]) - kept,
+                "seed": pool["sampling"]["seed"],
+                "candidates": pool["sampling"]["candidates"],
+            },
+            "segmentation": {
+                "settings": {
+                    "plans": self.plans, "epochs": s.num_epochs, "iterations per epoch": s.num_iterations_per_epoch,
+                    "optimizer": "nnU-Net's own" if s.full_plans else "AdamW, 2e-3", "test-time mirroring": False,
+                },
+                "arms": arms,
+            },
+            "pictures": {"samples": str(self.sheet)},
+        }  # fmt: skip
+        return write_report(record, self.out / "report.html")
+
+    def _timings(self) -> dict[str, float]:
+        """Seconds of each stage, also of those that an earlier call finished."""
+        path = self.out / "seconds.json"
+        return json.loads(path.read_text()) if path.is_file() else self.seconds
+
+    def _stage(
+        self,
+        title: str,
+        command: list[str],
+        done: Path,
+        cwd: Path | None = None,
+        fraction: Callable[[str], float | None] | None = None,
+        then: Callable[[], None] | None = None,
+    ) -> None:
+        """Run one command unless `done` exists; show its progress, keep its output."""
+        self.stage_number += 1
+        heading = f"[{self.stage_number}/{self.stage_count}] {title}"
+        if done.exists():
+            print(f"{heading}: finished before")
+            return
+        print(heading)
+        log = self.out / "logs" / (re.sub(r"\W+", "_", title).strip("_") + ".log")
+        start = time.monotonic()
+        with self._environment(), open(log, "a") as output:
+            output.write(f"$ {shlex.join(command)}\n")
+            output.flush()
+            process = subprocess.Popen(
+                command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+            )
+            tail = follow(process, output, fraction)
+        if process.returncode != 0 or (then is None and not done.exists()):
+            raise InputError(
+                f"stage “{title}” failed with status {process.returncode}:\n    " + "\n    ".join(tail),
+                "a stage that ends well",
+                f"read {log}, mend the cause and give the same command again: finished stages are kept",
+            )
+        if then is not None:
+            then()
+        self.seconds = {**self._timings(), title: round(time.monotonic() - start, 1)}
+        write_json(self.out / "seconds.json", self.seconds)
+        print(f"    done in {self.seconds[title]:.0f} s")
+
+    def _environment(self):
+        from nnunet_plugin import ext_path
+
+        return Environment(
+            nnUNet_raw=str(self.raw), nnUNet_preprocessed=str(self.preprocessed), nnUNet_results=str(self.results),
+            nnUNet_extTrainer=str(ext_path()), nnUNet_compile="f", PYTHONUNBUFFERED="1",
+        )  # fmt: skip
+
+
+def _as_flags(overrides: dict[str, Any]) -> list[str]:
+    return [word for name, value in overrides.items() for word in (f"--{name}", str(value))]
+
+
+def _check_dataset(dataset_dir: Path) -> DatasetDescription:
+    description = read_description(dataset_dir)
+    if not re.fullmatch(r"Dataset\d{3}_\w+", description.name):
+        raise InputError(f"folder name {description.name}", "DatasetNNN_NAME, as nnU-Net wants it", "rename the folder")
+    for name in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
+        if not (dataset_dir / name).is_dir():
+            raise InputError(
+                f"no {name} in {dataset_dir}",
+                "imagesTr, labelsTr, and imagesTs with labelsTs to measure on",
+                "add the folder; keep some annotated patients apart as test cases",
+            )
+    return description
+
+
+def _test_ids(dataset_dir: Path, description: DatasetDescription) -> list[str]:
+    ending = description.file_ending
+    ids = sorted(path.name[: -len(ending)] for path in (dataset_dir / "labelsTs").glob(f"*{ending}"))
+    absent = [name for name in ids if not (dataset_dir / "imagesTs" / f"{name}_0000{ending}").is_file()]
+    if absent or not ids:
+        raise InputError(
+            f"labelsTs without images: {', '.join(absent[:5]) or 'no label at all'}",
+            "an image in imagesTs for every label of labelsTs",
+            "restore the files",
+        )
+    return ids
+
+
+def _same_settings(output_dir: Path, dataset_dir: Path, settings: ChainSettings) -> None:
+    """Refuse to go on in a folder that another chain has worked in."""
+    path = output_dir / "settings.json"
+    now = json.loads(json.dumps({"dataset_dir": str(dataset_dir), **vars(settings)}))
+    if path.is_file():
+        before = json.loads(path.read_text())
+        different = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+        if different:
+            raise InputError(
+                f"{output_dir} holds a run with other settings: "
+                + ", ".join(f"{key} {before.get(key)} (now {now.get(key)})" for key in different),
+                "the same settings, to go on with it",
+                "give another --output_dir, or remove the folder",
+            )
+    elif output_dir.is_dir() and any(output_dir.iterdir()):
+        raise InputError(
+            f"{output_dir} is not empty and holds no run",
+            "a new or empty folder",
+            "give another --output_dir",
+        )
+    write_json(path, now)
+
+
+def _dice(summary: Path, description: DatasetDescription) -> dict[str, dict[str, float | None]]:
+    """Dice per test case and label; None where reference and prediction are both empty."""
+    names = {str(tuple(v) if isinstance(v, list) else v): k for k, v in description.labels.items()}
+    content = json.loads(summary.read_text())
+    dice: dict[str, dict[str, float | None]] = {}
+    for case in content["metric_per_case"]:
+        case_id = Path(case["reference_file"]).name[: -len(description.file_ending)]
+        values = {names[str(tuple(k) if isinstance(k, list) else k)]: v["Dice"] for k, v in case["metrics"].items()}
+        dice[case_id] = {name: None if value != value else float(value) for name, value in values.items()}
+    return dice
+
+
+def _num_parameters(checkpoint: Path) -> int:
+    import torch
+
+    return sum(value.numel() for value in torch.load(checkpoint, map_location="cpu", weights_only=True).values())
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _device_words(device: str) -> str:
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name()
+    return f"CPU, {os.cpu_count()} cores ({platform.machine()})"

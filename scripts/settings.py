@@ -1,0 +1,77 @@
+"""What a bundle run does before any work: refuse unknown settings, and say errors plainly."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from scripts.errors import InputError
+
+# What `python -m monai.bundle run` itself understands.
+RUN_ARGUMENTS = {
+    "run_id", "init_id", "final_id", "meta_file", "config_file", "logging_file", "tracking", "args_file",
+}  # fmt: skip
+
+
+def prepare_run() -> None:
+    """First step of every bundle's `run`: check the overrides, and show an `InputError` without a traceback.
+
+    MONAI wraps whatever a configuration raises in a long chain; users should read the one line that is for them.
+    """
+    previous = sys.excepthook
+
+    def show(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, InputError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            previous(kind, error, traceback)
+        else:
+            print(f"error: {cause}", file=sys.stderr)
+
+    sys.excepthook = show
+    refuse_unknown_overrides()
+
+
+def refuse_unknown_overrides(argv: Sequence[str] | None = None) -> None:
+    """Refuse `--name value` on the command line of a bundle run when no config file defines `name`.
+
+    MONAI adds unknown names to the configuration without a word, so that `--num_sample 500` would draw the default
+    number. Does nothing when the configuration is not run from the command line.
+
+    Raises:
+        InputError: names the nearest known setting.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    given = [word[2:].split("=")[0] for word in arguments if word.startswith("--")]
+    if "config_file" not in given:
+        return
+    position = next(i for i, word in enumerate(arguments) if word.startswith("--config_file"))
+    word = arguments[position]
+    files = word.split("=", 1)[1] if "=" in word else arguments[position + 1]
+    from monai.bundle import ConfigParser
+
+    names = ConfigParser.load_config_file(files) if not files.startswith("[") else None
+    known = set(names or ())
+    if names is None:
+        for file in files.strip("[]").split(","):
+            known |= set(ConfigParser.load_config_file(file.strip(" '\"")))
+    for name in given:
+        root = name.replace("::", "#").split("#")[0]
+        if root not in known | RUN_ARGUMENTS:
+            near = difflib.get_close_matches(root, known, n=1)
+            raise InputError(
+                f"unknown setting --{name}",
+                f"a setting of {files}",
+                f"did you mean --{near[0]}?" if near else "see the config file for its settings",
+            )
+
+
+def bundle_identity(metadata_file: str | Path) -> dict[str, str]:
+    """Name and version of the bundle whose `metadata.json` is given."""
+    content = json.loads(Path(metadata_file).read_text())
+    return {"name": content["name"], "version": content["version"]}

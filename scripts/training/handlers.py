@@ -1,0 +1,272 @@
+"""What happens around the steps: seeds, logs, pictures, and the record of a finished training."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from ignite.handlers import Checkpoint
+
+from scripts.data.files import json_sha256, write_json
+from scripts.data.provenance import build_provenance, write_provenance
+from scripts.data.slices import SliceSet
+from scripts.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT = "checkpoint.pt"  # everything that a resumed training needs
+MODEL = "model.pt"  # the trained network's state dict
+
+
+class EpochSeeds:
+    """Seed the order of the slices and the model's noise anew at every epoch, from (seed, epoch) alone.
+
+    So a training that is stopped and resumed draws what an uninterrupted one draws; generator states need not be
+    stored.
+    """
+
+    def __init__(self, seed: int, generator: torch.Generator, sampler: Any):
+        self.seed, self.generator, self.sampler = seed, generator, sampler
+
+    def attach(self, engine: Engine) -> None:
+        """Act at the start of each epoch."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Seed."""
+        epoch = engine.state.epoch
+        self.sampler.set_epoch(epoch)
+        self.generator.manual_seed((self.seed << 32) + epoch)
+
+
+class LossLog:
+    """Mean of every named term per epoch, to `losses.csv` and TensorBoard, with a line in the log.
+
+    Columns: epoch, iteration, seconds, then the terms. A resumed training cuts the rows that it runs again.
+    """
+
+    def __init__(self, log_dir: str | Path):
+        self.path = Path(log_dir) / "losses.csv"
+        self.log_dir = Path(log_dir)
+        self.sums: dict[str, list[float]] = {}
+
+    def attach(self, engine: Engine) -> None:
+        """Act at the start, at each iteration and epoch, and at the end."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
+        engine.add_event_handler(Events.COMPLETED, lambda _: self.writer.close())
+
+    def _start(self, engine: Engine) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.log_dir.mkdir(parents=True, exist_ok=True)
+        self.rows: list[dict[str, Any]] = []
+        if engine.state.epoch > 0 and self.path.is_file():
+            with open(self.path, newline="") as file:
+                self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= engine.state.epoch]
+        self.writer = SummaryWriter(str(self.log_dir / "tensorboard"), purge_step=engine.state.iteration + 1)
+        self.since = time.monotonic()
+
+    def _add(self, engine: Engine) -> None:
+        for name, value in engine.state.output.items():  # type: ignore[union-attr]
+            self.sums.setdefault(name, []).append(value)
+
+    def _write(self, engine: Engine) -> None:
+        means = {name: sum(values) / len(values) for name, values in self.sums.items()}
+        self.sums = {}
+        seconds, self.since = time.monotonic() - self.since, time.monotonic()
+        epoch, iteration = engine.state.epoch, engine.state.iteration
+        self.rows.append({"epoch": epoch, "iteration": iteration, "seconds": round(seconds, 2)} | means)
+        for name, value in means.items():
+            self.writer.add_scalar(f"train/{name}", value, iteration)
+        columns = list(dict.fromkeys(name for row in self.rows for name in row))
+        temporary = self.path.with_suffix(".tmp")
+        with open(temporary, "w", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        os.replace(temporary, self.path)
+        logger.info(
+            "epoch %d/%d: %s",
+            epoch,
+            engine.state.max_epochs,
+            ", ".join(f"{k} {v:.4g}" for k, v in means.items()),
+        )
+
+
+class SampleGrid:
+    """A picture of real slices, their reconstructions, and samples, every few epochs and at the end.
+
+    Written to `samples.png` (and TensorBoard): people would rather look than read.
+    """
+
+    def __init__(self, slices: SliceSet, network: torch.nn.Module, log_dir: str | Path, interval: int, seed: int = 0):
+        self.slices, self.network, self.interval = slices, network, interval
+        self.path = Path(log_dir) / "samples.png"
+        self.seed = seed
+
+    def attach(self, engine: Engine) -> None:
+        """Act every `interval` epochs and at the end."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval) | Events.COMPLETED, self)
+
+    @torch.no_grad()
+    def __call__(self, engine: Engine) -> None:
+        """Draw the picture; the noise is the same at every epoch, so that progress can be seen."""
+        from scripts.report.sheets import sample_sheet
+        from scripts.sampling.latent import latent_noise
+
+        count = 8
+        foreground = [item for item in self.slices.training if item["image"][self.slices.num_image_channels :].any()]
+        step = max(1, len(foreground) // count)
+        real = torch.stack([item["image"] for item in foreground[::step][:count]])
+        device = next(self.network.parameters()).device
+        self.network.eval()
+        reconstructed = self.network(self.network.encode(real.to(device))[0]).cpu()  # type: ignore[operator]
+        noise = torch.stack([latent_noise(self.network.latent_shape, self.seed, i) for i in range(count)])  # type: ignore[arg-type]
+        sampled = self.network(noise.to(device)).cpu()
+        rows = [
+            (name, x[:, : self.slices.num_image_channels].numpy(), self._labels(x))
+            for name, x in (("real (training)", real), ("reconstruction", reconstructed), ("sample", sampled))
+        ]
+        sample_sheet(rows, self.path, title=f"epoch {engine.state.epoch}", labels=self.slices.cases.description.painted)
+
+    def _labels(self, joint: torch.Tensor):
+        import numpy as np
+
+        description = self.slices.cases.description
+        return np.stack([description.to_label_map(x[self.slices.num_image_channels :].numpy()) for x in joint])
+
+
+class Checkpoints:
+    """Store everything that a resumed training needs, every few epochs, and the finished network at the end.
+
+    A training that finds a checkpoint goes on from it. MONAI's CheckpointSaver writes in place, and saves the
+    weights of a failed training too; here a file is replaced only by a whole one, after a whole epoch.
+
+    Args:
+        ckpt_dir: folder for `checkpoint.pt` and `model.pt`.
+        save_dict: name -> object with `state_dict`, or None; must hold `network`. The trainer is added.
+        interval: epochs between checkpoints.
+    """
+
+    def __init__(self, ckpt_dir: str | Path, save_dict: dict[str, Any], interval: int = 1):
+        self.ckpt_dir, self.interval = Path(ckpt_dir), interval
+        self.save_dict = {name: value for name, value in save_dict.items() if value is not None}
+
+    def attach(self, engine: Engine) -> None:
+        """Act at the start, every `interval` epochs and at the end; attach it before all other handlers."""
+        engine.add_event_handler(Events.STARTED, self._resume)
+        engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self._save)
+        engine.add_event_handler(Events.COMPLETED, self._finish)
+
+    def _resume(self, engine: Engine) -> None:
+        path = self.ckpt_dir / CHECKPOINT
+        if not path.is_file():
+            return
+        state = torch.load(path, map_location=engine.state.device, weights_only=True)
+        max_epochs = engine.state.max_epochs  # may have grown since
+        Checkpoint.load_objects({**self.save_dict, "trainer": engine}, state)
+        engine.state.max_epochs = max_epochs
+        logger.info("going on after epoch %d of %s", engine.state.epoch, path)
+
+    def _save(self, engine: Engine) -> None:
+        objects = {**self.save_dict, "trainer": engine}
+        self._write(CHECKPOINT, {name: value.state_dict() for name, value in objects.items()})
+
+    def _finish(self, engine: Engine) -> None:
+        self._save(engine)
+        self._write(MODEL, self.save_dict["network"].state_dict())
+
+    def _write(self, name: str, state: Any) -> None:
+        self.ckpt_dir.mkdir(parents=True, exist_ok=True)
+        temporary = self.ckpt_dir / f".{name}.tmp"
+        torch.save(state, temporary)
+        os.replace(temporary, self.ckpt_dir / name)
+
+
+class Progress:
+    """One bar over all epochs, with the time left and the current loss."""
+
+    def attach(self, engine: Engine) -> None:
+        """Show the bar."""
+        from ignite.handlers import ProgressBar
+
+        bar = ProgressBar(persist=True, desc="training", bar_format=None)
+        bar.attach(engine, event_name=Events.EPOCH_COMPLETED, closing_event_name=Events.COMPLETED,
+                   output_transform=lambda output: {"loss": output["loss"]})  # fmt: skip
+
+
+class TrainingRecord:
+    """Refuse to resume with other settings; write `provenance.json` when the training is finished.
+
+    Args:
+        slices: what is learnt from.
+        ckpt_dir: folder of the checkpoints.
+        bundle: `{"name", "version"}`.
+        seed: of the training.
+        network: arguments of the network.
+        settings: other settings that decide the result; a resumed training must have the same.
+    """
+
+    def __init__(
+        self,
+        slices: SliceSet,
+        ckpt_dir: str | Path,
+        bundle: dict,
+        seed: int,
+        network: dict,
+        settings: dict,
+    ):
+        self.slices, self.ckpt_dir, self.bundle, self.seed = slices, Path(ckpt_dir), bundle, seed
+        self.network, self.settings = network, settings
+
+    def attach(self, engine: Engine) -> None:
+        """Act at the start and at the end; attach it after the handler that saves `model.pt`."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.COMPLETED, self._finish)
+
+    def check_resume(self) -> None:
+        """Compare with the settings of the checkpoint that would be resumed.
+
+        Raises:
+            InputError: they differ.
+        """
+        path = self.ckpt_dir / "training.json"
+        if not path.is_file() or not (self.ckpt_dir / CHECKPOINT).is_file():
+            return
+        before, now = json.loads(path.read_text()), self._fingerprint()
+        different = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+        if different:
+            raise InputError(
+                f"{self.ckpt_dir} holds a training with other settings: "
+                + ", ".join(f"{key} {before.get(key)} (now {now.get(key)})" for key in different),
+                "the same settings (max_epochs may grow), to go on with it",
+                "give another --bundle_root or --ckpt_dir, or remove the folder to start anew",
+            )
+
+    def _fingerprint(self) -> dict:
+        return json.loads(json.dumps({
+            "seed": self.seed,
+            "network": self.network,
+            "settings": self.settings,
+            "cases_sha256": json_sha256(self.slices.seen),
+            "num_slices": len(self.slices.training),
+            "split_sha256": self.slices.cases.fold.sha256,
+            "space_sha256": self.slices.cases.space["sha256"],
+        }))  # fmt: skip
+
+    def _start(self, engine: Engine) -> None:
+        write_json(self.ckpt_dir / "training.json", self._fingerprint())
+
+    def _finish(self, engine: Engine) -> None:
+        training = {**self.settings, "iterations": engine.state.iteration, "epochs": engine.state.epoch}
+        provenance = build_provenance(self.slices, self.bundle, self.seed, self.network, training)
+        write_provenance(self.ckpt_dir / "provenance.json", provenance, self.ckpt_dir / MODEL)

@@ -1,0 +1,186 @@
+"""Real cases: what is read is what was written, and what cannot be used is refused with its name."""
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from scripts.data.cases import open_cases
+from scripts.data.description import read_description
+from scripts.data.folds import five_folds
+from scripts.errors import InputError
+
+from .toy import toy_case, write_preprocessed, write_raw
+
+
+@pytest.fixture
+def raw(tmp_path):
+    return write_raw(tmp_path / "Dataset901_Toy")
+
+
+def overwrite(path: Path, array=None, affine=None):
+    image = nib.load(path)
+    array = np.asarray(image.dataobj) if array is None else array
+    nib.save(nib.Nifti1Image(array, image.affine if affine is None else affine), path)
+
+
+def test_raw_and_array_axes_agree(raw):
+    cases = open_cases(raw)
+    case = cases.load("toy_002")
+    image, label = toy_case(2)
+    assert np.array_equal(case.image, image) and np.array_equal(case.label, label)
+    assert cases.spacing == (4.0, 1.5, 1.0)
+    assert cases.space["kind"] == "raw"
+
+
+def test_preprocessed_arrays_are_read_as_they_are(tmp_path):
+    cases = open_cases(write_preprocessed(tmp_path / "Dataset901_Toy", masked=True), configuration="2d_small")
+    case = cases.load("toy_001")
+    assert cases.masked and not case.inside[:, :3].any() and case.inside[:, 3:].all()
+    assert case.label.min() == 0 and set(np.unique(case.label)) == {0, 1, 2}
+    assert cases.spacing == (4.0, 1.5, 1.0)
+    assert cases.space["data_identifier"] == "nnUNetPlans_2d"
+
+
+def test_space_does_not_depend_on_batch_size(tmp_path):
+    folder = write_preprocessed(tmp_path / "Dataset901_Toy")
+    a, b = (open_cases(folder, configuration=name).space for name in ("2d", "2d_small"))
+    assert {k: v for k, v in a.items() if k not in ("sha256", "configuration")} == {
+        k: v for k, v in b.items() if k not in ("sha256", "configuration")
+    }
+
+
+def test_hash_sees_every_voxel(raw):
+    before = open_cases(raw).load("toy_000").sha256
+    array = np.asarray(nib.load(raw / "imagesTr/toy_000_0000.nii.gz").dataobj).copy()
+    array[0, 0, 0] += 1
+    overwrite(raw / "imagesTr/toy_000_0000.nii.gz", array)
+    assert open_cases(raw).load("toy_000").sha256 != before
+    assert open_cases(raw).load("toy_001").sha256 not in (before, open_cases(raw).load("toy_000").sha256)
+
+
+def test_folds_are_those_of_nnunet(tmp_path):
+    from nnunetv2.utilities.crossval_split import generate_crossval_split
+
+    ids = [f"case_{i:02d}" for i in range(13)]
+    assert five_folds(ids[::-1]) == [
+        {k: [str(i) for i in v] for k, v in split.items()} for split in generate_crossval_split(ids, 12345, 5)
+    ]
+
+
+def test_fold_is_stored_for_nnunet_and_a_given_split_is_obeyed(tmp_path):
+    folder = write_preprocessed(tmp_path / "Dataset901_Toy")
+    first = open_cases(folder, fold=1).fold
+    stored = json.loads((folder / "splits_final.json").read_text())
+    assert stored[1] == {"train": first.train, "val": first.val}
+    (folder / "splits_final.json").write_text(json.dumps([{"train": ["toy_000"], "val": ["toy_003"]}]))
+    given = open_cases(folder, fold=0).fold
+    assert (given.train, given.val) == (["toy_000"], ["toy_003"])
+    assert given.sha256 != first.sha256
+    assert open_cases(folder, fold="all").fold.val == []
+
+
+def test_regions_become_nested_channels_and_come_back(tmp_path):
+    description = read_description(write_raw(tmp_path / "Dataset901_Toy", regions=True))
+    label = toy_case(0)[1]
+    channels = description.to_channels(label)
+    assert (channels[1] <= channels[0]).all() and channels[1].any()
+    assert np.array_equal(description.to_label_map(channels.astype(float)), label)
+
+
+def test_labels_become_channels_and_come_back(raw):
+    description = read_description(raw)
+    label = toy_case(3)[1]
+    assert np.array_equal(description.to_label_map(description.to_channels(label).astype(float)), label)
+    assert description.num_channels == 3
+
+
+@pytest.mark.parametrize("fold", [5, -1, "some"])
+def test_fold_that_does_not_exist(raw, fold):
+    with pytest.raises(InputError, match="fold"):
+        open_cases(raw, fold=fold)
+
+
+def damage_missing_label(raw):
+    (raw / "labelsTr/toy_003.nii.gz").unlink()
+
+
+def damage_missing_image(raw):
+    (raw / "imagesTr/toy_003_0000.nii.gz").unlink()
+
+
+def damage_shape(raw):
+    overwrite(raw / "labelsTr/toy_003.nii.gz", np.zeros((18, 20, 5), np.uint8))
+
+
+def damage_affine(raw):
+    overwrite(raw / "labelsTr/toy_003.nii.gz", affine=np.diag([1.0, 1.5, 5.0, 1.0]))
+
+
+def damage_nan(raw):
+    array = np.asarray(nib.load(raw / "imagesTr/toy_003_0000.nii.gz").dataobj, np.float32).copy()
+    array[0, 0, 0] = np.nan
+    overwrite(raw / "imagesTr/toy_003_0000.nii.gz", array)
+
+
+def damage_empty(raw):
+    overwrite(raw / "imagesTr/toy_003_0000.nii.gz", np.zeros((18, 20, 6), np.float32))
+
+
+def damage_unknown_label(raw):
+    array = np.asarray(nib.load(raw / "labelsTr/toy_003.nii.gz").dataobj).copy()
+    array[0, 0, 0] = 7
+    overwrite(raw / "labelsTr/toy_003.nii.gz", array)
+
+
+def damage_unreadable(raw):
+    (raw / "imagesTr/toy_003_0000.nii.gz").write_bytes(b"no image")
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")
+@pytest.mark.parametrize(
+    "damage, words",
+    [
+        (damage_missing_label, "without a label: toy_003"),
+        (damage_missing_image, "toy_003_0000"),
+        (damage_shape, "same grid"),
+        (damage_affine, "same grid"),
+        (damage_nan, "NaN"),
+        (damage_empty, "empty"),
+        (damage_unknown_label, r"\[7\]"),
+        (damage_unreadable, "cannot be read"),
+    ],
+)
+def test_damaged_raw_data(raw, damage, words):
+    damage(raw)
+    with pytest.raises(InputError, match=words) as caught:
+        cases = open_cases(raw, fold="all")
+        for _ in cases.training():
+            pass
+    assert "remedy" in str(caught.value)
+
+
+def test_damaged_preprocessed_data(tmp_path):
+    folder = write_preprocessed(tmp_path / "Dataset901_Toy")
+    with pytest.raises(InputError, match="nnUNetPlans.json"):
+        open_cases(folder, configuration="3d_fullres")
+    with pytest.raises(InputError, match="Other"):
+        open_cases(folder, plans="Other")
+    (folder / "nnUNetPlans_2d").rename(folder / "elsewhere")
+    with pytest.raises(InputError, match="nnUNetv2_plan_and_preprocess -d 901"):
+        open_cases(folder)
+    with pytest.raises(InputError, match="no folder"):
+        open_cases(tmp_path / "nothing")
+    with pytest.raises(InputError, match=r"dataset\.json"):
+        open_cases(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"labels": {"background": 0}}, {"labels": {"tumour": 1}}, {"labels": {"background": 0, "a": [1, 2]}}]
+)
+def test_labels_that_cannot_be_used(tmp_path, changes):
+    folder = write_raw(tmp_path / "Dataset901_Toy", **changes)
+    with pytest.raises(InputError):
+        open_cases(folder)

@@ -1,0 +1,61 @@
+"""The synthaug block: what it refuses, and that it survives JSON."""
+
+import json
+
+import pytest
+
+from nnunet_plugin.errors import InputError
+from nnunet_plugin.settings import parse_settings, settings_block
+
+FULL = {
+    "pool": "p",
+    "share": 0.25,
+    "schedule": "steps",
+    "steps": [[3, 0.5], [7, 0.0]],
+    "warmup_epochs": 1,
+    "finish_epochs": 2,
+    "seed": 5,
+    "training": {"num_epochs": 10, "optimizer": "AdamW", "initial_lr": 1e-3, "weight_decay": 0.0, "seed": 0},
+}
+
+
+def test_block_survives_json():
+    settings = parse_settings(FULL)
+    assert parse_settings(json.loads(json.dumps(settings_block(settings)))) == settings
+    assert settings_block(settings) == FULL
+
+
+@pytest.mark.parametrize(
+    ("block", "named"),
+    [
+        ({"pool": "p", "shares": 0.5}, "did you mean `share`?"),
+        ({"pool": "p", "training": {"epochs": 5}}, "did you mean `num_epochs`?"),
+        ({"share": 0.5}, "without `pool`"),
+        ({"pool": ""}, "pool = ''"),
+        ({"pool": "p", "share": 1.01}, "from 0 to 1"),
+        ({"pool": "p", "share": float("nan")}, "share = nan"),
+        ({"pool": "p", "share": "half"}, "share = 'half'"),
+        ({"pool": "p", "share": True}, "share = True"),
+        ({"pool": "p", "schedule": "sine"}, "constant, linear, cosine, steps"),
+        ({"pool": "p", "schedule": "linear"}, "share_end"),
+        ({"pool": "p", "share_end": 0.5}, "share_end"),
+        ({"pool": "p", "schedule": "steps"}, "steps = None"),
+        ({"pool": "p", "schedule": "steps", "steps": []}, "at least one pair"),
+        ({"pool": "p", "schedule": "steps", "steps": [[2, 0.1], [1, 0.2]]}, "increasing"),
+        ({"pool": "p", "schedule": "steps", "steps": [1, 2]}, "list of pairs"),
+        ({"pool": "p", "schedule": "steps", "steps": [[1, 2.0]]}, "steps: share"),
+        ({"pool": "p", "steps": [[1, 0.5]]}, "with the schedule steps"),
+        ({"pool": "p", "warmup_epochs": -1}, "warmup_epochs = -1"),
+        ({"pool": "p", "seed": 0.5}, "seed = 0.5"),
+        ({"pool": "p", "training": {"num_epochs": 0}}, "num_epochs = 0"),
+        ({"pool": "p", "training": {"optimizer": "Adam"}}, "SGD or AdamW"),
+        ({"pool": "p", "training": {"initial_lr": 0}}, "above 0"),
+        ({"pool": "p", "training": [1]}, "training"),
+        ({"pool": "p", "warmup_epochs": 6, "finish_epochs": 5, "training": {"num_epochs": 10}}, "at most the 10"),
+        ("2d", "settings by name"),
+    ],
+)
+def test_bad_blocks_are_refused(block, named):
+    with pytest.raises(InputError, match="allowed:") as caught:
+        parse_settings(block)
+    assert named in str(caught.value)
