@@ -45,7 +45,8 @@ def run_commands(
 ) -> int:
     """Run one of the commands as the command line says, and print what it returns.
 
-    Returns the exit status: 1 after bad input (`InputError` or one of `errors`), 2 after wrong usage (raised by Fire).
+    Returns the exit status: 1 after bad input (`InputError` or one of `errors`), 2 after wrong usage (raised by
+    Fire).
     """
     bound = fire.Fire(
         {command: _deferred(function) for command, function in commands.items()},
@@ -55,9 +56,10 @@ def run_commands(
     )
     if not isinstance(bound, _Bound):
         return 0
+    refusals: tuple[type[Exception], ...] = (InputError, *errors)
     try:
         result = bound._run()
-    except (InputError, *errors) as error:
+    except refusals as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if isinstance(result, dict):

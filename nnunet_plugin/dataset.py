@@ -2,7 +2,7 @@
 
 import multiprocessing
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -25,7 +25,7 @@ class EpochPlans:
     """Everything that the plans of one rank's epochs depend on."""
 
     settings: SynthAugSettings
-    samples: tuple[str, ...]
+    samples: tuple[str, ...] = field(repr=False)  # nnU-Net writes every attribute's repr to debug.json
     num_epochs: int
     batches: int
     batch_size: int

@@ -84,7 +84,7 @@ def _load(file: Path) -> dict[str, Any]:
     """Load a checkpoint of nnU-Net, whose log holds numpy scalars, without running any code in it."""
     scalars = [np.float16, np.float32, np.float64, np.int32, np.int64, np.bool_]
     make_scalar = np.float64(0.0).__reduce__()[0]  # its module differs between numpy 1 and 2
-    allowed = [make_scalar, np.dtype, *scalars, *{type(np.dtype(scalar)) for scalar in scalars}]
+    allowed: list[Any] = [make_scalar, np.dtype, *scalars, *{type(np.dtype(scalar)) for scalar in scalars}]
     try:
         with torch.serialization.safe_globals(allowed):
             return torch.load(file, map_location="cpu", weights_only=True)

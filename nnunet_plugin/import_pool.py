@@ -142,7 +142,7 @@ def read_import(dataset: PreprocessedDataset, pool: str, fold: int | str) -> dic
     folder = dataset.pool_folder(pool, fold)
     remedy = f"run add-pool for the pool {pool} and fold {fold}"
     if not folder.is_dir():
-        present = sorted(path.name for path in folder.parent.glob("fold_*")) or ["none"]
+        present = sorted(path.parent.name for path in folder.parent.glob(f"fold_*/{IMPORT_RECORD}")) or ["none"]
         raise InputError(f"no imported pool {folder}", f"an imported fold, there is: {', '.join(present)}", remedy)
     record = read_json(folder / IMPORT_RECORD, remedy)
     samples = record.get("samples")
@@ -347,8 +347,9 @@ def _save_preprocessed(
     masked = [channel for channel, uses_mask in enumerate(config.use_mask_for_norm) if uses_mask]
     if masked:
         # nnU-Net marks what lies outside the nonzero mask with -1 and sets the image to 0 there.
-        nonzero = image[masked].any(axis=0)
-        inside = binary_fill_holes(nonzero.squeeze(0) if len(nonzero) == 1 else nonzero).reshape(label.shape)
+        nonzero = np.asarray(image[masked].any(axis=0))
+        is_slice = image.shape[1] == 1
+        inside = binary_fill_holes(nonzero[0] if is_slice else nonzero).reshape(label.shape)
         label[(label == 0) & ~inside] = -1
     has_regions = label_manager.has_regions
     classes = list(label_manager.foreground_regions if has_regions else label_manager.foreground_labels)

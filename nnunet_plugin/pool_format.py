@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,13 +77,14 @@ def case_ids(provenance: dict) -> tuple[str, ...]:
     """Return the ids of the generator's training cases; `InputError` where none are named."""
     cases = provenance.get("cases")
     ids = [case.get("id") if isinstance(case, dict) else case for case in cases or ()]
-    if not ids or not all(isinstance(case, str) for case in ids):
+    names = tuple(case for case in ids if isinstance(case, str))
+    if not names or len(names) < len(ids):
         raise InputError(
             f"a provenance whose cases are {str(cases)[:100]}",
             "the ids of the real cases that the generator was trained on",
             "sample again from a checkpoint with its provenance.json: without it no leak can be excluded",
         )
-    return tuple(ids)
+    return names
 
 
 def read_pool(folder: str | Path) -> Pool:
@@ -135,7 +137,7 @@ def read_sample(pool: Pool, sample: str, labels: Iterable[int]) -> tuple[np.ndar
         label = nib.Nifti1Image.from_filename(label_file)
         data = np.stack([np.asarray(image.dataobj, np.float32).T for image in images])
         segmentation = np.asarray(label.dataobj).T[None]
-    except (OSError, ValueError, EOFError, nib.filebasedimages.ImageFileError) as error:
+    except (OSError, ValueError, EOFError, zlib.error, nib.filebasedimages.ImageFileError) as error:
         raise InputError(f"sample {sample}: {error}", "NIfTI files of one shape", "sample the pool again") from None
     for file, image in zip(image_files, images, strict=True):
         if image.shape != label.shape or not np.allclose(image.affine, label.affine, rtol=1e-4, atol=1e-4):

@@ -31,7 +31,7 @@ from .settings import parse_settings
 EPOCHS_FILE = "synthaug_epochs.jsonl"
 
 
-class SynthAugMixin:
+class SynthAugMixin(nnUNetTrainer):
     """Replaces training cases by synthetic ones as the configuration's `synthaug` block says.
 
     Put it before any trainer of nnU-Net that keeps the stock `get_dataloaders`. Validation never sees a
@@ -44,7 +44,7 @@ class SynthAugMixin:
         configuration: str,
         fold: int,
         dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net records and compares this signature)
+        device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net reads this signature)
     ):
         for variable in ("nnUNet_preprocessed", "nnUNet_results"):
             environment_folder(variable)
@@ -56,7 +56,7 @@ class SynthAugMixin:
                 "run add-pool, or train with -tr nnUNetTrainer",
             )
         settings = parse_settings(block)
-        super().__init__(plans, configuration, fold, dataset_json, device)  # type: ignore[call-arg]
+        super().__init__(plans, configuration, fold, dataset_json, device)
         self.synthaug_settings = settings
         for name in (
             "num_epochs",
@@ -70,24 +70,24 @@ class SynthAugMixin:
                 setattr(self, name, value)
         if settings.training.num_epochs is not None:
             # A short training that is interrupted should not lose all of it.
-            self.save_every = min(self.save_every, max(1, settings.training.num_epochs // 10))
+            self.save_every = min(50, max(1, settings.training.num_epochs // 10))
         settings.check_length(self.num_epochs)
 
     def initialize(self) -> None:
         """Build network and optimiser; with a training seed the same weights for every configuration."""
         self._seed()
-        super().initialize()  # type: ignore[misc]
+        super().initialize()
 
     def configure_optimizers(self) -> tuple[Any, Any]:
         """Return AdamW where the settings ask for it, otherwise nnU-Net's optimiser."""
         if self.synthaug_settings.training.optimizer != "AdamW":
-            return super().configure_optimizers()  # type: ignore[misc]
+            return super().configure_optimizers()
         optimizer = torch.optim.AdamW(self.network.parameters(), self.initial_lr, weight_decay=self.weight_decay)
         return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         """Return the training cases mixed with the pool's, and the real validation cases."""
-        train, val = super().get_tr_and_val_datasets()  # type: ignore[misc]
+        train, val = super().get_tr_and_val_datasets()
         settings = self.synthaug_settings
         dataset = PreprocessedDataset(Path(self.preprocessed_dataset_folder_base), self.dataset_json)
         record = read_import(dataset, settings.pool, self.fold)
@@ -121,17 +121,17 @@ class SynthAugMixin:
 
     def on_train_start(self) -> None:
         """Start as nnU-Net does, and drop what an interrupted run logged of epochs that are trained again."""
-        super().on_train_start()  # type: ignore[misc]
+        super().on_train_start()
         self._rewrite_epochs(lambda record: record["epoch"] < self.current_epoch)
 
     def on_train_epoch_start(self) -> None:
         """Start an epoch; with a training seed its random numbers depend on the epoch alone."""
         self._seed(self.local_rank, self.current_epoch)
-        super().on_train_epoch_start()  # type: ignore[misc]
+        super().on_train_epoch_start()
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         """Log what was loaded for the epoch: one line in synthaug_epochs.jsonl, one in nnU-Net's log."""
-        super().on_train_epoch_end(train_outputs)  # type: ignore[misc]
+        super().on_train_epoch_end(train_outputs)
         expected = planned(self.synthaug_plans, self.current_epoch)
         loaded = self.synthaug_ledger.loaded(self.current_epoch)
         # The last batch of an epoch may still be in a worker when a batch of the next one overtook it.
@@ -178,7 +178,7 @@ class SynthAugMixin:
             torch.manual_seed(state)
 
 
-class nnUNetTrainerSynthAug(SynthAugMixin, nnUNetTrainer):
+class nnUNetTrainerSynthAug(SynthAugMixin):
     """Stock nnU-Net with synthetic training cases; see `SynthAugMixin`."""
 
 

@@ -22,7 +22,7 @@ from typing import Any
 from scripts.bundle_files import bundle_dir
 from scripts.data.cases import open_cases
 from scripts.data.description import DatasetDescription, read_description
-from scripts.data.files import write_json
+from scripts.data.files import write_json, write_text
 from scripts.data.pool import read_pool
 from scripts.data.provenance import code_revision, package_versions, read_provenance
 from scripts.errors import InputError
@@ -264,8 +264,7 @@ class _Chain:
                 "seed": arm.seed,
                 "dice": _dice(self._results(arm) / "test" / "summary.json", self.description),
             }
-            shares = self._results(arm) / "synthaug_epochs.jsonl"
-            entry["runs"].append(run | ({"shares_file": str(shares)} if shares.is_file() else {}))
+            entry["runs"].append(run | {"shares_file": str(self._shares(arm))})
         phantom = "Phantom" in self.description.name
         record = {
             "title": f"synthaug: {self.description.name}, real only against real + synthetic",
@@ -312,6 +311,13 @@ class _Chain:
         }  # fmt: skip
         return write_report(record, self.out / "report.html")
 
+    def _shares(self, arm: Arm) -> Path:
+        """The realised share of each epoch, as the report reads it."""
+        lines = (self._results(arm) / "synthaug_epochs.jsonl").read_text().splitlines()
+        rows = [json.loads(line) for line in lines]
+        text = "".join(f"{row['epoch']},{row['share']},{row['planned_share']}\n" for row in rows)
+        return write_text(self.out / "shares" / f"{arm.configuration}.csv", "epoch,realised,planned\n" + text)
+
     def _timings(self) -> dict[str, float]:
         """Seconds of each stage, also of those that an earlier call finished."""
         path = self.out / "seconds.json"
@@ -357,9 +363,11 @@ class _Chain:
     def _environment(self):
         from nnunet_plugin import ext_path
 
+        variables = {} if self.settings.full_plans else {"nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "2"}
+        # Without background workers a CPU training gives the same weights twice; each worker takes a gigabyte, too.
         return Environment(
             nnUNet_raw=str(self.raw), nnUNet_preprocessed=str(self.preprocessed), nnUNet_results=str(self.results),
-            nnUNet_extTrainer=str(ext_path()), nnUNet_compile="f", PYTHONUNBUFFERED="1",
+            nnUNet_extTrainer=str(ext_path()), nnUNet_compile="f", PYTHONUNBUFFERED="1", **variables,
         )  # fmt: skip
 
 

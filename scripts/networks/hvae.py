@@ -1,5 +1,6 @@
 """Encoder and decoder of the VAE family: VAE (no leapfrog step), HVAE and dHVAE."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -182,6 +183,10 @@ class HVAE(nn.Module):
         else:
             self.log_step_size = nn.Parameter(log_step_size)
 
+        # Where `forward` puts its noise: the prior, until `fit_latent_density`.
+        self.register_buffer("density_mean", torch.zeros(self.latent_shape))
+        self.register_buffer("density_factor", torch.eye(math.prod(self.latent_shape)))
+
     def step_size(self) -> Tensor:
         """Give the leapfrog step sizes, latent_shape or (1,), positive."""
         return self.log_step_size.exp()
@@ -202,10 +207,33 @@ class HVAE(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """Make image and mask probabilities (batch, num_channels, height, width) in [0, 1] from noise.
 
+        The noise is decoded as it is, a draw of the prior (the paper), or from the Gaussian of
+        `fit_latent_density`.
+
         Args:
             z: standard normal noise, (batch, *latent_shape).
         """
-        return torch.sigmoid(self.decode(z))
+        placed = self.density_mean + torch.matmul(z.flatten(1), self.density_factor.t()).reshape(z.shape)
+        return torch.sigmoid(self.decode(placed))
+
+    @torch.no_grad()
+    def fit_latent_density(self, x: Tensor, batch_size: int = 64) -> None:
+        """Let `forward` sample from the Gaussian of the aggregate posterior of x instead of the prior.
+
+        Where training ends before the posterior of all cases has become the prior, draws of the prior fall
+        between them. Its mean and full covariance are those of q(z) = mean over x of q(z | x): ex-post density
+        estimation (Ghosh et al. 2020, "From variational to deterministic autoencoders", section 4).
+
+        Args:
+            x: training slices, (slices, num_channels, height, width) in [0, 1].
+        """
+        device = self.density_mean.device
+        pairs = [self.encode(batch.to(device)) for batch in x.split(batch_size)]
+        means = torch.cat([mean.flatten(1) for mean, _ in pairs]).double()
+        variance = torch.cat([log_var.exp().flatten(1) for _, log_var in pairs]).double().mean(0)
+        covariance = torch.cov(means.T, correction=0) + torch.diag(variance)
+        self.density_mean.copy_(means.mean(0).reshape(self.latent_shape))
+        self.density_factor.copy_(torch.linalg.cholesky(covariance))
 
     def standardised_weights(self, dtype: torch.dtype | None = None) -> list[Tensor]:
         """Standardise every weight, in the type ``dtype`` if given, for `using_weights`."""

@@ -29,10 +29,12 @@ def pool_sheet(
     chosen = [samples[i]["id"] for i in np.linspace(0, len(samples) - 1, min(count, len(samples))).astype(int)]
     pairs = [load_sample(pool_dir, name, description.num_image_channels) for name in chosen]
     images, labels = np.stack([image[:, 0] for image, _ in pairs]), np.stack([label[0] for _, label in pairs])
-    rows = [SheetRow(f"synthetic (seed {record['sampling']['seed']}, every {len(samples) // len(chosen)}th)",
+    rows = [SheetRow(f"synthetic (seed {record['sampling']['seed']}, spread evenly over the pool)",
                      images, labels, chosen)]  # fmt: skip
     if cases is not None:
         rows.insert(0, _real_row(cases, images.shape[2:], len(chosen)))
+    if any(record["space"]["use_mask_for_norm"] or []):
+        rows = [row._replace(images=_outside_black(row.images, rows[0].images)) for row in rows]
     return sample_sheet(
         rows,
         path or Path(pool_dir) / "samples.png",
@@ -42,6 +44,12 @@ def pool_sheet(
         channel_names=list(description.channel_names.values()),
         columns=4,
     )
+
+
+def _outside_black(images: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Show what nnU-Net masked, exactly 0 in every channel, as the darkest tissue and not as the mean one."""
+    outside = (images == 0).all(axis=1, keepdims=True)
+    return np.where(outside, reference.min(axis=(0, 2, 3), keepdims=True), images)
 
 
 def _real_row(cases: Cases, shape: tuple[int, ...], count: int) -> SheetRow:

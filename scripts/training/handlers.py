@@ -102,6 +102,34 @@ class LossLog:
         )
 
 
+class LatentDensity:
+    """Where samples are drawn from: the prior, or a Gaussian fitted to the posterior of the training slices.
+
+    Attach it before the handlers that draw or save.
+
+    Args:
+        slices: of the training.
+        network: module with `fit_latent_density`.
+        density: "prior" (the papers) or "aggregate" (see `HVAE.fit_latent_density`).
+        interval: epochs between fits; the last is at the end.
+    """
+
+    def __init__(self, slices: SliceSet, network: Any, density: str, interval: int):
+        if density not in ("prior", "aggregate"):
+            raise InputError(f"latent_density {density!r}", "'prior' or 'aggregate'", "set latent_density")
+        self.slices, self.network, self.density, self.interval = slices, network, density, interval
+
+    def attach(self, engine: Engine) -> None:
+        """Act every `interval` epochs and at the end."""
+        if self.density == "aggregate":
+            engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval) | Events.COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Fit."""
+        self.network.eval()
+        self.network.fit_latent_density(self.slices.training_tensor())
+
+
 class SampleGrid:
     """A picture of real slices, their reconstructions, and samples, every few epochs and at the end.
 
@@ -129,14 +157,20 @@ class SampleGrid:
         real = torch.stack([item["image"] for item in foreground[::step][:count]])
         device = next(self.network.parameters()).device
         self.network.eval()
-        reconstructed = self.network(self.network.encode(real.to(device))[0]).cpu()  # type: ignore[operator]
+        reconstructed = torch.sigmoid(self.network.decode(self.network.encode(real.to(device))[0])).cpu()  # type: ignore[operator]
         noise = torch.stack([latent_noise(self.network.latent_shape, self.seed, i) for i in range(count)])  # type: ignore[arg-type]
         sampled = self.network(noise.to(device)).cpu()
         rows = [
             (name, x[:, : self.slices.num_image_channels].numpy(), self._labels(x))
             for name, x in (("real (training)", real), ("reconstruction", reconstructed), ("sample", sampled))
         ]
-        sample_sheet(rows, self.path, title=f"epoch {engine.state.epoch}", labels=self.slices.cases.description.painted)
+        sample_sheet(
+            rows,
+            self.path,
+            title=f"epoch {engine.state.epoch}",
+            labels=self.slices.cases.description.painted,
+            channel_names=list(self.slices.cases.description.channel_names.values()),
+        )
 
     def _labels(self, joint: torch.Tensor):
         import numpy as np

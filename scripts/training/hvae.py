@@ -13,7 +13,24 @@ from scripts.losses.adversarial import discriminator_loss, generator_loss
 from scripts.losses.feature_reconstruction import FeatureReconstructionLoss
 from scripts.losses.hvae import hvae_objective
 
-AUTOCAST = {None: None, "bfloat16": torch.bfloat16}
+AUTOCAST = ("auto", "bfloat16", None)
+
+
+def autocast_dtype(autocast: str | None, device: torch.device | str) -> torch.dtype | None:
+    """The type to compute in: "bfloat16", None (float32), or "auto": bfloat16 where the device has it in hardware.
+
+    Raises:
+        InputError: another word.
+    """
+    if autocast not in AUTOCAST:
+        raise InputError(f"autocast {autocast!r}", f"one of {list(AUTOCAST)}", "set autocast")
+    if autocast == "auto":
+        if torch.device(device).type == "cuda":
+            helps = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:  # emulated, bfloat16 is far slower than float32; torch says only here what the CPU has
+            helps = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+        autocast = "bfloat16" if helps else None
+    return torch.bfloat16 if autocast == "bfloat16" else None
 
 
 class TrainingDiverged(RuntimeError):
@@ -33,9 +50,12 @@ class HVAEUpdate:
         feature_loss: L_rec (eq. 10), or None to leave it out (ablation HVAE+disc).
         discriminator, discriminator_optimizer: L_disc (eq. 11), or None to leave it out (ablation HVAE+perc).
         discriminator_start: iteration from which the discriminator takes part (30,000 in the authors' code).
+        discriminator_weight: factor of L_disc. Eq. 12 has none (1), but L_disc is a mean over patches and stands next
+            to sums over thousands of pixels, so that it is hardly felt at 1.
         fakes: what the discriminator judges: "reconstruction" (the authors' code) or "prior" (eq. 11).
         first_order: take the potential's gradient as constant when differentiating the loss: faster, approximate.
-        autocast: "bfloat16" or None.
+        autocast: see `autocast_dtype`.
+        device: where the network lies.
         gradient_clip: largest norm of the gradient, or None.
 
     Raises:
@@ -51,17 +71,17 @@ class HVAEUpdate:
         discriminator: nn.Module | None = None,
         discriminator_optimizer: torch.optim.Optimizer | None = None,
         discriminator_start: int = 30000,
+        discriminator_weight: float = 1.0,
         fakes: str = "reconstruction",
         first_order: bool = False,
         autocast: str | None = None,
+        device: torch.device | str = "cpu",
         gradient_clip: float | None = None,
     ):
         if not 0 <= beta < 1:
             raise InputError(f"beta {beta}", "a number in [0, 1)", "the paper's best is 0.01")
         if fakes not in ("reconstruction", "prior"):
             raise InputError(f"fakes {fakes!r}", "'reconstruction' or 'prior'", "set fakes")
-        if autocast not in AUTOCAST:
-            raise InputError(f"autocast {autocast!r}", f"one of {list(AUTOCAST)}", "set autocast")
         if not isinstance(first_order, bool):  # the command line makes a (true) string of "false"
             raise InputError(f"first_order {first_order!r}", "True or False", "write --first_order True")
         if beta > 0 and feature_loss is None and discriminator is None:
@@ -73,9 +93,10 @@ class HVAEUpdate:
         self.discriminator = discriminator
         self.discriminator_optimizer = discriminator_optimizer
         self.discriminator_start = discriminator_start
+        self.discriminator_weight = discriminator_weight
         self.fakes = fakes
         self.first_order = first_order
-        self.autocast_dtype = AUTOCAST[autocast]
+        self.autocast_dtype = autocast_dtype(autocast, device)
         self.gradient_clip = gradient_clip
 
     def __call__(self, engine: Any, batch: dict) -> dict[str, float]:
@@ -104,7 +125,7 @@ class HVAEUpdate:
             if self.discriminator is not None and step > self.discriminator_start:
                 fake = probabilities if self.fakes == "reconstruction" else self._prior_samples(engine.network, x)
                 named["generator"] = generator_loss(self.discriminator, fake)
-                loss = loss + self.beta * named["generator"]
+                loss = loss + self.beta * self.discriminator_weight * named["generator"]
         named = {"loss": loss, **named}
         self._check_finite(named, step)
         engine.optimizer.zero_grad(set_to_none=True)
@@ -119,7 +140,7 @@ class HVAEUpdate:
 
     def _prior_samples(self, network: Any, x: torch.Tensor) -> torch.Tensor:
         noise = torch.randn((len(x), *network.latent_shape), generator=self.generator).to(x)
-        return network(noise)
+        return torch.sigmoid(network.decode(noise))
 
     def _train_discriminator(self, real: torch.Tensor, fake: torch.Tensor, step: int) -> torch.Tensor:
         assert self.discriminator is not None and self.discriminator_optimizer is not None  # for the type checker
@@ -144,9 +165,9 @@ class HVAEUpdate:
 class HVAEEvaluation:
     """Objective on held-out slices, for MONAI's `SupervisedEvaluator`: the same noise at every validation."""
 
-    def __init__(self, seed: int, autocast: str | None = None):
+    def __init__(self, seed: int, autocast: str | None = None, device: torch.device | str = "cpu"):
         self.seed = seed
-        self.autocast_dtype = AUTOCAST[autocast]
+        self.autocast_dtype = autocast_dtype(autocast, device)
 
     def __call__(self, engine: Any, batch: dict) -> dict[str, float]:
         """Return `neg_elbo` in nats per sample."""

@@ -32,8 +32,6 @@ def write_raw(folder: Path, cases: int = 6, channels: int = 1, regions: bool = F
         for channel in range(channels):
             path = folder / f"imagesTr/toy_{index:03d}_{channel:04d}.nii.gz"
             nib.save(nib.Nifti1Image(image[channel].T, affine), path)
-                nib.Nifti1Image(image[channel].T, affine), folder / f"imagesTr/toy_{index:03d}_{channel:04d}.nii.gz"
-            )
         nib.save(nib.Nifti1Image(label.T.astype(np.uint8), affine), folder / f"labelsTr/toy_{index:03d}.nii.gz")
     write_description(folder, channels, regions, numTraining=cases, **changes)
     return folder

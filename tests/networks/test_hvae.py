@@ -163,3 +163,23 @@ def test_energy_error_of_leapfrog_on_a_decoder_is_of_second_order():
 def test_settings_out_of_range_are_refused(setting, words):
     with pytest.raises(InputError, match=words):
         tiny(**setting)
+
+
+def test_latent_density_is_that_of_the_posterior():
+    """Noise through the fitted map has the mean and covariance of the aggregate posterior."""
+    torch.manual_seed(0)
+    network = HVAE(2, 16, channels=(8, 8), num_res_blocks=1, latent_channels=1, norm_groups=2, attention_heads=1)
+    with torch.no_grad():
+        network.encoder[-1].weight.mul_(10)  # means that differ
+    x = torch.rand(50, 2, 16, 16)
+    noise = torch.randn(3, *network.latent_shape)
+    assert torch.equal(network(noise), torch.sigmoid(network.decode(noise)))  # the prior, before the fit
+    network.fit_latent_density(x, batch_size=16)
+    mean, log_var = network.encode(x)
+    draws = (mean + torch.exp(0.5 * log_var) * torch.randn(400, *mean.shape)).flatten(0, 1).flatten(1).detach()
+    fitted = network.density_factor @ network.density_factor.T
+    assert torch.allclose(network.density_mean.flatten(), draws.mean(0), atol=0.05)
+    assert (fitted - torch.cov(draws.T)).abs().max() < 0.05 * fitted.diagonal().max()
+    assert not torch.allclose(fitted, torch.eye(len(fitted)), atol=0.1)
+    placed = network.density_mean + (noise.flatten(1) @ network.density_factor.T).reshape(noise.shape)
+    assert torch.allclose(network(noise), torch.sigmoid(network.decode(placed)))

@@ -1,0 +1,197 @@
+"""Every bundle and overlay: parses, takes its arguments, trains, resumes exactly, samples."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from monai.bundle import ConfigParser
+
+from scripts.data.pool import read_pool
+from scripts.errors import InputError
+from scripts.settings import refuse_unknown_overrides
+
+from ..data.toy import write_preprocessed
+
+ROOT = Path(__file__).resolve().parents[2]
+BUNDLES = sorted(path.parent for path in (ROOT / "bundles").glob("*/configs"))
+OVERLAYS = {"dhvae": ["hvae_disc", "hvae_perc", "paper"], "hvae": ["vae", "paper"]}
+TINY = {
+    "spatial_size": [24, 24], "channels": [8, 16], "num_res_blocks": 1, "latent_channels": 2, "attention_heads": 1,
+    "num_leapfrog_steps": 1, "batch_size": 4, "val_interval": 1, "grid_interval": 100,
+}  # fmt: skip
+
+
+def bundle(name: str) -> Path:
+    return ROOT / "bundles" / name
+
+
+def run(name: str, config: str, root: Path, overlay: str | None = None, check=True, **overrides):
+    files = [f"configs/{config}.json"] + ([f"configs/{overlay}.json"] if overlay else [])
+    given = {"bundle_root": str(root), **TINY, **overrides}
+    if config == "inference":
+        known = json.loads((bundle(name) / "configs/inference.json").read_text())
+        given = {key: value for key, value in given.items() if key in known}
+    words = [word for key, value in given.items() for word in (f"--{key}", str(value))]
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(files), *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=bundle(name), capture_output=True, text=True, env=environment)
+    assert not check or done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return write_preprocessed(tmp_path_factory.mktemp("data") / "Dataset901_Toy")
+
+
+@pytest.mark.parametrize("folder", BUNDLES, ids=lambda path: path.parent.name + "/" + path.name)
+def test_metadata_fits_the_schema(folder, tmp_path):
+    """The required keys of MONAI's schema (its file is not shipped, and nothing is downloaded)."""
+    metadata = json.loads((folder / "configs/metadata.json").read_text())
+    required = {"schema", "version", "monai_version", "pytorch_version", "numpy_version", "required_packages_version",
+                "task", "description", "authors", "copyright", "network_data_format", "changelog", "intended_use",
+                "data_source"}  # fmt: skip
+    assert required <= set(metadata) and metadata["version"] in metadata["changelog"]
+    assert metadata["name"] == folder.name
+    for name in ("LICENSE", "docs/README.md", "docs/data_license.txt", "configs/logging.conf"):
+        assert (folder / name).is_file(), name
+    assert (folder / "scripts").resolve() == ROOT / "scripts"
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_network_def_is_what_the_metadata_says(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(bundle(name))
+    parser = ConfigParser()
+    parser.read_config("configs/inference.json")
+    parser["bundle_root"] = str(tmp_path)
+    network = parser.get_parsed_content("network_def").eval()
+    formats = json.loads(Path("configs/metadata.json").read_text())["network_data_format"]
+    given, made = formats["inputs"]["image"], formats["outputs"]["pred"]
+    noise = torch.randn(2, given["num_channels"], *given["spatial_shape"])
+    out = network(noise)
+    assert out.shape == (2, made["num_channels"], *made["spatial_shape"])
+    assert out.min() >= made["value_range"][0] and out.max() <= made["value_range"][1]
+    traced = torch.jit.trace(network, noise)
+    assert torch.allclose(traced(noise), out)
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_overlays_hold_only_what_differs(name):
+    configs = {path.stem: json.loads(path.read_text()) for path in (bundle(name) / "configs").glob("*.json")}
+    base = {**configs["inference"], **{k: v for k, v in configs["train"].items() if not str(v).startswith("%")}}
+    for overlay in OVERLAYS[name]:
+        for key, value in configs[overlay].items():
+            assert key in base, f"{overlay}.json sets the unknown {key}"
+            assert base[key] != value, f"{overlay}.json repeats {key}"
+    repeated = [k for k, v in configs["train"].items() if k in configs["inference"] and v == configs["inference"][k]]
+    # where and with which seed to run are the same words in both, and are no numbers of the model
+    assert set(repeated) <= {"bundle_root", "seed", "batch_size"}
+
+
+def test_paper_preset_has_the_size_of_the_paper(tmp_path, monkeypatch):
+    monkeypatch.chdir(bundle("dhvae"))
+    parser = ConfigParser()
+    parser.read_config(["configs/inference.json", "configs/paper.json"])
+    parser["bundle_root"] = str(tmp_path)
+    network = parser.get_parsed_content("network_def")
+    assert network.latent_shape == (3, 16, 16)
+    assert sum(p.numel() for p in network.parameters()) == pytest.approx(23e6, rel=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, overlay", [(n, o) for n in OVERLAYS for o in [None, *OVERLAYS[n]] if o != "paper"])
+def test_train_then_sample(name, overlay, dataset, tmp_path):
+    more = {"feature_steps": 2, "discriminator_start": 1} if name == "dhvae" else {}
+    if overlay == "vae":
+        more["num_leapfrog_steps"] = 0
+    run(name, "train", tmp_path, overlay, dataset_dir=dataset, max_epochs=2, **more)
+    models = tmp_path / "models"
+    record = json.loads((models / "provenance.json").read_text())
+    assert len(record["cases"]) == 4 and record["training"]["epochs"] == 2
+    assert record["bundle"]["name"] == name
+    if name == "dhvae" and overlay != "hvae_disc":
+        assert "synthaug-segmentation-features" in record["training"]["feature_extractor"]
+    rows = (models / "losses.csv").read_text().splitlines()
+    assert len(rows) == 3 and rows[0].startswith("epoch,iteration,seconds,loss")
+    assert ("discriminator" in rows[0]) == (name == "dhvae" and overlay != "hvae_perc")
+    assert ("feature" in rows[0]) == (name == "dhvae" and overlay != "hvae_disc")
+    assert (models / "samples.png").is_file() and list((models / "tensorboard").iterdir())
+    run(name, "inference", tmp_path, overlay, num_samples=3, min_foreground=0, **more)
+    assert len(read_pool(tmp_path / "pool")["samples"]) == 3
+    assert (tmp_path / "pool/samples.png").is_file()
+
+
+@pytest.mark.slow
+def test_resumed_training_is_the_uninterrupted_one(dataset, tmp_path):
+    more = {"dataset_dir": dataset, "feature_steps": 2, "discriminator_start": 3}
+    run("dhvae", "train", tmp_path / "straight", max_epochs=4, **more)
+    run("dhvae", "train", tmp_path / "resumed", max_epochs=2, **more)
+    run("dhvae", "train", tmp_path / "resumed", max_epochs=4, **more)
+    a, b = (torch.load(tmp_path / n / "models/model.pt", weights_only=True) for n in ("straight", "resumed"))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    a, b = (torch.load(tmp_path / n / "models/checkpoint.pt", weights_only=True) for n in ("straight", "resumed"))
+    assert all(torch.equal(a["discriminator"][key], b["discriminator"][key]) for key in a["discriminator"])
+
+    def losses(name):  # all but the seconds
+        rows = (tmp_path / name / "models/losses.csv").read_text().splitlines()
+        return [[value for i, value in enumerate(row.split(",")) if i != 2] for row in rows]
+
+    assert losses("straight") == losses("resumed") and len(losses("straight")) == 5
+    other = run("dhvae", "train", tmp_path / "resumed", max_epochs=4, check=False, **{**more, "learning_rate": 0.5})
+    assert other.returncode != 0 and "other settings" in other.stderr and "Traceback" not in other.stderr
+
+
+@pytest.mark.slow
+def test_killed_training_goes_on(dataset, tmp_path):
+    """SIGKILL at any time leaves a whole checkpoint or none."""
+    files = "['configs/train.json']"
+    settings = {"bundle_root": tmp_path, "dataset_dir": dataset, "max_epochs": 500, **TINY}
+    words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+    process = subprocess.Popen([sys.executable, "-m", "monai.bundle", "run", "--config_file", files, *words],
+                               cwd=bundle("hvae"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    checkpoint = tmp_path / "models/checkpoint.pt"
+    deadline = time.monotonic() + 120
+    while not checkpoint.is_file():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    epoch = torch.load(checkpoint, weights_only=True)["trainer"]["iteration"]
+    assert epoch > 0 and not (tmp_path / "models/model.pt").exists()
+    inference = run("hvae", "inference", tmp_path, check=False)
+    assert inference.returncode != 0 and "no trained generator" in inference.stderr
+    assert not (tmp_path / "pool").exists() and not (tmp_path / "pool.partial").exists()
+
+
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        ({"fold": 9}, "fold"),
+        ({"dataset_dir": "/nowhere"}, "no folder"),
+        ({"max_epoch": 3}, "--max_epochs"),
+        ({"first_order": "false"}, "first_order"),
+    ],
+)
+@pytest.mark.slow
+def test_bad_settings_end_in_one_clear_error(wrong, words, dataset, tmp_path):
+    done = run("hvae", "train", tmp_path, check=False, **{"dataset_dir": dataset, "max_epochs": 1, **wrong})
+    assert done.returncode != 0
+    assert words in done.stderr and "remedy" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "models").exists()
+
+
+def test_unknown_overrides_name_the_nearest(monkeypatch):
+    monkeypatch.chdir(bundle("hvae"))
+    start = ["run", "--config_file", "['configs/inference.json','configs/vae.json']"]
+    refuse_unknown_overrides([*start, "--num_samples", "3", "--sampler#device", "cpu"])
+    refuse_unknown_overrides(["unrelated", "--thing", "1"])
+    with pytest.raises(InputError, match="did you mean --num_samples"):
+        refuse_unknown_overrides([*start, "--num_sample", "3"])
+    with pytest.raises(InputError, match="did you mean --seed"):
+        refuse_unknown_overrides(["run", "--config_file=configs/inference.json", "--sed=3"])

@@ -1,0 +1,89 @@
+"""export-model: stock nnU-Net predicts the same to the bit, in a process that cannot import the plugin."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import nnunet_plugin
+from nnunet_plugin.__main__ import main
+from nnunet_plugin.errors import InputError
+from nnunet_plugin.export import export_model
+from nnunet_plugin.import_pool import add_pool
+
+PREDICT = """
+import sys
+if sys.argv[4] == "stock":
+    sys.modules["nnunet_plugin"] = None  # importing it fails, wherever it is installed
+import numpy as np, torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+torch.set_num_threads(1)
+predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
+predictor.initialize_from_trained_model_folder(sys.argv[1], (0,))
+image = np.load(sys.argv[2])
+_, probabilities = predictor.predict_single_npy_array(image, {"spacing": [3, 1, 1]}, None, None, True)
+np.save(sys.argv[3], probabilities)
+"""
+
+
+@pytest.fixture
+def model(make_pool, make_trainer):
+    training = {"num_epochs": 1, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1, "seed": 0}
+    result = add_pool(make_pool(), 901, 0, plans="nnUNetPlansCPU", training=training)
+    trainer = make_trainer(result["configuration"])
+    trainer.run_training()
+    return Path(trainer.output_folder_base)
+
+
+def test_predictions_are_bit_identical_without_the_plugin(model, nnunet, capsys):
+    assert main(["export-model", str(model)]) == 0
+    exported = Path(capsys.readouterr().out.splitlines()[-1])
+    assert exported == model.with_name("nnUNetTrainer__nnUNetPlansCPUSynthAug__2d_syn50")
+    rng = np.random.default_rng(0)
+    np.save(nnunet / "image.npy", (100 * rng.random((1, 4, 30, 30))).astype(np.float32))
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    with_plugin = {
+        **environment,
+        "PYTHONPATH": str(Path(nnunet_plugin.__file__).parents[1]),
+        "nnUNet_extTrainer": str(nnunet_plugin.ext_path()),
+    }
+    for folder, kind, env in ((model, "plugin", with_plugin), (exported, "stock", environment)):
+        files = [str(folder), str(nnunet / "image.npy"), str(nnunet / f"{kind}.npy")]
+        subprocess.run([sys.executable, "-c", PREDICT, *files, kind], env=env, cwd=nnunet, check=True)
+    ours, stock = (np.load(nnunet / f"{kind}.npy") for kind in ("plugin", "stock"))
+    assert ours.shape == (2, 4, 30, 30) and 0.01 < ours.std() and np.array_equal(ours, stock)
+
+
+def test_export_changes_the_trainer_alone(model, nnunet):
+    exported = export_model(model, nnunet / "exported")
+    file = "fold_0/checkpoint_final.pth"
+    ours, theirs = (torch.load(folder / file, weights_only=False) for folder in (model, exported))
+    assert theirs.pop("trainer_name") == "nnUNetTrainer" and ours.pop("trainer_name") == "nnUNetTrainerSynthAug"
+    assert ours.keys() == theirs.keys() and ours["logging"] == theirs["logging"]
+    weights = [content["network_weights"] for content in (ours, theirs)]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    assert json.loads((exported / "plans.json").read_text()) == json.loads((model / "plans.json").read_text())
+    assert (exported / "fold_0" / "progress.png").is_file()
+
+
+def test_bad_models_are_refused(model, nnunet):
+    with pytest.raises(InputError, match="no plans.json or no fold"):
+        export_model(nnunet)
+    with pytest.raises(InputError, match="no fold with checkpoint_latest"):
+        export_model(model, checkpoint="checkpoint_latest.pth")
+    output = export_model(model)
+    with pytest.raises(InputError, match="exists"):
+        export_model(model)
+    with pytest.raises(InputError, match="of the trainer nnUNetTrainer"):
+        export_model(output, nnunet / "twice")
+    file = model / "fold_0" / "checkpoint_final.pth"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(InputError, match="a checkpoint written by nnU-Net"):
+        export_model(model, nnunet / "broken")
+    assert not (nnunet / "twice").exists() and not (nnunet / "broken").exists()
+    assert not list(nnunet.glob("*.partial"))
