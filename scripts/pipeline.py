@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import re
 import shlex
 import subprocess
@@ -20,11 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from scripts.bundle_files import bundle_dir
+from scripts.chain_record import FinishedRun, chain_record, choose_device, device_words
 from scripts.data.cases import open_cases
 from scripts.data.description import DatasetDescription, read_description
-from scripts.data.files import write_json, write_text
-from scripts.data.pool import read_pool
-from scripts.data.provenance import code_revision, package_versions, read_provenance
+from scripts.data.files import write_json
 from scripts.errors import InputError
 from scripts.stages import Environment, count_fraction, follow, pattern_fraction
 
@@ -112,7 +110,7 @@ class _Chain:
         self.stage_count = 5 + 2 * len(self.arms)
         self.stage_number = 0
         self.seconds: dict[str, float] = {}
-        self.device = _device()
+        self.device = choose_device()
 
     def run(self) -> Path:
         for folder in (self.raw, self.preprocessed, self.results, self.out / "logs"):
@@ -208,6 +206,8 @@ class _Chain:
             )  # fmt: skip
         folder = self._results(arm)
         resume = ["--c"] if (folder / "checkpoint_latest.pth").is_file() else []
+        # Without background workers a training gives the same weights twice, which a CPU preset can afford.
+        workers = {} if s.full_plans else {"nnUNet_n_proc_DA": "0"}
         self._stage(
             f"train nnU-Net, {arm.name}, seed {arm.seed}",
             [sys.executable, "-c", "from nnunetv2.run.run_training import run_training_entry as run; run()",
@@ -215,6 +215,7 @@ class _Chain:
              "-device", self.device, *resume],
             done=folder / "checkpoint_final.pth",
             fraction=pattern_fraction(r"Epoch (\d+)", total=s.num_epochs),
+            variables=workers,
         )  # fmt: skip
 
     def _test(self, arm: Arm) -> None:
@@ -252,71 +253,30 @@ class _Chain:
         from scripts.report.page import write_report
 
         s = self.settings
-        provenance = read_provenance(self.models / "provenance.json")
-        pool = read_pool(self.pool)
-        kept = sum(sample["decision"] == "keep" for sample in pool["samples"])
-        arms: dict[str, Any] = {}
-        for arm in self.arms:
-            entry = arms.setdefault(arm.name, {
-                "share": arm.share, "steps": s.num_epochs * s.num_iterations_per_epoch, "runs": [],
-            })  # fmt: skip
-            run = {
-                "seed": arm.seed,
-                "dice": _dice(self._results(arm) / "test" / "summary.json", self.description),
-            }
-            entry["runs"].append(run | {"shares_file": str(self._shares(arm))})
-        phantom = "Phantom" in self.description.name
-        record = {
-            "title": f"synthaug: {self.description.name}, real only against real + synthetic",
+        runs = [FinishedRun(arm.name, arm.share, arm.seed, self._results(arm)) for arm in self.arms]
+        plans = {
+            "plans": self.plans, "epochs": s.num_epochs, "iterations per epoch": s.num_iterations_per_epoch,
+            "optimizer": "nnU-Net's own" if s.full_plans else "AdamW, 2e-3", "test-time mirroring": False,
+        }  # fmt: skip
+        record = chain_record(
+            self.description,
+            self.models,
+            self.pool,
+            runs,
+            self.out / "shares",
+            s.num_epochs * s.num_iterations_per_epoch,
+        )
+        record |= {
             "command": self.command,
             "started": self.started,
             "seconds": self._timings(),
-            "device": _device_words(self.device),
-            "versions": package_versions(),
-            "commit": code_revision(),
-            "limits": ["The data are a phantom: figures on it say that the chain works, not that the method helps."]
-            * phantom
-            + ["The sizes are a CPU preset: slices of 64 x 64, a small nnU-Net and a short training."]
-            * (not s.full_plans),
-            "dataset": {
-                "name": self.description.name,
-                "channel_names": self.description.channel_names,
-                "labels": self.description.labels,
-                "training_cases": len(provenance["cases"]),
-                "test_cases": len(self.test_ids),
-                "fold": s.fold,
-            },
-            "generator": {
-                "bundle": f"{provenance['bundle']['name']} {provenance['bundle']['version']}",
-                "settings": {**provenance["network"], **provenance["training"]},
-                "parameters": _num_parameters(self.models / "model.pt"),
-                "feature_extractor": provenance["training"].get("feature_extractor"),
-                "losses_file": str(self.models / "losses.csv"),
-            },
-            "pool": {
-                "samples": len(pool["samples"]),
-                "kept": kept,
-                "dropped": len(pool["samples"]) - kept,
-                "seed": pool["sampling"]["seed"],
-                "candidates": pool["sampling"]["candidates"],
-            },
-            "segmentation": {
-                "settings": {
-                    "plans": self.plans, "epochs": s.num_epochs, "iterations per epoch": s.num_iterations_per_epoch,
-                    "optimizer": "nnU-Net's own" if s.full_plans else "AdamW, 2e-3", "test-time mirroring": False,
-                },
-                "arms": arms,
-            },
+            "device": device_words(self.device),
             "pictures": {"samples": str(self.sheet)},
-        }  # fmt: skip
+        }
+        record["segmentation"]["settings"] = plans
+        if not s.full_plans:
+            record["limits"].append("The sizes are a CPU preset: a small nnU-Net and a short training.")
         return write_report(record, self.out / "report.html")
-
-    def _shares(self, arm: Arm) -> Path:
-        """The realised share of each epoch, as the report reads it."""
-        lines = (self._results(arm) / "synthaug_epochs.jsonl").read_text().splitlines()
-        rows = [json.loads(line) for line in lines]
-        text = "".join(f"{row['epoch']},{row['share']},{row['planned_share']}\n" for row in rows)
-        return write_text(self.out / "shares" / f"{arm.configuration}.csv", "epoch,realised,planned\n" + text)
 
     def _timings(self) -> dict[str, float]:
         """Seconds of each stage, also of those that an earlier call finished."""
@@ -331,6 +291,7 @@ class _Chain:
         cwd: Path | None = None,
         fraction: Callable[[str], float | None] | None = None,
         then: Callable[[], None] | None = None,
+        variables: dict[str, str] | None = None,
     ) -> None:
         """Run one command unless `done` exists; show its progress, keep its output."""
         self.stage_number += 1
@@ -341,7 +302,7 @@ class _Chain:
         print(heading)
         log = self.out / "logs" / (re.sub(r"\W+", "_", title).strip("_") + ".log")
         start = time.monotonic()
-        with self._environment(), open(log, "a") as output:
+        with self._environment(**(variables or {})), open(log, "a") as output:
             output.write(f"$ {shlex.join(command)}\n")
             output.flush()
             process = subprocess.Popen(
@@ -360,11 +321,11 @@ class _Chain:
         write_json(self.out / "seconds.json", self.seconds)
         print(f"    done in {self.seconds[title]:.0f} s")
 
-    def _environment(self):
+    def _environment(self, **variables: str) -> Environment:
         from nnunet_plugin import ext_path
 
-        variables = {} if self.settings.full_plans else {"nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "2"}
-        # Without background workers a CPU training gives the same weights twice; each worker takes a gigabyte, too.
+        if not self.settings.full_plans:
+            variables["nnUNet_def_n_proc"] = "2"  # each of these processes takes a gigabyte and seconds to start
         return Environment(
             nnUNet_raw=str(self.raw), nnUNet_preprocessed=str(self.preprocessed), nnUNet_results=str(self.results),
             nnUNet_extTrainer=str(ext_path()), nnUNet_compile="f", PYTHONUNBUFFERED="1", **variables,
@@ -423,35 +384,3 @@ def _same_settings(output_dir: Path, dataset_dir: Path, settings: ChainSettings)
             "give another --output_dir",
         )
     write_json(path, now)
-
-
-def _dice(summary: Path, description: DatasetDescription) -> dict[str, dict[str, float | None]]:
-    """Dice per test case and label; None where reference and prediction are both empty."""
-    names = {str(tuple(v) if isinstance(v, list) else v): k for k, v in description.labels.items()}
-    content = json.loads(summary.read_text())
-    dice: dict[str, dict[str, float | None]] = {}
-    for case in content["metric_per_case"]:
-        case_id = Path(case["reference_file"]).name[: -len(description.file_ending)]
-        values = {names[str(tuple(k) if isinstance(k, list) else k)]: v["Dice"] for k, v in case["metrics"].items()}
-        dice[case_id] = {name: None if value != value else float(value) for name, value in values.items()}
-    return dice
-
-
-def _num_parameters(checkpoint: Path) -> int:
-    import torch
-
-    return sum(value.numel() for value in torch.load(checkpoint, map_location="cpu", weights_only=True).values())
-
-
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _device_words(device: str) -> str:
-    if device == "cuda":
-        import torch
-
-        return torch.cuda.get_device_name()
-    return f"CPU, {os.cpu_count()} cores ({platform.machine()})"
