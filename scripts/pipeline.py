@@ -326,6 +326,8 @@ class _Chain:
 
         if not self.settings.full_plans:
             variables["nnUNet_def_n_proc"] = "2"  # each of these processes takes a gigabyte and seconds to start
+            # nnU-Net takes every core; threads that spin while they wait stall all others on a busy machine.
+            variables["OMP_WAIT_POLICY"] = "PASSIVE"
         return Environment(
             nnUNet_raw=str(self.raw), nnUNet_preprocessed=str(self.preprocessed), nnUNet_results=str(self.results),
             nnUNet_extTrainer=str(ext_path()), nnUNet_compile="f", PYTHONUNBUFFERED="1", **variables,

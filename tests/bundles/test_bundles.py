@@ -64,6 +64,7 @@ def test_metadata_fits_the_schema(folder, tmp_path):
     assert (folder / "scripts").resolve() == ROOT / "scripts"
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*:FutureWarning", "ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_network_def_is_what_the_metadata_says(name, tmp_path, monkeypatch):
     monkeypatch.chdir(bundle(name))
