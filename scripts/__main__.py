@@ -75,9 +75,15 @@ def run(
     """
     from scripts.pipeline import ChainSettings, run_chain
 
+    lists = {"overlays": ([] if overlays is None else overlays), "seeds": ([0] if seeds is None else seeds)}
+    for name, value in lists.items():
+        if not isinstance(value, (list, tuple)):
+            raise InputError(f"--{name} {value!r}", "a list", f"write --{name} '[{value!r}]'")
+    if not isinstance(generator or {}, dict):
+        raise InputError(f"--generator {generator!r}", "settings", """write --generator '{"max_epochs": 100}'""")
     settings = ChainSettings(
-        bundle, tuple(overlays or ()), tuple(sorted((generator or {}).items())), num_samples, share, fold,
-        tuple([0] if seeds is None else seeds), num_epochs, num_iterations_per_epoch, full_plans, seed,
+        bundle, tuple(lists["overlays"]), tuple(sorted((generator or {}).items())), num_samples, share, fold,
+        tuple(lists["seeds"]), num_epochs, num_iterations_per_epoch, full_plans, seed,
     )  # fmt: skip
     return run_chain(dataset_dir, output_dir, settings, shlex.join(["synthaug", *sys.argv[1:]]))
 

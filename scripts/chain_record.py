@@ -85,11 +85,11 @@ def chain_record(
 
 def read_dice(summary: Path, description: DatasetDescription) -> dict[str, dict[str, float | None]]:
     """Dice per case and label from nnU-Net's `summary.json`; None where reference and prediction are both empty."""
-    names = {str(list(v) if isinstance(v, (list, tuple)) else v): k for k, v in description.labels.items()}
+    names = {str(tuple(v) if isinstance(v, list) else v): k for k, v in description.labels.items()}
     dice: dict[str, dict[str, float | None]] = {}
     for case in json.loads(summary.read_text())["metric_per_case"]:
         case_id = Path(case["reference_file"]).name[: -len(description.file_ending)]
-        values = {names[key.replace("(", "[").replace(")", "]")]: m["Dice"] for key, m in case["metrics"].items()}
+        values = {names[key]: m["Dice"] for key, m in case["metrics"].items()}
         dice[case_id] = {name: None if value != value else float(value) for name, value in values.items()}
     return dice
 

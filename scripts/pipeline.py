@@ -22,7 +22,8 @@ from scripts.bundle_files import bundle_dir
 from scripts.chain_record import FinishedRun, chain_record, choose_device, device_words
 from scripts.data.cases import open_cases
 from scripts.data.description import DatasetDescription, read_description
-from scripts.data.files import write_json
+from scripts.data.files import file_sha256, write_json
+from scripts.data.folds import NUM_FOLDS
 from scripts.errors import InputError
 from scripts.stages import Environment, count_fraction, follow, pattern_fraction
 
@@ -59,6 +60,41 @@ class ChainSettings:
     full_plans: bool = False
     seed: int = 0
 
+    def check(self, description: DatasetDescription) -> None:
+        """Refuse, before any work, what a later stage would refuse after hours.
+
+        Raises:
+            InputError: names the setting.
+        """
+        configs = bundle_dir(self.bundle) / "configs"
+        known = set(json.loads((configs / "train.json").read_text()))
+        checks = {
+            "share": (self.share, isinstance(self.share, (int, float)) and 0 < self.share <= 1, "in (0, 1]"),
+            "fold": (self.fold, self.fold in range(NUM_FOLDS), f"0 to {NUM_FOLDS - 1}"),
+            "num_samples": (self.num_samples, _whole(self.num_samples, 1), "a whole number from 1"),
+            "num_epochs": (self.num_epochs, _whole(self.num_epochs, 1), "a whole number from 1"),
+            "num_iterations_per_epoch": (
+                self.num_iterations_per_epoch, _whole(self.num_iterations_per_epoch, 1), "a whole number from 1"
+            ),
+            "seed": (self.seed, _whole(self.seed, 0), "a whole number from 0"),
+            "seeds": (
+                self.seeds,
+                bool(self.seeds) and all(_whole(s, 0) for s in self.seeds) and len(set(self.seeds)) == len(self.seeds),
+                "different whole numbers from 0, such as [0,1]",
+            ),
+            "overlays": (
+                self.overlays, all((configs / str(name)).is_file() for name in self.overlays), f"files of {configs}"
+            ),
+            "generator": (
+                dict(self.generator),
+                all(str(key).split("#")[0] in known for key, _ in self.generator),
+                f"settings of {configs / 'train.json'}",
+            ),
+        }  # fmt: skip
+        for name, (value, good, allowed) in checks.items():
+            if not good:
+                raise InputError(f"{name} {value!r}", allowed, f"set --{name}")
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -89,10 +125,11 @@ class _Chain:
     def __init__(self, dataset_dir: Path, output_dir: Path, settings: ChainSettings, command: str):
         self.settings, self.command, self.out = settings, command, output_dir
         self.description = _check_dataset(dataset_dir)
+        settings.check(self.description)
+        self.test_ids = _test_ids(dataset_dir, self.description)
         _same_settings(output_dir, dataset_dir, settings)
         self.dataset_dir = dataset_dir
         self.number = str(int(self.description.name[7:10]))
-        self.test_ids = _test_ids(dataset_dir, self.description)
         self.raw, self.preprocessed, self.results = (
             output_dir / name for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
         )
@@ -134,7 +171,8 @@ class _Chain:
             [sys.executable, "-c", "from nnunetv2.experiment_planning.plan_and_preprocess_entrypoints import "
              "plan_and_preprocess_entry as run; run()", "-d", self.number, "-c", "2d", "-np", workers,
              "--verify_dataset_integrity"],
-            done=self.preprocessed_set / "nnUNetPlans_2d",
+            done=self.preprocessed_set / "preprocessed.done",
+            then=(self.preprocessed_set / "preprocessed.done").touch,  # nnU-Net makes the folder before the first case
         )  # fmt: skip
         if not self.settings.full_plans:
             self._stage(
@@ -188,7 +226,7 @@ class _Chain:
 
     def _train(self, arm: Arm) -> None:
         s = self.settings
-        training = {
+        training: dict[str, Any] = {
             "num_epochs": s.num_epochs,
             "num_iterations_per_epoch": s.num_iterations_per_epoch,
             "num_val_iterations_per_epoch": 5,
@@ -305,10 +343,10 @@ class _Chain:
         with self._environment(**(variables or {})), open(log, "a") as output:
             output.write(f"$ {shlex.join(command)}\n")
             output.flush()
-            process = subprocess.Popen(
+            with subprocess.Popen(
                 command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
-            )
-            tail = follow(process, output, fraction)
+            ) as process:
+                tail = follow(process, output, fraction)
         if process.returncode != 0 or (then is None and not done.exists()):
             raise InputError(
                 f"stage “{title}” failed with status {process.returncode}:\n    " + "\n    ".join(tail),
@@ -334,6 +372,10 @@ class _Chain:
         )  # fmt: skip
 
 
+def _whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
 def _as_flags(overrides: dict[str, Any]) -> list[str]:
     return [word for name, value in overrides.items() for word in (f"--{name}", str(value))]
 
@@ -355,7 +397,19 @@ def _check_dataset(dataset_dir: Path) -> DatasetDescription:
 def _test_ids(dataset_dir: Path, description: DatasetDescription) -> list[str]:
     ending = description.file_ending
     ids = sorted(path.name[: -len(ending)] for path in (dataset_dir / "labelsTs").glob(f"*{ending}"))
-    absent = [name for name in ids if not (dataset_dir / "imagesTs" / f"{name}_0000{ending}").is_file()]
+    channels = range(description.num_image_channels)
+    files = [dataset_dir / "imagesTs" / f"{name}_{channel:04d}{ending}" for name in ids for channel in channels]
+    absent = [path.name for path in files if not path.is_file()]
+    seen = {file_sha256(path): path.name for path in (dataset_dir / "imagesTr").glob(f"*{ending}")}
+    both = [
+        f"{path.name} ({seen[digest]})" for path in files if path.is_file() and (digest := file_sha256(path)) in seen
+    ]
+    if both:
+        raise InputError(
+            f"test images that are training images: {', '.join(both[:5])}",
+            "test patients that nobody trains on",
+            "remove them from imagesTs",
+        )
     if absent or not ids:
         raise InputError(
             f"labelsTs without images: {', '.join(absent[:5]) or 'no label at all'}",

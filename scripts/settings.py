@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from scripts.errors import InputError
 
@@ -55,20 +56,36 @@ def refuse_unknown_overrides(argv: Sequence[str] | None = None) -> None:
     files = word.split("=", 1)[1] if "=" in word else arguments[position + 1]
     from monai.bundle import ConfigParser
 
-    names = ConfigParser.load_config_file(files) if not files.startswith("[") else None
-    known = set(names or ())
-    if names is None:
-        for file in files.strip("[]").split(","):
-            known |= set(ConfigParser.load_config_file(file.strip(" '\"")))
+    config: dict = {}
+    for file in files.strip("[]").split(","):
+        config |= ConfigParser.load_config_file(file.strip(" '\""))
+    for word, value in zip(arguments, [*arguments[1:], ""], strict=True):
+        if word.startswith("--") and "None" in (value, *word.split("=")[1:]):
+            raise InputError(f"{word} None, which MONAI drops without a word", "'$None'", f"write {word} '$None'")
     for name in given:
-        root = name.replace("::", "#").split("#")[0]
-        if root not in known | RUN_ARGUMENTS:
-            near = difflib.get_close_matches(root, known, n=1)
+        if name not in RUN_ARGUMENTS:
+            _check_name(name, config, files)
+
+
+def _check_name(name: str, config: dict, files: str) -> None:
+    """Follow `a#b#c` into the configuration; the last part may add to what a target takes only where it is known."""
+    level: Any = config
+    for depth, part in enumerate(name.replace("::", "#").lstrip("+").split("#")):
+        if isinstance(level, str):  # a macro or an expression, which cannot be seen into
+            return
+        known = set(level) if isinstance(level, dict) else {str(i) for i in range(len(level or ()))}
+        if isinstance(level, dict) and "_target_" in level:
+            known |= {"_disabled_", "_requires_", "_desc_", "_mode_"}
+        if part not in known:
+            near = difflib.get_close_matches(part, known, n=1)
             raise InputError(
                 f"unknown setting --{name}",
                 f"a setting of {files}",
-                f"did you mean --{near[0]}?" if near else "see the config file for its settings",
+                f"did you mean --{'#'.join([*name.split('#')[:depth], near[0]])}?" if near else "see the config file",
             )
+        level = (
+            level[part] if isinstance(level, dict) and part in level else level[int(part)] if part.isdigit() else None
+        )
 
 
 def bundle_identity(metadata_file: str | Path) -> dict[str, str]:

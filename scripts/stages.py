@@ -31,11 +31,13 @@ class Environment:
 
 def follow(process: subprocess.Popen, output: Any, fraction: Callable[[str], float | None] | None) -> list[str]:
     """Copy a command's output to its log, show how far it is, and return its last lines."""
-    start, shown, tail, line = time.monotonic(), 0.0, [], b""
+    start, shown, line = time.monotonic(), 0.0, b""
+    tail: list[str] = []
     assert process.stdout is not None  # PIPE, for the type checker
     live = sys.stdout.isatty()
-    while block := process.stdout.read1(4096):  # type: ignore[attr-defined]
-        *lines, line = re.split(rb"[\r\n]", line + block)
+    while True:
+        block = process.stdout.read1(4096)  # type: ignore[attr-defined]
+        *lines, line = re.split(rb"[\r\n]", line + (block or b"\n"))
         for raw in lines:
             text = raw.decode(errors="replace").rstrip()
             if not text:
@@ -50,6 +52,8 @@ def follow(process: subprocess.Popen, output: Any, fraction: Callable[[str], flo
                 words = f"    {100 * share:3.0f} %, {now - start:.0f} s so far, about {left:.0f} s left"
                 print(words + " " * 10, end="\r" if live else "\n", flush=True)
         output.flush()
+        if not block:
+            break
     process.wait()
     return tail
 

@@ -26,7 +26,8 @@ class Case:
         id: case identifier.
         image: float32 `(channel, depth, height, width)` in the space's intensities.
         label: int16 `(depth, height, width)`, integers of `dataset.json`.
-        inside: bool `(depth, height, width)`; False where nnU-Net masked the normalisation (data exactly 0 there).
+        inside: bool `(depth, height, width)`; False where nnU-Net masked the normalisation (data exactly 0 there),
+            True everywhere in a space without such a mask.
     """
 
     id: str
@@ -37,8 +38,8 @@ class Case:
     @property
     def sha256(self) -> str:
         """Hash of the voxels that the generator sees."""
-        digest = hashlib.sha256(np.ascontiguousarray(self.image, np.float32))
-        digest.update(np.ascontiguousarray(self.label, np.int16))
+        digest = hashlib.sha256(np.ascontiguousarray(self.image, np.float32).tobytes())
+        digest.update(np.ascontiguousarray(self.label, np.int16).tobytes())
         return digest.hexdigest()
 
 
@@ -99,8 +100,13 @@ def _check_case(case: Case, description: DatasetDescription) -> None:
         )
     if not np.isfinite(case.image).all():
         raise InputError(f"case {case.id} holds NaN or infinite voxels", "finite intensities", "mend the image")
-    if case.image.size == 0 or float(np.ptp(case.image)) == 0:
-        raise InputError(f"case {case.id} is empty (every voxel is the same)", "an image", "remove or mend the case")
+    for channel, image in enumerate(case.image):
+        if not case.inside.any() or float(np.ptp(image[case.inside])) == 0:
+            raise InputError(
+                f"case {case.id}, channel {channel} is empty (every voxel is the same)",
+                "an image",
+                "mend or remove the case",
+            )
     unknown = sorted({int(value) for value in np.unique(case.label)} - description.known_integers)
     if unknown:
         raise InputError(
@@ -127,8 +133,15 @@ class PreprocessedCases(Cases):
 
         self._reader = infer_dataset_class(str(self.folder))
         ids = self._reader.get_identifiers(str(self.folder))
-        self.fold = read_fold(dataset_dir, ids, fold, store=True)
         self.space = settings
+        expected = json.loads((dataset_dir / "dataset.json").read_text()).get("numTraining")
+        if expected is not None and len(ids) != int(expected):
+            raise InputError(
+                f"{len(ids)} preprocessed cases in {self.folder}",
+                f"{expected}, as numTraining of dataset.json says",
+                "preprocessing was interrupted, or cases were added: run nnUNetv2_plan_and_preprocess again",
+            )
+        self.fold = read_fold(dataset_dir, ids, fold, store=True)
 
     @staticmethod
     def _configuration(dataset_dir: Path, plans: str, configuration: str) -> dict:
@@ -147,15 +160,14 @@ class PreprocessedCases(Cases):
                 f"one of {sorted(content['configurations'])}",
                 "give --configuration",
             )
-        chosen = content["configurations"][configuration]
-        while "inherits_from" in chosen:
-            parent = content["configurations"][chosen["inherits_from"]]
-            chosen = {**parent, **{k: v for k, v in chosen.items() if k != "inherits_from"}}
-            if "inherits_from" in parent:
-                chosen["inherits_from"] = parent["inherits_from"]
+        chosen = _resolve(content["configurations"], configuration, path)
         spacing = [float(value) for value in chosen["spacing"]]
-        if len(spacing) == 2:  # a 2d configuration does not resample the slice axis
-            spacing = [float(content["original_median_spacing_after_transp"][0]), *spacing]
+        if len(spacing) != 2:
+            raise InputError(
+                f"configuration {configuration}, which is 3D", "a 2d configuration", "slices train and enter 2d only"
+            )
+        # a 2d configuration does not resample the slice axis
+        spacing = [float(content["original_median_spacing_after_transp"][0]), *spacing]
         space = {
             "kind": "nnunet_preprocessed",
             "plans_name": plans,
@@ -170,10 +182,35 @@ class PreprocessedCases(Cases):
         return {**space, "sha256": json_sha256(space)}
 
     def _read(self, case_id: str) -> Case:
-        data, seg, _, _ = self._reader(str(self.folder), [case_id]).load_case(case_id)
-        label = np.asarray(seg[:])[0].astype(np.int16)
-        # nnU-Net writes -1 where it masked the normalisation
-        return Case(case_id, np.asarray(data[:], np.float32), np.maximum(label, 0), label >= 0)
+        try:
+            data, seg, _, _ = self._reader(str(self.folder), [case_id]).load_case(case_id)
+            image, label = np.asarray(data[:], np.float32), np.asarray(seg[:])[0].astype(np.int16)
+        except Exception as error:  # blosc2 and pickle raise many kinds
+            raise InputError(
+                f"case {case_id} in {self.folder} cannot be read ({error})",
+                "the arrays that nnUNetv2_preprocess writes",
+                "run nnUNetv2_plan_and_preprocess again",
+            ) from error
+        # nnU-Net writes -1 outside the nonzero mask always; only a masked normalisation zeroes the data there
+        inside = label >= 0 if self.masked else np.ones(label.shape, bool)
+        return Case(case_id, image, np.maximum(label, 0), inside)
+
+
+def _resolve(configurations: dict, name: str, path: Path) -> dict:
+    """A configuration with what it inherits."""
+    chosen: dict = {}
+    seen: list[str] = []
+    while name is not None:
+        if name in seen or name not in configurations:
+            raise InputError(
+                f"configuration {name!r} in the chain {seen} of {path.name}",
+                "configurations that exist",
+                "mend the plans",
+            )
+        seen.append(name)
+        chosen = {**configurations[name], **chosen}
+        name = configurations[name].get("inherits_from")
+    return chosen
 
 
 class RawCases(Cases):
@@ -226,6 +263,10 @@ class RawCases(Cases):
 
     def _slice_axis(self, case_id: str) -> tuple[int, list[float]]:
         image = self._load_file(self._image_paths(case_id)[0])
+        if image.ndim != 4:
+            raise InputError(
+                f"case {case_id} has {image.ndim - 1} dimensions", "volumes", "stack the images to volumes"
+            )
         spacing = [float(value) for value in image.pixdim]  # x, y, z
         axis = max(range(3), key=lambda i: (spacing[i], i))
         rest = [spacing[i] for i in (2, 1, 0) if i != axis]
@@ -242,13 +283,24 @@ class RawCases(Cases):
                     "the same shape and affine",
                     "resample the label to its image",
                 )
-        axis = self.space["slice_axis"]
+        axis, spacing = self._slice_axis(case_id)
+        if axis != self.space["slice_axis"] or not np.allclose(spacing, self.space["spacing"], rtol=0.05):
+            raise InputError(
+                f"case {case_id} has its slices along axis {axis} with spacing {spacing} (depth, height, width)",
+                f"axis {self.space['slice_axis']} with spacing {self.space['spacing']}, as the first case",
+                "resample the cases to one spacing, or let nnU-Net preprocess them and give that folder",
+            )
         order = (
             axis,
             *(i for i in (2, 1, 0) if i != axis),
         )  # (x, y, z) files to (depth, height, width) arrays
         image = np.stack([np.asarray(channel[0], np.float32).transpose(order) for channel in images])
-        integers = np.asarray(label[0]).transpose(order).astype(np.int16)
+        values = np.asarray(label[0]).transpose(order)
+        integers = np.nan_to_num(values).astype(np.int16)
+        if not np.array_equal(integers, values):
+            raise InputError(
+                f"the label of case {case_id} holds values that are no integers", "integers", "mend the label"
+            )
         return Case(case_id, image, integers, np.ones(integers.shape, bool))
 
 

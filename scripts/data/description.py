@@ -111,7 +111,13 @@ def read_description(dataset_dir: str | Path) -> DatasetDescription:
     try:
         content = json.loads(path.read_text())
         channels, labels = content["channel_names"], content["labels"]
-    except (json.JSONDecodeError, KeyError) as error:
+        channel_names = {str(k): str(channels[k]) for k in sorted(channels, key=int)}
+        if [int(key) for key in channel_names] != list(range(len(channel_names))) or not channel_names:
+            raise ValueError(f"channel_names {channels} are not numbered from 0")
+        integers = [v for value in labels.values() for v in (value if isinstance(value, list) else [value])]
+        if not all(isinstance(v, int) and 0 <= v <= 255 for v in integers):
+            raise ValueError(f"labels {labels} are not whole numbers from 0 to 255")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path} cannot be used ({type(error).__name__}: {error})",
             "JSON with channel_names and labels, as nnU-Net v2 writes it",
@@ -120,7 +126,7 @@ def read_description(dataset_dir: str | Path) -> DatasetDescription:
     order = content.get("regions_class_order")
     description = DatasetDescription(
         name=Path(dataset_dir).resolve().name,
-        channel_names={str(k): str(channels[k]) for k in sorted(channels, key=int)},
+        channel_names=channel_names,
         labels=labels,
         regions_class_order=order,
         file_ending=content.get("file_ending", ".nii.gz"),

@@ -49,19 +49,27 @@ def read_fold(dataset_dir: str | Path, case_ids: list[str], fold: int | str, sto
         InputError: the fold does not exist or the split names cases that are not there.
     """
     path = Path(dataset_dir) / "splits_final.json"
+    if str(fold) == "all":
+        return _fold("all", sorted(case_ids), [])
     if path.is_file():
-        splits = json.loads(path.read_text())
+        try:
+            splits = json.loads(path.read_text())
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path} is not JSON ({error})", "nnU-Net's splits", "restore or delete it") from error
     else:
         splits = five_folds(case_ids)
-        if store:
-            write_json(path, splits)
-    if str(fold) == "all":
-        chosen: dict[str, list[str]] = {"train": sorted(case_ids), "val": []}
-    elif str(fold).isdigit() and int(fold) < len(splits):
+    if str(fold).isdigit() and int(fold) < len(splits):
         fold = int(fold)
         chosen = splits[fold]
     else:
         raise InputError(f"fold {fold!r}", f"0 to {len(splits) - 1}, or all", f"choose one of the folds of {path.name}")
+    if not chosen["train"] or set(chosen["train"]) & set(chosen["val"]):
+        raise InputError(
+            f"fold {fold} of {path} trains on {len(chosen['train'])} cases and validates on "
+            f"{len(set(chosen['train']) & set(chosen['val']))} of them",
+            "training cases, none of them in validation",
+            "mend or delete the file",
+        )
     missing = sorted({*chosen["train"], *chosen["val"]} - set(case_ids))
     if missing:
         raise InputError(
@@ -69,5 +77,10 @@ def read_fold(dataset_dir: str | Path, case_ids: list[str], fold: int | str, sto
             "ids of cases in the data set folder",
             "delete splits_final.json so that it is made anew, or restore the cases",
         )
-    digest = hashlib.sha256(json.dumps([chosen["train"], chosen["val"]]).encode()).hexdigest()
-    return Fold(fold, list(chosen["train"]), list(chosen["val"]), digest)
+    if store and not path.is_file():
+        write_json(path, splits)
+    return _fold(fold, list(chosen["train"]), list(chosen["val"]))
+
+
+def _fold(name: int | str, train: list[str], val: list[str]) -> Fold:
+    return Fold(name, train, val, hashlib.sha256(json.dumps([train, val]).encode()).hexdigest())

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import nibabel as nib
@@ -105,6 +107,7 @@ def write_pool(
     provenance: dict = sampler.provenance  # type: ignore[attr-defined]
     settings = {"seed": int(seed), "condition": condition, "weights_sha256": provenance["weights_sha256"],
                 **sampler.settings}  # type: ignore[attr-defined]  # fmt: skip
+    sampler.check(condition)  # type: ignore[attr-defined]
     records = _reopen(folder, partial, settings, int(num_samples))
     if len(records) == num_samples and folder.exists():
         return folder
@@ -117,6 +120,7 @@ def write_pool(
     with (
         open(partial / RECORDS, "a") as log,
         tqdm(total=num_samples, initial=len(records), unit="sample", desc="sampling", disable=not progress) as bar,
+        _removed_when_empty(partial, records),
     ):
         for batch in batches:
             for image, label, drawn in zip(batch["image"], batch["label"], batch["record"], strict=True):
@@ -138,14 +142,28 @@ def write_pool(
     }
     write_json(partial / "pool.json", content)
     (partial / RECORDS).unlink()
-    (partial / SETTINGS).unlink()
     partial.rename(folder)
+    (folder / SETTINGS).unlink()
     return folder
+
+
+@contextmanager
+def _removed_when_empty(partial: Path, records: list[dict]) -> Iterator[None]:
+    """A pool that could not make a single sample leaves no folder behind: its settings are what must change."""
+    try:
+        yield
+    except InputError:
+        if not records:
+            shutil.rmtree(partial)
+        raise
 
 
 def _reopen(folder: Path, partial: Path, settings: dict, num_samples: int) -> list[dict]:
     """Records of what is already there; leaves `partial` ready to be written to, unless the pool is whole."""
+    if folder.exists() and partial.exists():
+        raise InputError(f"{folder} and {partial}", "one of the two", "remove the one that you do not want")
     if folder.exists():
+        (folder / SETTINGS).unlink(missing_ok=True)  # stopped between the rename and this
         found = read_pool(folder)
         same = {key: found["sampling"].get(key) for key in settings} == settings
         if not same or len(found["samples"]) > num_samples:
@@ -157,8 +175,8 @@ def _reopen(folder: Path, partial: Path, settings: dict, num_samples: int) -> li
             )
         if len(found["samples"]) == num_samples:
             return found["samples"]
+        write_json(folder / SETTINGS, settings)
         folder.rename(partial)
-        write_json(partial / SETTINGS, settings)
         (partial / RECORDS).write_text("".join(json.dumps(record) + "\n" for record in found["samples"]))
         (partial / "pool.json").unlink()
         return found["samples"]
@@ -171,9 +189,17 @@ def _reopen(folder: Path, partial: Path, settings: dict, num_samples: int) -> li
             )
         whole = (partial / "pool.json").is_file()  # stopped between the last record and the rename
         records = json.loads((partial / "pool.json").read_text())["samples"] if whole else _read_records(partial)
+        if len(records) > num_samples:
+            raise InputError(
+                f"{partial} is an interrupted pool of {len(records)} samples already",
+                f"at least as many (num_samples is {num_samples})",
+                "give a larger --num_samples, or remove it",
+            )
         (partial / RECORDS).write_text("".join(json.dumps(record) + "\n" for record in records))
         (partial / "pool.json").unlink(missing_ok=True)
         return records
+    if partial.exists():
+        raise InputError(f"{partial}, which is no pool", "a name that is free", "choose another folder, or remove it")
     for name in ("images", "labels"):
         (partial / name).mkdir(parents=True, exist_ok=True)
     write_json(partial / SETTINGS, settings)
@@ -208,7 +234,7 @@ def _store(
             folder / "images" / f"{name}_{channel:04d}.nii.gz",
         )
     _save(np.ascontiguousarray(volume.T, np.uint8), affine, folder / "labels" / f"{name}.nii.gz")
-    foreground = description.to_channels(label).any(axis=0)
+    foreground = np.asarray(description.to_channels(label).any(axis=0))
     return {
         "id": name,
         **drawn,

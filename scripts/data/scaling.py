@@ -59,7 +59,7 @@ class Scaling:
         low, high = np.array(self.low).reshape(shape), np.array(self.high).reshape(shape)
         if not self.masked:
             return (low + (high - low) * scaled).astype(np.float32), np.ones(scaled.shape[1:], bool)
-        inside = (scaled > MASK_MARGIN / 2).any(axis=0)
+        inside = np.asarray((scaled > MASK_MARGIN / 2).any(axis=0))
         tissue = np.clip((scaled - MASK_MARGIN) / (1 - MASK_MARGIN), 0, 1)
         return np.where(inside, low + (high - low) * tissue, 0).astype(np.float32), inside
 

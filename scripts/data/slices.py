@@ -107,7 +107,8 @@ def _cut(case: Case, cases: Cases, scaling: Scaling, geometry: SliceGeometry) ->
     grid = geometry.to_grid(np.ascontiguousarray(joint), fill).clamp(0, 1)
     grid[:, description.num_image_channels :] = (grid[:, description.num_image_channels :] >= 0.5).float()
     ignored = case.label == (-1 if description.ignore_label is None else description.ignore_label)
-    with_mask, without = [], []
+    with_mask: list[dict] = []
+    without: list[dict] = []
     for index in range(len(grid)):
         if ignored[index].any():
             continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,7 +49,7 @@ class LatentSampler:
 
     def __init__(
         self,
-        network: nn.Module,
+        network: Any,
         checkpoint: str | Path,
         provenance: str | Path,
         device: torch.device | str = "cpu",
@@ -81,17 +82,17 @@ class LatentSampler:
             `image` float32 `(batch, channel, height, width)` in the pool's space, `label` uint8
             `(batch, height, width)`, and `record`, a list of `{"seed": candidate, "condition", "scores"}`.
         """
-        if condition is not None:
-            raise InputError(f"condition {condition}", "none: this generator is unconditional", "leave it out")
+        self.check(condition)
         made, candidate = 0, start
         while made < num_samples:
             candidates = range(candidate, candidate + min(batch_size, num_samples - made))
             candidate = candidates.stop
             images, labels = self._decode(candidates, seed)
             kept = np.flatnonzero((labels > 0).sum(axis=(1, 2)) >= self.min_foreground)
-            if made + len(kept) == 0 and candidate - start >= MAX_CANDIDATES_PER_SAMPLE * max(8, batch_size):
+            if candidate - start >= MAX_CANDIDATES_PER_SAMPLE * max(16, made + len(kept)):
                 raise InputError(
-                    f"{candidate - start} candidates, none with {self.min_foreground} pixels of foreground",
+                    f"{candidate - start} candidates, {made + len(kept)} of them with {self.min_foreground} pixels of "
+                    "foreground",
                     "a generator that makes masks",
                     "train longer, or lower --min_foreground",
                 )
@@ -103,12 +104,17 @@ class LatentSampler:
                     "record": [{"seed": candidates[i], "condition": None, "scores": {}} for i in kept],
                 }
 
+    def check(self, condition: dict | None) -> None:
+        """Raise `InputError` for a condition that this family cannot follow."""
+        if condition is not None:
+            raise InputError(f"condition {condition}", "none: this generator is unconditional", "leave it out")
+
     @torch.inference_mode()
     def _decode(self, candidates: range, seed: int) -> tuple[np.ndarray, np.ndarray]:
         noise = torch.stack([latent_noise(self.network.latent_shape, seed, index) for index in candidates])
         # One sample a pass: kernels round differently for different batch sizes, and the pool must not.
-        joint = torch.cat([self.network(sample[None].to(self.device)).float().cpu() for sample in noise])
-        joint = self.geometry.from_grid(joint).clamp(0, 1).numpy()
+        decoded = torch.cat([self.network(sample[None].to(self.device)).float().cpu() for sample in noise])
+        joint = self.geometry.from_grid(decoded).clamp(0, 1).numpy()
         channels = self.description.num_image_channels
         images, labels = [], []
         for sample in joint:

@@ -14,7 +14,7 @@ import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import Checkpoint
 
-from scripts.data.files import json_sha256, write_json
+from scripts.data.files import file_sha256, json_sha256, write_json
 from scripts.data.provenance import build_provenance, write_provenance
 from scripts.data.slices import SliceSet
 from scripts.errors import InputError
@@ -189,14 +189,19 @@ class Checkpoints:
         ckpt_dir: folder for `checkpoint.pt` and `model.pt`.
         save_dict: name -> object with `state_dict`, or None; must hold `network`. The trainer is added.
         interval: epochs between checkpoints.
+        device: where the training runs.
     """
 
-    def __init__(self, ckpt_dir: str | Path, save_dict: dict[str, Any], interval: int = 1):
-        self.ckpt_dir, self.interval = Path(ckpt_dir), interval
+    def __init__(
+        self, ckpt_dir: str | Path, save_dict: dict[str, Any], interval: int = 1, device: torch.device | str = "cpu"
+    ):
+        self.ckpt_dir, self.interval, self.device = Path(ckpt_dir), interval, device
         self.save_dict = {name: value for name, value in save_dict.items() if value is not None}
 
+        self.resumed_at: int | None = None
+
     def attach(self, engine: Engine) -> None:
-        """Act at the start, every `interval` epochs and at the end; attach it before all other handlers."""
+        """Act at the start, every `interval` epochs and at the end; attach it before the handlers that write."""
         engine.add_event_handler(Events.STARTED, self._resume)
         engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self._save)
         engine.add_event_handler(Events.COMPLETED, self._finish)
@@ -205,10 +210,24 @@ class Checkpoints:
         path = self.ckpt_dir / CHECKPOINT
         if not path.is_file():
             return
-        state = torch.load(path, map_location=engine.state.device, weights_only=True)
         max_epochs = engine.state.max_epochs  # may have grown since
-        Checkpoint.load_objects({**self.save_dict, "trainer": engine}, state)
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+            Checkpoint.load_objects({**self.save_dict, "trainer": engine}, state)
+        except Exception as error:  # what loading raises on a foreign file is anyone's guess
+            raise InputError(
+                f"{path} cannot be resumed ({type(error).__name__}: {str(error)[:200]})",
+                "the checkpoint of a training with the same settings",
+                "give another --bundle_root, or remove the folder to start anew",
+            ) from error
+        if engine.state.epoch > (max_epochs or 0):
+            raise InputError(
+                f"max_epochs {max_epochs}, after {engine.state.epoch} epochs of training",
+                f"at least {engine.state.epoch}",
+                "give a larger --max_epochs, or another --bundle_root",
+            )
         engine.state.max_epochs = max_epochs
+        self.resumed_at = engine.state.iteration
         logger.info("going on after epoch %d of %s", engine.state.epoch, path)
 
     def _save(self, engine: Engine) -> None:
@@ -216,6 +235,8 @@ class Checkpoints:
         self._write(CHECKPOINT, {name: value.state_dict() for name, value in objects.items()})
 
     def _finish(self, engine: Engine) -> None:
+        if engine.state.iteration == self.resumed_at and (self.ckpt_dir / "provenance.json").is_file():
+            return  # nothing was trained: what is there stays as it is
         self._save(engine)
         self._write(MODEL, self.save_dict["network"].state_dict())
 
@@ -261,11 +282,17 @@ class TrainingRecord:
     ):
         self.slices, self.ckpt_dir, self.bundle, self.seed = slices, Path(ckpt_dir), bundle, seed
         self.network, self.settings = network, settings
+        self.notes: dict[str, Any] = {}
 
     def attach(self, engine: Engine) -> None:
         """Act at the start and at the end; attach it after the handler that saves `model.pt`."""
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.COMPLETED, self._finish)
+
+    def noting(self, **notes: Any) -> TrainingRecord:
+        """Add facts that are known only after the checks, such as the name of the feature extractor."""
+        self.notes |= notes
+        return self
 
     def check_resume(self) -> None:
         """Compare with the settings of the checkpoint that would be resumed.
@@ -301,6 +328,9 @@ class TrainingRecord:
         write_json(self.ckpt_dir / "training.json", self._fingerprint())
 
     def _finish(self, engine: Engine) -> None:
-        training = {**self.settings, "iterations": engine.state.iteration, "epochs": engine.state.epoch}
+        path = self.ckpt_dir / "provenance.json"
+        if path.is_file() and json.loads(path.read_text())["weights_sha256"] == file_sha256(self.ckpt_dir / MODEL):
+            return  # nothing was trained since: keep the record of what made it
+        training = {**self.settings, **self.notes, "iterations": engine.state.iteration, "epochs": engine.state.epoch}
         provenance = build_provenance(self.slices, self.bundle, self.seed, self.network, training)
-        write_provenance(self.ckpt_dir / "provenance.json", provenance, self.ckpt_dir / MODEL)
+        write_provenance(path, provenance, self.ckpt_dir / MODEL)

@@ -148,6 +148,8 @@ class HVAEUpdate:
         self._check_finite({"discriminator": loss}, step)
         self.discriminator_optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.discriminator.parameters(), float("inf"))
+        self._check_finite({"discriminator gradient": norm}, step)
         self.discriminator_optimizer.step()
         return loss
 
@@ -157,8 +159,9 @@ class HVAEUpdate:
         if broken:
             values = ", ".join(f"{name} {float(value.detach()):.4g}" for name, value in named.items())
             raise TrainingDiverged(
-                f"step {step}: {', '.join(broken)} is not finite ({values}). The last checkpoint is intact; "
-                "lower the learning rate or the step size, or set gradient_clip, and go on from it."
+                f"step {step}: {', '.join(broken)} is not finite ({values}). Nothing was saved of this epoch. "
+                "Train anew, in another bundle_root, with a lower learning_rate or initial_step_size, or with "
+                "gradient_clip."
             )
 
 

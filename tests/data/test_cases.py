@@ -10,6 +10,7 @@ import pytest
 from scripts.data.cases import open_cases
 from scripts.data.description import read_description
 from scripts.data.folds import five_folds
+from scripts.data.scaling import Scaling
 from scripts.errors import InputError
 
 from .toy import toy_case, write_preprocessed, write_raw
@@ -97,10 +98,33 @@ def test_labels_become_channels_and_come_back(raw):
     assert description.num_channels == 3
 
 
+def test_background_of_an_unmasked_space_is_kept(tmp_path):
+    """nnU-Net marks the outside with -1 in every data set; without a masked normalisation its voxels are data."""
+    folder = write_preprocessed(tmp_path / "Dataset901_Toy", masked=True)
+    plans = json.loads((folder / "nnUNetPlans.json").read_text())
+    plans["configurations"]["2d"]["use_mask_for_norm"] = [False]
+    (folder / "nnUNetPlans.json").write_text(json.dumps(plans))
+    case = open_cases(folder).load("toy_000")
+    assert case.inside.all() and case.label.min() == 0
+    scaling = Scaling.fit([case], per_case=False, masked=False)
+    assert np.allclose(scaling.invert(scaling.apply(case))[0][:, :, :3], 0, atol=1e-4)
+
+
+@pytest.mark.parametrize("splits", ["[", '[{"train": [], "val": []}]', '[{"train": ["toy_000"], "val": ["toy_000"]}]',
+                                    '[{"train": ["toy_000"], "val": ["other"]}]'])  # fmt: skip
+def test_split_that_cannot_be_used(tmp_path, splits):
+    folder = write_preprocessed(tmp_path / "Dataset901_Toy")
+    (folder / "splits_final.json").write_text(splits)
+    with pytest.raises(InputError, match="splits_final"):
+        open_cases(folder)
+    assert open_cases(folder, fold="all").fold.val == []
+
+
 @pytest.mark.parametrize("fold", [5, -1, "some"])
 def test_fold_that_does_not_exist(raw, fold):
     with pytest.raises(InputError, match="fold"):
         open_cases(raw, fold=fold)
+    assert not (raw / "splits_final.json").exists()
 
 
 def damage_missing_label(raw):
@@ -135,6 +159,26 @@ def damage_unknown_label(raw):
     overwrite(raw / "labelsTr/toy_003.nii.gz", array)
 
 
+def damage_one_empty_channel(raw):
+    for case in range(6):
+        path = raw / f"imagesTr/toy_{case:03d}_0001.nii.gz"
+        image = nib.load(raw / f"imagesTr/toy_{case:03d}_0000.nii.gz")
+        array = np.asarray(image.dataobj) * (case != 3)
+        nib.save(nib.Nifti1Image(array.astype(np.float32), image.affine), path)
+    description = json.loads((raw / "dataset.json").read_text())
+    (raw / "dataset.json").write_text(json.dumps({**description, "channel_names": {"0": "a", "1": "b"}}))
+
+
+def damage_fractional_label(raw):
+    array = np.asarray(nib.load(raw / "labelsTr/toy_003.nii.gz").dataobj, np.float32)
+    overwrite(raw / "labelsTr/toy_003.nii.gz", np.where(array == 2, 1.9, array).astype(np.float32))
+
+
+def damage_spacing_of_one_case(raw):
+    for name in ("imagesTr/toy_003_0000", "labelsTr/toy_003"):
+        overwrite(raw / f"{name}.nii.gz", affine=np.diag([1.0, 3.0, 4.0, 1.0]))
+
+
 def damage_unreadable(raw):
     (raw / "imagesTr/toy_003_0000.nii.gz").write_bytes(b"no image")
 
@@ -150,6 +194,9 @@ def damage_unreadable(raw):
         (damage_nan, "NaN"),
         (damage_empty, "empty"),
         (damage_unknown_label, r"\[7\]"),
+        (damage_one_empty_channel, "toy_003, channel 1 is empty"),
+        (damage_fractional_label, "no integers"),
+        (damage_spacing_of_one_case, r"case toy_003 .*spacing"),
         (damage_unreadable, "cannot be read"),
     ],
 )
@@ -168,6 +215,14 @@ def test_damaged_preprocessed_data(tmp_path):
         open_cases(folder, configuration="3d_fullres")
     with pytest.raises(InputError, match="Other"):
         open_cases(folder, plans="Other")
+    good = (folder / "nnUNetPlans_2d/toy_003_seg.b2nd").read_bytes()
+    (folder / "nnUNetPlans_2d/toy_003_seg.b2nd").write_bytes(good[:40])
+    with pytest.raises(InputError, match="toy_003.*cannot be read"):
+        open_cases(folder).load("toy_003")
+    for name in ("toy_003.b2nd", "toy_003_seg.b2nd", "toy_003.pkl"):
+        (folder / "nnUNetPlans_2d" / name).unlink()
+    with pytest.raises(InputError, match="5 preprocessed cases"):  # preprocessing was interrupted
+        open_cases(folder)
     (folder / "nnUNetPlans_2d").rename(folder / "elsewhere")
     with pytest.raises(InputError, match="nnUNetv2_plan_and_preprocess -d 901"):
         open_cases(folder)
@@ -178,9 +233,19 @@ def test_damaged_preprocessed_data(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"labels": {"background": 0}}, {"labels": {"tumour": 1}}, {"labels": {"background": 0, "a": [1, 2]}}]
+    "changes",
+    [
+        {"labels": {"background": 0}},
+        {"labels": {"tumour": 1}},
+        {"labels": {"background": 0, "a": [1, 2]}},
+        {"labels": {"background": 0, "a": "1"}},
+        {"labels": {"background": 0, "a": 300}},
+        {"labels": [0, 1]},
+        {"channel_names": {}},
+        {"channel_names": {"1": "a"}},
+    ],
 )
 def test_labels_that_cannot_be_used(tmp_path, changes):
     folder = write_raw(tmp_path / "Dataset901_Toy", **changes)
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match=r"dataset\.json"):
         open_cases(folder)

@@ -83,7 +83,7 @@ def test_interrupted_pool_is_refused_and_the_same_command_finishes_it(sampler, t
             yield batch
 
     stopping = type("Stopping", (), {"__call__": staticmethod(cut), **{
-        name: getattr(sampler, name) for name in ("provenance", "description", "settings", "dimension")
+        name: getattr(sampler, name) for name in ("provenance", "description", "settings", "dimension", "check")
     }})()  # fmt: skip
     with pytest.raises(Stop):
         write_pool(stopping, folder, 6, batch_size=2, progress=False)
@@ -158,13 +158,34 @@ def test_settings_out_of_range_write_nothing(sampler, tmp_path):
             write_pool(sampler, tmp_path / "pool", **wrong)
     with pytest.raises(InputError, match="unconditional"):
         write_pool(sampler, tmp_path / "pool", 2, condition={"volume": 1}, progress=False)
-    assert not (tmp_path / "pool").exists()
+    assert not (tmp_path / "pool").exists() and not partial_dir(tmp_path / "pool").exists()
 
 
 def test_generator_that_makes_no_mask_is_stopped(tmp_path):
     sampler = LatentSampler(**{**make_generator(tmp_path / "g"), "min_foreground": 10**6})
-    with pytest.raises(InputError, match="none with 1000000 pixels"):
+    with pytest.raises(InputError, match="0 of them with 1000000 pixels"):
         write_pool(sampler, tmp_path / "pool", 2, progress=False)
+    assert not partial_dir(tmp_path / "pool").exists()  # so that another min_foreground can be tried
+
+
+def test_stop_around_the_rename_is_mended(sampler, tmp_path):
+    """Between the rename and the last clean-up, and between the last record and the rename."""
+    straight = contents(write_pool(sampler, tmp_path / "straight", 4, progress=False))
+    folder = write_pool(sampler, tmp_path / "pool", 4, progress=False)
+    settings = json.dumps(
+        {k: v for k, v in read_pool(folder)["sampling"].items() if k not in ("num_samples", "candidates")}
+    )
+    (folder / "settings.json").write_text(settings)
+    write_pool(sampler, folder, 4, progress=False)
+    assert contents(folder) == straight
+    (folder / "settings.json").write_text(settings)
+    folder.rename(partial_dir(folder))
+    with pytest.raises(InputError, match="4 samples already"):
+        write_pool(sampler, folder, 3, progress=False)
+    with pytest.raises(InputError, match="other settings"):
+        write_pool(sampler, folder, 4, seed=1, progress=False)
+    write_pool(sampler, folder, 4, progress=False)
+    assert contents(folder) == straight
 
 
 def test_other_formats_are_refused(sampler, tmp_path):
