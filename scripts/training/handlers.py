@@ -148,8 +148,13 @@ class SampleGrid:
     @torch.no_grad()
     def __call__(self, engine: Engine) -> None:
         """Draw the picture; the noise is the same at every epoch, so that progress can be seen."""
-        from scripts.report.sheets import sample_sheet
+        from torch.utils.tensorboard import SummaryWriter
+
+        from scripts.report.figures import save_png
+        from scripts.report.sheets import draw_sheet
         from scripts.sampling.latent import latent_noise
+
+        description = self.slices.cases.description
 
         count = 8
         foreground = [item for item in self.slices.training if item["image"][self.slices.num_image_channels :].any()]
@@ -164,13 +169,15 @@ class SampleGrid:
             (name, x[:, : self.slices.num_image_channels].numpy(), self._labels(x))
             for name, x in (("real (training)", real), ("reconstruction", reconstructed), ("sample", sampled))
         ]
-        sample_sheet(
+        figure = draw_sheet(
             rows,
-            self.path,
+            description.painted,
+            channel_names=list(description.channel_names.values()),
             title=f"epoch {engine.state.epoch}",
-            labels=self.slices.cases.description.painted,
-            channel_names=list(self.slices.cases.description.channel_names.values()),
         )
+        save_png(figure, self.path)
+        with SummaryWriter(str(self.path.parent / "tensorboard")) as writer:
+            writer.add_figure("samples", figure, engine.state.iteration)
 
     def _labels(self, joint: torch.Tensor):
         import numpy as np

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from monai.bundle import ConfigParser
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from scripts.data.pool import read_pool
 from scripts.errors import InputError
@@ -95,6 +96,20 @@ def test_overlays_hold_only_what_differs(name):
     assert set(repeated) <= {"bundle_root", "seed", "batch_size"}
 
 
+def test_the_two_bundles_differ_only_in_the_regularisation():
+    """They must each be whole, so what they share stands in both; here it is held together."""
+    ours, plain = (bundle(name) / "configs" for name in ("dhvae", "hvae"))
+    assert (ours / "inference.json").read_text() == (plain / "inference.json").read_text()
+    ours, plain = (json.loads((folder / "train.json").read_text()) for folder in (ours, plain))
+    different = {key for key in {*ours, *plain} if ours.get(key, "absent") != plain.get(key, "absent")}
+    assert different == {
+        "beta", "feature_weights", "feature_reduction", "feature_steps", "feature_extractor", "feature_loss",
+        "discriminator", "discriminator_optimizer", "discriminator_start", "discriminator_weight", "fakes",
+        "record", "train",
+    }  # fmt: skip
+    assert {key for key in ours["train"] if ours["train"][key] != plain["train"][key]} == {"update", "handlers"}
+
+
 def test_paper_preset_has_the_size_of_the_paper(tmp_path, monkeypatch):
     monkeypatch.chdir(bundle("dhvae"))
     parser = ConfigParser()
@@ -122,7 +137,9 @@ def test_train_then_sample(name, overlay, dataset, tmp_path):
     assert len(rows) == 3 and rows[0].startswith("epoch,iteration,seconds,loss")
     assert ("discriminator" in rows[0]) == (name == "dhvae" and overlay != "hvae_perc")
     assert ("feature" in rows[0]) == (name == "dhvae" and overlay != "hvae_disc")
-    assert (models / "samples.png").is_file() and list((models / "tensorboard").iterdir())
+    assert (models / "samples.png").is_file()
+    board = EventAccumulator(str(models / "tensorboard")).Reload().Tags()
+    assert {"train/loss", "train/neg_elbo", "val_neg_elbo"} <= set(board["scalars"]) and board["images"] == ["samples"]
     run(name, "inference", tmp_path, overlay, num_samples=3, min_foreground=0, **more)
     assert len(read_pool(tmp_path / "pool")["samples"]) == 3
     assert (tmp_path / "pool/samples.png").is_file()
@@ -150,9 +167,9 @@ def test_resumed_training_is_the_uninterrupted_one(dataset, tmp_path):
 
 @pytest.mark.slow
 def test_killed_training_goes_on(dataset, tmp_path):
-    """SIGKILL at any time leaves a whole checkpoint or none."""
+    """SIGKILL in an epoch leaves a whole checkpoint; the same command ends where an uninterrupted one ends."""
     files = "['configs/train.json']"
-    settings = {"bundle_root": tmp_path, "dataset_dir": dataset, "max_epochs": 500, **TINY}
+    settings = {"bundle_root": tmp_path, "dataset_dir": dataset, "max_epochs": 40, **TINY}
     words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
     process = subprocess.Popen([sys.executable, "-m", "monai.bundle", "run", "--config_file", files, *words],
                                cwd=bundle("hvae"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
@@ -163,10 +180,22 @@ def test_killed_training_goes_on(dataset, tmp_path):
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    epoch = torch.load(checkpoint, weights_only=True)["trainer"]["iteration"]
-    assert epoch > 0 and not (tmp_path / "models/model.pt").exists()
+    assert torch.load(checkpoint, weights_only=True)["trainer"]["iteration"] > 0
+    assert not (tmp_path / "models/model.pt").exists()
     inference = run("hvae", "inference", tmp_path, check=False)
     assert inference.returncode != 0 and "no trained generator" in inference.stderr
+    assert not (tmp_path / "pool").exists() and not (tmp_path / "pool.partial").exists()
+    run("hvae", "train", tmp_path, dataset_dir=dataset, max_epochs=40)
+    run("hvae", "train", tmp_path / "straight", dataset_dir=dataset, max_epochs=40)
+    a, b = (torch.load(folder / "models/model.pt", weights_only=True) for folder in (tmp_path, tmp_path / "straight"))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    before = (tmp_path / "models/provenance.json").read_bytes()
+    run("hvae", "train", tmp_path, dataset_dir=dataset, max_epochs=40)  # finished: nothing is done
+    assert (tmp_path / "models/provenance.json").read_bytes() == before
+    fewer = run("hvae", "train", tmp_path, dataset_dir=dataset, max_epochs=3, check=False)
+    assert fewer.returncode != 0 and "at least 40" in fewer.stderr
+    other = run("hvae", "inference", tmp_path, check=False, channels=[8, 8])
+    assert other.returncode != 0 and "another architecture" in other.stderr and "Traceback" not in other.stderr
     assert not (tmp_path / "pool").exists() and not (tmp_path / "pool.partial").exists()
 
 
@@ -194,5 +223,9 @@ def test_unknown_overrides_name_the_nearest(monkeypatch):
     refuse_unknown_overrides(["unrelated", "--thing", "1"])
     with pytest.raises(InputError, match="did you mean --num_samples"):
         refuse_unknown_overrides([*start, "--num_sample", "3"])
+    with pytest.raises(InputError, match="did you mean --sampler#device"):
+        refuse_unknown_overrides([*start, "--sampler#devise", "cpu"])
+    with pytest.raises(InputError, match="drops without a word"):
+        refuse_unknown_overrides([*start, "--condition", "None"])
     with pytest.raises(InputError, match="did you mean --seed"):
         refuse_unknown_overrides(["run", "--config_file=configs/inference.json", "--sed=3"])
