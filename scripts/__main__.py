@@ -73,9 +73,9 @@ def run(
         full_plans: Train nnU-Net's own network instead of a small one for CPUs.
         seed: The seed of the generator, the pool and the draws.
     """
-    from scripts.pipeline import ChainSettings, run_chain
+    from scripts.chain.pipeline import ChainSettings, run_chain
 
-    lists = {"overlays": ([] if overlays is None else overlays), "seeds": ([0] if seeds is None else seeds)}
+    lists: dict[str, Any] = {"overlays": ([] if overlays is None else overlays), "seeds": ([0] if seeds is None else seeds)}
     for name, value in lists.items():
         if not isinstance(value, (list, tuple)):
             raise InputError(f"--{name} {value!r}", "a list", f"write --{name} '[{value!r}]'")
@@ -95,9 +95,9 @@ def demo(output_dir: str = "synthaug_demo", seed: int = 0) -> Path:
         output_dir: The working folder; the same command again goes on where it stopped.
         seed: The seed of everything.
     """
+    from scripts.chain.pipeline import ChainSettings, run_chain
     from scripts.data.cases import PHANTOM_NAME
     from scripts.data.phantom import write_phantom
-    from scripts.pipeline import ChainSettings, run_chain
 
     dataset_dir = Path(output_dir) / PHANTOM_NAME
     if not dataset_dir.exists():
@@ -116,7 +116,7 @@ def bundle_path(name: str) -> Path:
     Args:
         name: dhvae or hvae.
     """
-    from scripts.bundle_files import bundle_dir
+    from scripts.chain.bundle_files import bundle_dir
 
     return bundle_dir(name)
 

@@ -17,7 +17,7 @@ from ignite.handlers import Checkpoint
 from scripts.data.files import file_sha256, json_sha256, write_json
 from scripts.data.provenance import build_provenance, write_provenance
 from scripts.data.slices import SliceSet
-from scripts.errors import InputError
+from scripts.errors import InputError, refuse_changes
 
 logger = logging.getLogger(__name__)
 
@@ -310,15 +310,13 @@ class TrainingRecord:
         path = self.ckpt_dir / "training.json"
         if not path.is_file() or not (self.ckpt_dir / CHECKPOINT).is_file():
             return
-        before, now = json.loads(path.read_text()), self._fingerprint()
-        different = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
-        if different:
-            raise InputError(
-                f"{self.ckpt_dir} holds a training with other settings: "
-                + ", ".join(f"{key} {before.get(key)} (now {now.get(key)})" for key in different),
-                "the same settings (max_epochs may grow), to go on with it",
-                "give another --bundle_root or --ckpt_dir, or remove the folder to start anew",
-            )
+        refuse_changes(
+            json.loads(path.read_text()),
+            self._fingerprint(),
+            f"{self.ckpt_dir} holds a training",
+            "the same settings (max_epochs may grow), to go on with it",
+            "give another --bundle_root, or remove the folder to start anew",
+        )
 
     def _fingerprint(self) -> dict:
         return json.loads(json.dumps({

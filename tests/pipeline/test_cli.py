@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from scripts import pipeline
-from scripts.chain_record import read_dice
+from scripts.chain import pipeline
+from scripts.chain.pipeline import ChainSettings, run_chain
+from scripts.chain.record import read_dice
 from scripts.data.description import read_description
 from scripts.errors import InputError
-from scripts.pipeline import ChainSettings, run_chain
 
 from ..data.toy import write_raw
 

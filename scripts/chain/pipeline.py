@@ -18,14 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.bundle_files import bundle_dir
-from scripts.chain_record import FinishedRun, chain_record, choose_device, device_words
+from scripts.chain.bundle_files import bundle_dir
+from scripts.chain.record import FinishedRun, chain_record, choose_device, device_words
+from scripts.chain.stages import Environment, count_fraction, follow, pattern_fraction
 from scripts.data.cases import open_cases
 from scripts.data.description import DatasetDescription, read_description
 from scripts.data.files import file_sha256, write_json
 from scripts.data.folds import NUM_FOLDS
-from scripts.errors import InputError
-from scripts.stages import Environment, count_fraction, follow, pattern_fraction
+from scripts.errors import InputError, refuse_changes
 
 CPU_PLANS = "nnUNetPlansCPU"
 TRAINER = "nnUNetTrainerSynthAug"
@@ -424,15 +424,13 @@ def _same_settings(output_dir: Path, dataset_dir: Path, settings: ChainSettings)
     path = output_dir / "settings.json"
     now = json.loads(json.dumps({"dataset_dir": str(dataset_dir), **vars(settings)}))
     if path.is_file():
-        before = json.loads(path.read_text())
-        different = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
-        if different:
-            raise InputError(
-                f"{output_dir} holds a run with other settings: "
-                + ", ".join(f"{key} {before.get(key)} (now {now.get(key)})" for key in different),
-                "the same settings, to go on with it",
-                "give another --output_dir, or remove the folder",
-            )
+        refuse_changes(
+            json.loads(path.read_text()),
+            now,
+            f"{output_dir} holds a run",
+            "the same settings, to go on with it",
+            "give another --output_dir, or remove the folder",
+        )
     elif output_dir.is_dir() and any(output_dir.iterdir()):
         raise InputError(
             f"{output_dir} is not empty and holds no run",

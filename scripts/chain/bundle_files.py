@@ -13,7 +13,7 @@ def bundle_dir(name: str) -> Path:
     Raises:
         InputError: there is none of this name.
     """
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     for root in (package.parent / "bundles", package / "bundles"):
         if (root / name / "configs").is_dir():
             return root / name
