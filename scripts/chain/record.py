@@ -67,7 +67,7 @@ def chain_record(
         },
         "generator": {
             "bundle": f"{provenance['bundle']['name']} {provenance['bundle']['version']}",
-            "settings": {**provenance["network"], **provenance["training"]},
+            "settings": {"seed": provenance["seed"], **provenance["network"], **provenance["training"]},
             "parameters": _num_parameters(models / "model.pt"),
             "feature_extractor": provenance["training"].get("feature_extractor"),
             "losses_file": str(models / "losses.csv"),

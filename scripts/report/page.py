@@ -13,7 +13,8 @@ optional may be left out, and its section goes too. Paths are absolute or relati
     limits          [str]: what the reader must know before believing it, e.g. that the data are a phantom
     dataset         {"name", "channel_names", "labels", "training_cases": n, "test_cases": n, "fold", ...}
     generator       {"bundle", "settings": {...}, "parameters": n, "feature_extractor": name,
-                     "losses_file": CSV or JSONL with a column "iteration"; the other columns are losses, ...}
+                     "losses_file": CSV or JSONL with a column "iteration"; "epoch" and "seconds" are not
+                     drawn, the other columns are losses, ...}
     pool            {"samples": n, "kept": n, "dropped": n, "seed", ...}
     segmentation    {"settings": {...}, "arms": {name: {"share": 0 ... 1, "steps": iterations (optional),
                      "runs": [{"seed", "dice": {case: {label: value or None}}, "log": path (optional),
@@ -233,6 +234,7 @@ def _loss_section(record: Mapping[str, Any], folder: Path) -> list[str]:
     generator, parts = record.get("generator", {}), []
     if "losses_file" in generator:
         series = read_series(_file(generator["losses_file"], folder, "generator.losses_file"))
+        series = {name: values for name, values in series.items() if name not in ("epoch", "seconds")}
         seed = generator.get("settings", {}).get("seed", generator.get("seed", "not recorded"))
         caption = (
             f"{generator.get('bundle', 'Generator')} on {record['dataset']['name']}, "
