@@ -24,6 +24,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from scripts.data.provenance import code_revision
 from scripts.losses.hvae import hvae_objective  # noqa: E402
 from scripts.networks.hvae import HVAE  # noqa: E402
 
@@ -164,6 +165,7 @@ def main() -> None:
     report = {
         "command": " ".join(["python", "benchmarks/hvae_step.py", *sys.argv[1:]]),
         "device": {"cpu": cpu_model(), "flags": cpu_flags(), "threads": torch.get_num_threads()},
+        "commit": code_revision(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "data": "uniform random numbers in [0, 1], seed 0",
         "settings": {

@@ -75,7 +75,10 @@ def run(
     """
     from scripts.chain.pipeline import ChainSettings, run_chain
 
-    lists: dict[str, Any] = {"overlays": ([] if overlays is None else overlays), "seeds": ([0] if seeds is None else seeds)}
+    lists: dict[str, Any] = {
+        "overlays": ([] if overlays is None else overlays),
+        "seeds": ([0] if seeds is None else seeds),
+    }
     for name, value in lists.items():
         if not isinstance(value, (list, tuple)):
             raise InputError(f"--{name} {value!r}", "a list", f"write --{name} '[{value!r}]'")

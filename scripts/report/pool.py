@@ -63,7 +63,8 @@ def _real_row(cases: Cases, shape: tuple[int, ...], count: int) -> SheetRow:
             continue
         index = int(marked[np.argsort(areas[marked])[len(marked) // 2]])
         # Regions are drawn as nested labels; what a sample paints, the real integers paint as well.
-        images.append(_centre(case.image[:, index], shape, case.image.min(axis=(1, 2, 3))))
+        fill = np.zeros(len(case.image)) if cases.masked else case.image.min(axis=(1, 2, 3))
+        images.append(_centre(case.image[:, index], shape, fill))
         labels.append(_centre(case.label[None, index], shape, np.zeros(1))[0].astype(np.uint8))
         captions.append(f"{case_id}, slice {index}")
     return SheetRow("real (training cases)", np.stack(images), np.stack(labels), captions)
