@@ -24,7 +24,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from scripts.data.provenance import code_revision
+from scripts.data.provenance import code_revision  # noqa: E402
 from scripts.losses.hvae import hvae_objective  # noqa: E402
 from scripts.networks.hvae import HVAE  # noqa: E402
 
