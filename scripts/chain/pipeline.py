@@ -184,40 +184,43 @@ class _Chain:
     def _generator(self) -> None:
         s = self.settings
         self.models = self.out / "generator" / "models"
-        files = [f"configs/{name}" for name in ("train.json", *s.overlays)]
-        overrides = {
-            "bundle_root": str(self.out / "generator"),
-            "dataset_dir": str(self.preprocessed_set),
-            "fold": s.fold,
-            "seed": s.seed,
-            **dict(s.generator),
-        }
-        self._stage(
+        overrides = {"dataset_dir": str(self.preprocessed_set), "fold": s.fold, **dict(s.generator)}
+        self._run_bundle(
             f"train the generator ({s.bundle})",
-            [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(files), *_as_flags(overrides)],
+            "train.json",
+            overrides,
             done=self.models / "provenance.json",
+            progress=r"epoch (\d+)/(\d+):",
+        )
+
+    def _run_bundle(self, title: str, config: str, overrides: dict[str, Any], done: Path, progress: str) -> None:
+        """A stage that runs one config of the generator's bundle, with the overlays, in the bundle's folder."""
+        s = self.settings
+        files = [f"configs/{name}" for name in (config, *s.overlays)]
+        flags = _as_flags({"bundle_root": str(self.out / "generator"), "seed": s.seed, **overrides})
+        self._stage(
+            title,
+            [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(files), *flags],
+            done=done,
             cwd=bundle_dir(s.bundle),
-            fraction=pattern_fraction(r"epoch (\d+)/(\d+):"),
+            fraction=pattern_fraction(progress),
         )
 
     def _pool(self) -> None:
         s = self.settings
         self.pool = self.out / "pool"
-        files = [f"configs/{name}" for name in ("inference.json", *s.overlays)]
         known = json.loads((bundle_dir(s.bundle) / "configs" / "inference.json").read_text())
         overrides = {
-            "bundle_root": str(self.out / "generator"),
             "output_dir": str(self.pool),
             "num_samples": s.num_samples,
-            "seed": s.seed,
             **{key: value for key, value in s.generator if key in known},
         }
-        self._stage(
+        self._run_bundle(
             f"sample a pool of {s.num_samples} slices",
-            [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(files), *_as_flags(overrides)],
+            "inference.json",
+            overrides,
             done=self.pool / "samples.png",
-            cwd=bundle_dir(s.bundle),
-            fraction=pattern_fraction(r"(\d+)/(\d+) \["),
+            progress=r"(\d+)/(\d+) \[",
         )
         from scripts.report.pool import pool_sheet
 
