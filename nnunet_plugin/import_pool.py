@@ -242,7 +242,7 @@ def _check_pool(pool: Pool, dataset: PreprocessedDataset, plans: dict[str, Any],
     if pool.is_raw:
         _check_reader(plans)
     else:
-        check_space(pool.content["space"], plans, configuration)
+        check_space(pool.content["space"], pool.dimension, plans, configuration)
 
 
 def _check_reader(plans: dict[str, Any]) -> None:

@@ -133,10 +133,16 @@ def space_fields(plans: dict[str, Any], configuration: dict[str, Any]) -> dict[s
     }
 
 
-def check_space(space: dict[str, Any], plans: dict[str, Any], configuration: dict[str, Any]) -> None:
-    """Raise `InputError` when arrays of this pool space do not fit the configuration."""
+def check_space(space: dict[str, Any], dimension: int, plans: dict[str, Any], configuration: dict[str, Any]) -> None:
+    """Raise `InputError` when arrays of this pool space and dimension (2 or 3) do not fit the configuration.
+
+    Volumes of a 3D configuration serve 2d as well where both have the same spacing in plane and normalisation:
+    then a slice of such a volume is what 2d would have read, since 2d leaves the slice axis as it is.
+    """
     expected = space_fields(plans, configuration)
     got = {field: space.get(field) for field in SPACE_FIELDS}
+    if dimension == 3 and len(expected["spacing"]) == 2:
+        got["data_identifier"] = expected["data_identifier"]
     # 2d plans say nothing about the distance of slices.
     if isinstance(got["spacing"], list):
         got["spacing"] = got["spacing"][-len(expected["spacing"]) :]

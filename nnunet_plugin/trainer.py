@@ -94,7 +94,7 @@ class SynthAugMixin(nnUNetTrainer):
         check_leakage(record["cases"], train.identifiers, val.identifiers, self.fold)
         configuration = self.configuration_manager.configuration
         if record["space"]["kind"] != "raw":
-            check_space(record["space"], self.plans_manager.plans, configuration)
+            check_space(record["space"], record["dimension"], self.plans_manager.plans, configuration)
         if record["data_identifier"] != configuration["data_identifier"]:
             raise InputError(
                 f"the pool {settings.pool}, imported for {record['data_identifier']}",

@@ -103,6 +103,26 @@ def test_raw_volumes_go_through_the_preprocessor(make_pool, nnunet):
         assert np.array_equal(ours[2]["class_locations"][1], real[2]["class_locations"][1])
 
 
+def test_volumes_enter_2d_when_the_planes_are_the_same(make_pool, snapshot):
+    """nnU-Net resamples the slice axis in 3d_fullres alone, so only spacing in plane and normalisation must agree."""
+    pool = make_pool("volumes", configuration="3d_fullres", samples=2)
+    ours = {name: open_case(add_pool(pool, 901, 0, name, pool_name=name)["pool_folder"], "syn_000001")
+            for name in ("2d", "3d_fullres")}  # fmt: skip
+    assert np.array_equal(ours["2d"][0], ours["3d_fullres"][0]) and np.array_equal(ours["2d"][1], ours["3d_fullres"][1])
+    before = snapshot()
+    for edit in (
+        lambda content: content["space"].update(spacing=[3.0, 2.0, 2.0]),
+        lambda content: content["space"].update(normalization_schemes=["CTNormalization"]),
+    ):
+        other = make_pool(f"other_{edit.__code__.co_firstlineno}", configuration="3d_fullres", samples=1, edit=edit)
+        with pytest.raises(InputError, match="another space"):
+            add_pool(other, 901, 0, "2d")
+    assert snapshot() == before
+    slices = make_pool("slices", samples=2, edit=lambda content: content["space"].update(data_identifier="x_2d"))
+    with pytest.raises(InputError, match="data_identifier = "):
+        add_pool(slices, 901, 0, "2d")
+
+
 def test_again_changes_nothing_and_shares_use_one_copy(make_pool, snapshot, split):
     pool = make_pool()
     first = add_pool(pool, 901, 0)
