@@ -45,6 +45,7 @@ def run(
     bundle: str = "dhvae",
     overlays: list | None = None,
     generator: dict | None = None,
+    configuration: str = "2d",
     num_samples: int = 400,
     share: float = 0.5,
     fold: int = 0,
@@ -61,9 +62,10 @@ def run(
     Args:
         dataset_dir: A raw nnU-Net data set, DatasetNNN_NAME, with imagesTs and labelsTs.
         output_dir: The working folder.
-        bundle: The generator: dhvae or hvae.
+        bundle: The generator, such as dhvae or sbldm.
         overlays: Further config files of the bundle, such as paper.json.
         generator: Overrides of the bundle's train.json, such as {"max_epochs": 100}.
+        configuration: nnU-Net's: 2d, or 3d_fullres for a generator of volumes.
         num_samples: The size of the pool.
         share: The synthetic share of nnU-Net's training samples.
         fold: The fold that generator and nnU-Net train on.
@@ -85,7 +87,8 @@ def run(
     if not isinstance(generator or {}, dict):
         raise InputError(f"--generator {generator!r}", "settings", """write --generator '{"max_epochs": 100}'""")
     settings = ChainSettings(
-        bundle, tuple(lists["overlays"]), tuple(sorted((generator or {}).items())), num_samples, share, fold,
+        bundle, tuple(lists["overlays"]), tuple(sorted((generator or {}).items())), configuration,
+        num_samples, share, fold,
         tuple(lists["seeds"]), num_epochs, num_iterations_per_epoch, full_plans, seed,
     )  # fmt: skip
     return run_chain(dataset_dir, output_dir, settings, shlex.join(["synthaug", *sys.argv[1:]]))
@@ -117,7 +120,7 @@ def bundle_path(name: str) -> Path:
     """Print the folder of a bundle, to run it with `python -m monai.bundle run` from there.
 
     Args:
-        name: dhvae or hvae.
+        name: Such as dhvae.
     """
     from scripts.chain.bundle_files import bundle_dir
 

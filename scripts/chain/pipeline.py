@@ -29,6 +29,7 @@ from scripts.errors import InputError, refuse_changes
 
 CPU_PLANS = "nnUNetPlansCPU"
 TRAINER = "nnUNetTrainerSynthAug"
+CONFIGURATIONS = ["2d", "3d_fullres"]
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,10 @@ class ChainSettings:
     """What the chain does; the defaults are the CPU preset.
 
     Attributes:
-        bundle: generator, `dhvae` or `hvae`.
+        bundle: generator, such as `dhvae`.
         overlays: further config files of the bundle, such as `paper.json`.
         generator: overrides of the bundle's `train.json`.
+        configuration: of nnU-Net, `2d` or `3d_fullres` (for generators of volumes).
         num_samples: size of the pool.
         share: synthetic share of nnU-Net's training samples in the second arm.
         fold: fold that the generator and nnU-Net train on.
@@ -51,6 +53,7 @@ class ChainSettings:
     bundle: str = "dhvae"
     overlays: tuple[str, ...] = ()
     generator: tuple[tuple[str, Any], ...] = ()
+    configuration: str = "2d"
     num_samples: int = 400
     share: float = 0.5
     fold: int = 0
@@ -69,6 +72,7 @@ class ChainSettings:
         configs = bundle_dir(self.bundle) / "configs"
         known = set(json.loads((configs / "train.json").read_text()))
         checks = {
+            "configuration": (self.configuration, self.configuration in CONFIGURATIONS, f"one of {CONFIGURATIONS}"),
             "share": (self.share, isinstance(self.share, (int, float)) and 0 < self.share <= 1, "in (0, 1]"),
             "fold": (self.fold, self.fold in range(NUM_FOLDS), f"0 to {NUM_FOLDS - 1}"),
             "num_samples": (self.num_samples, _whole(self.num_samples, 1), "a whole number from 1"),
@@ -137,7 +141,7 @@ class _Chain:
         self.plans = "nnUNetPlans" if settings.full_plans else CPU_PLANS
         self.syn_plans = f"{self.plans}SynthAug"
         self.arms = [
-            Arm(name, f"2d_syn{100 * share:g}_seed{seed}", share, seed)
+            Arm(name, f"{settings.configuration}_syn{100 * share:g}_seed{seed}", share, seed)
             for seed in settings.seeds
             for name, share in (
                 ("real only", 0.0),
@@ -169,7 +173,8 @@ class _Chain:
         self._stage(
             "plan and preprocess the real cases (nnU-Net)",
             [sys.executable, "-c", "from nnunetv2.experiment_planning.plan_and_preprocess_entrypoints import "
-             "plan_and_preprocess_entry as run; run()", "-d", self.number, "-c", "2d", "-np", workers,
+             "plan_and_preprocess_entry as run; run()", "-d", self.number, "-c", self.settings.configuration,
+             "-np", workers,
              "--verify_dataset_integrity"],
             done=self.preprocessed_set / "preprocessed.done",
             then=(self.preprocessed_set / "preprocessed.done").touch,  # nnU-Net makes the folder before the first case
@@ -184,7 +189,12 @@ class _Chain:
     def _generator(self) -> None:
         s = self.settings
         self.models = self.out / "generator" / "models"
-        overrides = {"dataset_dir": str(self.preprocessed_set), "fold": s.fold, **dict(s.generator)}
+        overrides = {
+            "dataset_dir": str(self.preprocessed_set),
+            "configuration": s.configuration,
+            "fold": s.fold,
+            **dict(s.generator),
+        }
         self._run_bundle(
             f"train the generator ({s.bundle})",
             "train.json",
@@ -216,7 +226,7 @@ class _Chain:
             **{key: value for key, value in s.generator if key in known},
         }
         self._run_bundle(
-            f"sample a pool of {s.num_samples} slices",
+            f"sample a pool of {s.num_samples}",
             "inference.json",
             overrides,
             done=self.pool / "samples.png",
@@ -224,7 +234,7 @@ class _Chain:
         )
         from scripts.report.pool import pool_sheet
 
-        cases = open_cases(self.preprocessed_set, s.fold)
+        cases = open_cases(self.preprocessed_set, s.fold, configuration=s.configuration)
         self.sheet = pool_sheet(self.pool, cases, path=self.out / "samples.png")
 
     def _train(self, arm: Arm) -> None:
@@ -242,7 +252,7 @@ class _Chain:
 
         with self._environment():
             add_pool(
-                self.pool, self.number, s.fold, share=arm.share, plans=self.plans, plans_out=self.syn_plans,
+                self.pool, self.number, s.fold, s.configuration, arm.share, plans=self.plans, plans_out=self.syn_plans,
                 name=arm.configuration, seed=s.seed + arm.seed, training=training,
             )  # fmt: skip
         folder = self._results(arm)

@@ -50,8 +50,9 @@ def chain_record(
     limits = []
     if "Phantom" in description.name:
         limits.append("The data are a phantom: figures on it say that the chain works, not that the method helps.")
-    height, width = provenance["geometry"]["spatial_size"]
-    limits.append(f"The generator works on slices of {height} x {width} pixels.")
+    size = provenance["geometry"]["spatial_size"]
+    what, unit = ("slices", "pixels") if len(size) == 2 else ("volumes", "voxels")
+    limits.append(f"The generator works on {what} of {' x '.join(map(str, size))} {unit}.")
     return {
         "title": f"synthaug: {description.name}, real only against real + synthetic",
         "versions": package_versions(),

@@ -56,6 +56,7 @@ def test_bad_words_change_nothing(raw, tmp_path, words):
         ({"share": 0}, "share"),
         ({"fold": 7}, "fold"),
         ({"bundle": "gan"}, "bundle"),
+        ({"configuration": "3d"}, "3d_fullres"),
         ({"num_epochs": 0}, "num_epochs"),
         ({"seeds": ()}, "seeds"),
         ({"seeds": (0, 0)}, "seeds"),
