@@ -75,7 +75,8 @@ def run(
         full_plans: Train nnU-Net's own network instead of a small one for CPUs.
         seed: The seed of the generator, the pool and the draws.
     """
-    from scripts.chain.pipeline import ChainSettings, run_chain
+    from scripts.chain.pipeline import run_chain
+    from scripts.chain.settings import ChainSettings
 
     lists: dict[str, Any] = {
         "overlays": ([] if overlays is None else overlays),
@@ -101,7 +102,8 @@ def demo(output_dir: str = "synthaug_demo", seed: int = 0) -> Path:
         output_dir: The working folder; the same command again goes on where it stopped.
         seed: The seed of everything.
     """
-    from scripts.chain.pipeline import ChainSettings, run_chain
+    from scripts.chain.pipeline import run_chain
+    from scripts.chain.settings import ChainSettings
     from scripts.data.cases import PHANTOM_NAME
     from scripts.data.phantom import write_phantom
 
@@ -114,6 +116,45 @@ def demo(output_dir: str = "synthaug_demo", seed: int = 0) -> Path:
         generator=generator, num_samples=300, num_epochs=10, num_iterations_per_epoch=30, seed=seed
     )
     return run_chain(dataset_dir, Path(output_dir) / "run", settings, shlex.join(["synthaug", *sys.argv[1:]]))
+
+
+def convert(
+    format: str,
+    source_dir: str,
+    output_dir: str,
+    dataset_id: int | None = None,
+    name: str | None = None,
+    test_fraction: float | None = None,
+    test_cases: int | None = None,
+    seed: int = 0,
+    modalities: list | None = None,
+    target: str | None = None,
+    ct: bool | None = None,
+    crop: int | None = None,
+) -> Path:
+    """Convert BraTS, HECKTOR or a Medical Segmentation Decathlon task to an nnU-Net raw data set.
+
+    Everything is checked first; the same command after an interruption goes on. Returns the folder.
+
+    Args:
+        format: brats (2021, 2022, 2023 adult glioma), hecktor (2022) or msd.
+        source_dir: The folder as downloaded and unpacked.
+        output_dir: A folder to make, DatasetNNN_NAME, or the folder to make it in, such as $nnUNet_raw.
+        dataset_id: NNN, when output_dir does not say it.
+        name: NAME, when output_dir does not say it.
+        test_fraction: The share of patients to hold out as imagesTs and labelsTs.
+        test_cases: Their number instead.
+        seed: The seed of that draw.
+        modalities: brats: of t1, t1c, t2, flair, such as '["flair"]'; all by default.
+        target: brats: regions (default) or whole; hecktor: GTVp (default) or both.
+        ct: hecktor: CT as the second channel.
+        crop: hecktor: the side of the cube around the tumour in mm; 256 by default.
+    """
+    from scripts.data.converters import convert as convert_dataset
+
+    options: dict[str, Any] = {"modalities": modalities, "target": target, "ct": ct, "crop": crop}
+    given = {name: value for name, value in options.items() if value is not None}
+    return convert_dataset(format, source_dir, output_dir, dataset_id, name, test_fraction, test_cases, seed, **given)
 
 
 def bundle_path(name: str) -> Path:
@@ -132,6 +173,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "phantom": phantom,
     "run": run,
     "bundle-path": bundle_path,
+    "convert": convert,
     **PLUGIN_COMMANDS,
 }
 

@@ -20,84 +20,15 @@ from typing import Any
 
 from scripts.chain.bundle_files import bundle_dir
 from scripts.chain.record import FinishedRun, chain_record, choose_device, device_words
+from scripts.chain.settings import ChainSettings
 from scripts.chain.stages import Environment, count_fraction, follow, pattern_fraction
 from scripts.data.cases import open_cases
 from scripts.data.description import DatasetDescription, read_description
-from scripts.data.files import file_sha256, write_json
-from scripts.data.folds import NUM_FOLDS
+from scripts.data.files import file_sha256, write_json, write_text
 from scripts.errors import InputError, refuse_changes
 
 CPU_PLANS = "nnUNetPlansCPU"
 TRAINER = "nnUNetTrainerSynthAug"
-CONFIGURATIONS = ["2d", "3d_fullres"]
-
-
-@dataclass(frozen=True)
-class ChainSettings:
-    """What the chain does; the defaults are the CPU preset.
-
-    Attributes:
-        bundle: generator, such as `dhvae`.
-        overlays: further config files of the bundle, such as `paper.json`.
-        generator: overrides of the bundle's `train.json`.
-        configuration: of nnU-Net, `2d` or `3d_fullres` (for generators of volumes).
-        num_samples: size of the pool.
-        share: synthetic share of nnU-Net's training samples in the second arm.
-        fold: fold that the generator and nnU-Net train on.
-        seeds: one nnU-Net training per arm and seed.
-        num_epochs, num_iterations_per_epoch: nnU-Net's training length, equal in both arms.
-        full_plans: train nnU-Net's own network (a GPU) instead of the small one of the CPU plans.
-        seed: of the generator, the pool and the draws.
-    """
-
-    bundle: str = "dhvae"
-    overlays: tuple[str, ...] = ()
-    generator: tuple[tuple[str, Any], ...] = ()
-    configuration: str = "2d"
-    num_samples: int = 400
-    share: float = 0.5
-    fold: int = 0
-    seeds: tuple[int, ...] = (0,)
-    num_epochs: int = 12
-    num_iterations_per_epoch: int = 40
-    full_plans: bool = False
-    seed: int = 0
-
-    def check(self, description: DatasetDescription) -> None:
-        """Refuse, before any work, what a later stage would refuse after hours.
-
-        Raises:
-            InputError: names the setting.
-        """
-        configs = bundle_dir(self.bundle) / "configs"
-        known = set(json.loads((configs / "train.json").read_text()))
-        checks = {
-            "configuration": (self.configuration, self.configuration in CONFIGURATIONS, f"one of {CONFIGURATIONS}"),
-            "share": (self.share, isinstance(self.share, (int, float)) and 0 < self.share <= 1, "in (0, 1]"),
-            "fold": (self.fold, self.fold in range(NUM_FOLDS), f"0 to {NUM_FOLDS - 1}"),
-            "num_samples": (self.num_samples, _whole(self.num_samples, 1), "a whole number from 1"),
-            "num_epochs": (self.num_epochs, _whole(self.num_epochs, 1), "a whole number from 1"),
-            "num_iterations_per_epoch": (
-                self.num_iterations_per_epoch, _whole(self.num_iterations_per_epoch, 1), "a whole number from 1"
-            ),
-            "seed": (self.seed, _whole(self.seed, 0), "a whole number from 0"),
-            "seeds": (
-                self.seeds,
-                bool(self.seeds) and all(_whole(s, 0) for s in self.seeds) and len(set(self.seeds)) == len(self.seeds),
-                "different whole numbers from 0, such as [0,1]",
-            ),
-            "overlays": (
-                self.overlays, all((configs / str(name)).is_file() for name in self.overlays), f"files of {configs}"
-            ),
-            "generator": (
-                dict(self.generator),
-                all(str(key).split("#")[0] in known for key, _ in self.generator),
-                f"settings of {configs / 'train.json'}",
-            ),
-        }  # fmt: skip
-        for name, (value, good, allowed) in checks.items():
-            if not good:
-                raise InputError(f"{name} {value!r}", allowed, f"set --{name}")
 
 
 @dataclass(frozen=True)
@@ -129,7 +60,7 @@ class _Chain:
     def __init__(self, dataset_dir: Path, output_dir: Path, settings: ChainSettings, command: str):
         self.settings, self.command, self.out = settings, command, output_dir
         self.description = _check_dataset(dataset_dir)
-        settings.check(self.description)
+        settings.check()
         self.test_ids = _test_ids(dataset_dir, self.description)
         _same_settings(output_dir, dataset_dir, settings)
         self.dataset_dir = dataset_dir
@@ -177,7 +108,7 @@ class _Chain:
              "-np", workers,
              "--verify_dataset_integrity"],
             done=self.preprocessed_set / "preprocessed.done",
-            then=(self.preprocessed_set / "preprocessed.done").touch,  # nnU-Net makes the folder before the first case
+            then=self._preprocessed,
         )  # fmt: skip
         if not self.settings.full_plans:
             self._stage(
@@ -185,6 +116,13 @@ class _Chain:
                 [sys.executable, "-m", "nnunet_plugin", "cpu-plans", self.number],
                 done=self.preprocessed_set / f"{CPU_PLANS}.json",
             )
+
+    def _preprocessed(self) -> None:
+        """Take over the data set's own folds, then mark the stage: nnU-Net makes its folder before the first case."""
+        own = self.dataset_dir / "splits_final.json"
+        if own.is_file():
+            write_text(self.preprocessed_set / own.name, own.read_text())
+        (self.preprocessed_set / "preprocessed.done").touch()
 
     def _generator(self) -> None:
         s = self.settings
@@ -383,10 +321,6 @@ class _Chain:
             nnUNet_raw=str(self.raw), nnUNet_preprocessed=str(self.preprocessed), nnUNet_results=str(self.results),
             nnUNet_extTrainer=str(ext_path()), nnUNet_compile="f", PYTHONUNBUFFERED="1", **variables,
         )  # fmt: skip
-
-
-def _whole(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _as_flags(overrides: dict[str, Any]) -> list[str]:

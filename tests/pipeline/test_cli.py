@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from scripts.chain import pipeline
-from scripts.chain.pipeline import ChainSettings, run_chain
+from scripts.chain.pipeline import run_chain
 from scripts.chain.record import read_dice
+from scripts.chain.settings import ChainSettings
 from scripts.data.description import read_description
 from scripts.errors import InputError
 
@@ -145,3 +146,13 @@ def test_chain_refuses_what_it_cannot_go_on_with(raw, tmp_path):
         run_chain(raw.rename(tmp_path / "Toy"), tmp_path / "out", ChainSettings(), "")
     assert not (tmp_path / "out").exists()
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["notes.txt"]
+
+
+def test_own_folds_are_taken_over(raw, tmp_path):
+    """A data set that keeps the scans of a patient together says so in its splits_final.json."""
+    folds = '[{"train": ["toy_000", "toy_001"], "val": ["toy_002", "toy_003"]}]'
+    (raw / "splits_final.json").write_text(folds)
+    chain = pipeline._Chain(raw, tmp_path / "out", ChainSettings(), "")
+    chain._preprocessed()
+    assert (chain.preprocessed_set / "splits_final.json").read_text() == folds
+    assert (chain.preprocessed_set / "preprocessed.done").is_file()
