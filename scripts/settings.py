@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scripts.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 # What `python -m monai.bundle run` itself understands.
 RUN_ARGUMENTS = {
@@ -32,6 +37,9 @@ def prepare_run() -> None:
         if cause is None:
             previous(kind, error, traceback)
         else:
+            if not first_rank():
+                # What all ranks refuse, the first one says, and torchrun then ends the others, still silent.
+                time.sleep(3)
             print(f"error: {cause}", file=sys.stderr)
 
     sys.excepthook = show
@@ -86,6 +94,20 @@ def _check_name(name: str, config: dict, files: str) -> None:
         level = (
             level[part] if isinstance(level, dict) and part in level else level[int(part)] if part.isdigit() else None
         )
+
+
+def local_device() -> torch.device:
+    """The GPU of this process (`torchrun` numbers the processes of a machine), or the CPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+
+
+def first_rank() -> bool:
+    """Whether this process is the only or the first one of a `torchrun`: what is done once, it does."""
+    return int(os.environ.get("RANK", 0)) == 0
 
 
 def bundle_identity(metadata_file: str | Path) -> dict[str, str]:

@@ -18,6 +18,12 @@ from scripts.errors import InputError
 PHANTOM_NAME = "Dataset801_PhantomFLAIR"
 
 
+def array_axes(slice_axis: int) -> tuple[int, int, int]:
+    """Order that turns an `(x, y, z)` file into a `(depth, height, width)` array whose depth is `slice_axis`."""
+    height, width = (axis for axis in (2, 1, 0) if axis != slice_axis)
+    return slice_axis, height, width
+
+
 @dataclass(frozen=True)
 class Case:
     """One annotated volume.
@@ -50,11 +56,13 @@ class Cases:
         description: channels and labels.
         fold: training and validation ids.
         space: record of axes, spacing and normalisation; `space["sha256"]` names it.
+        is_3d: the space is that of a 3D configuration, which is resampled along depth too.
     """
 
     description: DatasetDescription
     fold: Fold
     space: dict
+    is_3d: bool = False
 
     def load(self, case_id: str) -> Case:
         """Read and check one case."""
@@ -121,8 +129,8 @@ class PreprocessedCases(Cases):
 
     def __init__(self, dataset_dir: Path, fold: int | str, plans: str, configuration: str):
         self.description = read_description(dataset_dir)
-        settings = self._configuration(dataset_dir, plans, configuration)
-        self.folder = dataset_dir / settings["data_identifier"]
+        self.space, self.is_3d = self._configuration(dataset_dir, plans, configuration)
+        self.folder = dataset_dir / self.space["data_identifier"]
         if not self.folder.is_dir():
             raise InputError(
                 f"no preprocessed cases in {self.folder}",
@@ -133,7 +141,6 @@ class PreprocessedCases(Cases):
 
         self._reader = infer_dataset_class(str(self.folder))
         ids = self._reader.get_identifiers(str(self.folder))
-        self.space = settings
         expected = json.loads((dataset_dir / "dataset.json").read_text()).get("numTraining")
         if expected is not None and len(ids) != int(expected):
             raise InputError(
@@ -144,7 +151,8 @@ class PreprocessedCases(Cases):
         self.fold = read_fold(dataset_dir, ids, fold, store=True)
 
     @staticmethod
-    def _configuration(dataset_dir: Path, plans: str, configuration: str) -> dict:
+    def _configuration(dataset_dir: Path, plans: str, configuration: str) -> tuple[dict, bool]:
+        """The space, and whether the configuration is 3D."""
         path = dataset_dir / f"{plans}.json"
         if not path.is_file():
             found = sorted(p.stem for p in dataset_dir.glob("*Plans*.json"))
@@ -162,12 +170,9 @@ class PreprocessedCases(Cases):
             )
         chosen = _resolve(content["configurations"], configuration, path)
         spacing = [float(value) for value in chosen["spacing"]]
-        if len(spacing) != 2:
-            raise InputError(
-                f"configuration {configuration}, which is 3D", "a 2d configuration", "slices train and enter 2d only"
-            )
-        # a 2d configuration does not resample the slice axis
-        spacing = [float(content["original_median_spacing_after_transp"][0]), *spacing]
+        is_3d = len(spacing) == 3
+        if not is_3d:  # a 2d configuration does not resample the slice axis
+            spacing = [float(content["original_median_spacing_after_transp"][0]), *spacing]
         space = {
             "kind": "nnunet_preprocessed",
             "plans_name": plans,
@@ -179,7 +184,7 @@ class PreprocessedCases(Cases):
             "use_mask_for_norm": chosen["use_mask_for_norm"],
             "foreground_intensity_properties_per_channel": content["foreground_intensity_properties_per_channel"],
         }
-        return {**space, "sha256": json_sha256(space)}
+        return {**space, "sha256": json_sha256(space)}, is_3d
 
     def _read(self, case_id: str) -> Case:
         try:
@@ -269,8 +274,7 @@ class RawCases(Cases):
             )
         spacing = [float(value) for value in image.pixdim]  # x, y, z
         axis = max(range(3), key=lambda i: (spacing[i], i))
-        rest = [spacing[i] for i in (2, 1, 0) if i != axis]
-        return axis, [spacing[axis], *rest]
+        return axis, [spacing[i] for i in array_axes(axis)]
 
     def _read(self, case_id: str) -> Case:
         images = [self._load_file(path) for path in self._image_paths(case_id)]
@@ -290,10 +294,7 @@ class RawCases(Cases):
                 f"axis {self.space['slice_axis']} with spacing {self.space['spacing']}, as the first case",
                 "resample the cases to one spacing, or let nnU-Net preprocess them and give that folder",
             )
-        order = (
-            axis,
-            *(i for i in (2, 1, 0) if i != axis),
-        )  # (x, y, z) files to (depth, height, width) arrays
+        order = array_axes(axis)
         image = np.stack([np.asarray(channel[0], np.float32).transpose(order) for channel in images])
         values = np.asarray(label[0]).transpose(order)
         integers = np.nan_to_num(values).astype(np.int16)

@@ -1,4 +1,4 @@
-"""Slices of any size to the generator's grid and back."""
+"""Slices and volumes of any size to the generator's grid and back."""
 
 from __future__ import annotations
 
@@ -26,12 +26,10 @@ class SliceGeometry:
     field_of_view: tuple[int, int]
 
     @classmethod
-    def fit(cls, shapes: Sequence[tuple[int, int]], spatial_size: Sequence[int]) -> SliceGeometry:
-        """Geometry for slices of the given shapes `(height, width)`."""
-        if len(spatial_size) != 2:
-            raise InputError(f"spatial_size {list(spatial_size)}", "two numbers: height, width", "set spatial_size")
+    def fit(cls, shapes: Sequence[tuple[int, ...]], spatial_size: Sequence[int]) -> SliceGeometry:
+        """Geometry for slices of cases of the given shapes `([depth,] height, width)`."""
         height, width = (int(value) for value in spatial_size)
-        return cls((height, width), (max(s[0] for s in shapes), max(s[1] for s in shapes)))
+        return cls((height, width), (max(s[-2] for s in shapes), max(s[-1] for s in shapes)))
 
     @property
     def canvas(self) -> tuple[int, int]:
@@ -47,7 +45,7 @@ class SliceGeometry:
         return height, width
 
     def to_grid(self, slices: np.ndarray, fill: np.ndarray) -> torch.Tensor:
-        """`(batch, channel, height, width)` of any size up to the field of view, to the generator's grid.
+        """`(batch, channel, height, width)` of any size to the generator's grid; of larger ones the centre is kept.
 
         Args:
             slices: float32.
@@ -55,29 +53,108 @@ class SliceGeometry:
         """
         batch, channels, height, width = slices.shape
         canvas = np.broadcast_to(fill.reshape(1, -1, 1, 1), (batch, channels, *self.canvas)).astype(np.float32)
-        top, left = (self.canvas[0] - height) // 2, (self.canvas[1] - width) // 2
-        canvas[:, :, top : top + height, left : left + width] = slices
-        return self._resize(torch.from_numpy(canvas), self.spatial_size)
+        (rows, top), (columns, left) = (_centred(a, b) for a, b in zip((height, width), self.canvas, strict=True))
+        canvas[:, :, top, left] = slices[:, :, rows, columns]
+        return _resize(torch.from_numpy(canvas), self.spatial_size)
 
     def from_grid(self, samples: torch.Tensor) -> torch.Tensor:
-        """`(batch, channel, *spatial_size)` back to the field of view."""
-        canvas = self._resize(samples, self.canvas)
-        height, width = self.field_of_view
-        top, left = (self.canvas[0] - height) // 2, (self.canvas[1] - width) // 2
-        return canvas[:, :, top : top + height, left : left + width]
-
-    @staticmethod
-    def _resize(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        if tuple(x.shape[2:]) == size:
-            return x
-        return F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)
+        """`(batch, channel, *spatial_size)` back to the field of view `(batch, channel, height, width)`."""
+        (_, top), (_, left) = (_centred(a, b) for a, b in zip(self.field_of_view, self.canvas, strict=True))
+        return _resize(samples, self.canvas)[:, :, top, left]
 
     def as_record(self) -> dict:
         """The fields that the provenance stores."""
         return {"spatial_size": list(self.spatial_size), "field_of_view": list(self.field_of_view)}
 
+
+@dataclass(frozen=True)
+class VolumeGeometry:
+    """Each slice as `SliceGeometry` does, and the stack stretched or shrunk to the grid's depth.
+
+    All volumes are brought to one shape, as Kebaili et al. (2024b) do; samples come back with the median depth.
+
+    Attributes:
+        spatial_size: `(height, width, depth)` of the generator's grid, depth last.
+        field_of_view: largest height and width of the training cases.
+        depth: median depth of the training cases, in slices.
+    """
+
+    spatial_size: tuple[int, int, int]
+    field_of_view: tuple[int, int]
+    depth: int
+
     @classmethod
-    def from_record(cls, record: dict) -> SliceGeometry:
-        """The geometry that `as_record` stored."""
-        spatial_size, field_of_view = record["spatial_size"], record["field_of_view"]
-        return cls((spatial_size[0], spatial_size[1]), (field_of_view[0], field_of_view[1]))
+    def fit(cls, shapes: Sequence[tuple[int, ...]], spatial_size: Sequence[int]) -> VolumeGeometry:
+        """Geometry for volumes of the given shapes `(depth, height, width)`."""
+        height, width, depth = (int(value) for value in spatial_size)
+        plane = SliceGeometry.fit(shapes, (height, width))
+        return cls((height, width, depth), plane.field_of_view, sorted(s[0] for s in shapes)[len(shapes) // 2])
+
+    @property
+    def plane(self) -> SliceGeometry:
+        """What happens to each slice."""
+        return SliceGeometry(self.spatial_size[:2], self.field_of_view)
+
+    def to_grid(self, volumes: np.ndarray, fill: np.ndarray) -> torch.Tensor:
+        """`(batch, channel, depth, height, width)` of any size to the grid `(batch, channel, *spatial_size)`.
+
+        Args:
+            volumes: float32.
+            fill: `(channel,)` value around the slices (what the case shows as background).
+        """
+        batch, _, depth = volumes.shape[:3]
+        slices = np.ascontiguousarray(volumes.swapaxes(1, 2)).reshape(-1, volumes.shape[1], *volumes.shape[3:])
+        grid = self.plane.to_grid(slices, fill).unflatten(0, (batch, depth)).transpose(1, 2)
+        return _resize_depth(grid, self.spatial_size[2]).movedim(2, -1).contiguous()
+
+    def from_grid(self, samples: torch.Tensor) -> torch.Tensor:
+        """`(batch, channel, *spatial_size)` back to `(batch, channel, depth, height, width)`."""
+        stack = _resize_depth(samples.movedim(-1, 2), self.depth).transpose(1, 2)
+        return self.plane.from_grid(stack.flatten(0, 1)).unflatten(0, stack.shape[:2]).transpose(1, 2)
+
+    def as_record(self) -> dict:
+        """The fields that the provenance stores."""
+        return {**self.plane.as_record(), "spatial_size": list(self.spatial_size), "depth": self.depth}
+
+
+def fit_geometry(shapes: Sequence[tuple[int, ...]], spatial_size: Sequence[int]) -> SliceGeometry | VolumeGeometry:
+    """Geometry of slices or of volumes, by the length of `spatial_size`, for cases `(depth, height, width)`.
+
+    Raises:
+        InputError: `spatial_size` is neither.
+    """
+    if len(spatial_size) not in (2, 3) or any(int(value) < 1 for value in spatial_size):
+        raise InputError(
+            f"spatial_size {list(spatial_size)}",
+            "[height, width] for slices, [height, width, depth] for volumes",
+            "set spatial_size",
+        )
+    return (SliceGeometry if len(spatial_size) == 2 else VolumeGeometry).fit(shapes, spatial_size)
+
+
+def geometry_from_record(record: dict) -> SliceGeometry | VolumeGeometry:
+    """The geometry that `as_record` stored."""
+    height, width = record["field_of_view"]
+    size = record["spatial_size"]
+    if len(size) == 2:
+        return SliceGeometry((size[0], size[1]), (height, width))
+    return VolumeGeometry((size[0], size[1], size[2]), (height, width), record["depth"])
+
+
+def _centred(length: int, room: int) -> tuple[slice, slice]:
+    """Which part of a side of `length` is kept in a side of `room`, and where it lies there."""
+    kept = min(length, room)
+    here, there = (length - kept) // 2, (room - kept) // 2
+    return slice(here, here + kept), slice(there, there + kept)
+
+
+def _resize(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    if tuple(x.shape[2:]) == size:
+        return x
+    return F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)
+
+
+def _resize_depth(x: torch.Tensor, depth: int) -> torch.Tensor:
+    """Resample `(batch, channel, depth, height, width)`, averaging where it shrinks (trilinear would skip slices)."""
+    height, width = x.shape[3:]
+    return _resize(x.flatten(3), (depth, height * width)).unflatten(3, (height, width))

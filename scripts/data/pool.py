@@ -9,16 +9,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 
-from scripts.data.description import DatasetDescription
-from scripts.data.files import write_json
+from scripts.data.cases import array_axes
+from scripts.data.files import write_json, write_text
 from scripts.data.mask_features import mask_features
+from scripts.data.ranks import PeerError, Ranks
 from scripts.errors import InputError
 
 FORMAT = "synthaug-pool"
@@ -61,16 +63,18 @@ def partial_dir(pool_dir: str | Path) -> Path:
 
 
 def load_sample(pool_dir: str | Path, sample_id: str, num_image_channels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Image `(channel, depth, height, width)` float32 and label `(depth, height, width)` uint8 of one sample."""
+    """Image `(channel, depth, height, width)` float32 and label `(depth, height, width)` uint8 of one sample.
+
+    The axes are the generator's, also where the files have those of raw volumes.
+    """
     folder = Path(pool_dir)
     paths = [folder / "images" / f"{sample_id}_{channel:04d}.nii.gz" for channel in range(num_image_channels)]
-    image = np.stack([np.asarray(nib.load(path).dataobj, np.float32).T for path in paths])  # type: ignore[attr-defined]
-    label = np.asarray(nib.load(folder / "labels" / f"{sample_id}.nii.gz").dataobj).T  # type: ignore[attr-defined]
-    return image, label.astype(np.uint8)
+    image = np.stack([_load(path).astype(np.float32) for path in paths])
+    return image, _load(folder / "labels" / f"{sample_id}.nii.gz").astype(np.uint8)
 
 
 def write_pool(
-    sampler: Callable[..., Iterator[dict]],
+    sampler: Any,
     pool_dir: str | Path,
     num_samples: int,
     seed: int = 0,
@@ -80,20 +84,21 @@ def write_pool(
 ) -> Path:
     """Draw samples until the pool holds `num_samples`, and store them as they come.
 
-    A pool that exists with the same generator and seed grows to `num_samples`; an interrupted one is finished.
-    Sample `i` depends on (generator, seed, i) alone.
+    A pool that exists with the same generator and settings grows to `num_samples`; an interrupted one is finished.
+    Sample `i` depends on (generator, settings, seed, i) alone. Under `torchrun` all processes draw and write, and the
+    pool is the same whatever their number.
 
     Args:
-        sampler: a bundle's sampler (see `scripts.sampling`), with attributes `provenance` and `description`.
+        sampler: a bundle's sampler (see `scripts.sampling.sampler.Sampler`).
         pool_dir: the pool's folder.
         num_samples: size of the finished pool, at least 1.
         seed: of the samples.
-        batch_size: how many are made at once; it does not change them.
+        batch_size: how many each process makes before they are stored; it does not change them.
         condition: passed to the sampler.
         progress: show a bar with the time left.
 
     Raises:
-        InputError: a setting cannot be used, or the folder holds something else.
+        InputError: a setting cannot be used, the folder holds something else, or another process writes to it.
     """
     if int(num_samples) < 1 or int(batch_size) < 1 or int(seed) < 0:
         raise InputError(
@@ -101,50 +106,110 @@ def write_pool(
             "num_samples and batch_size at least 1, seed at least 0",
             "mend the setting",
         )
+    sampler.check(condition)
+    weights = sampler.provenance["weights_sha256"]
+    settings = {"seed": int(seed), "condition": condition, "weights_sha256": weights, **sampler.settings}
+    settings = json.loads(json.dumps(settings))  # as it will be read again
     folder = Path(pool_dir)
     partial = partial_dir(folder)
-    description: DatasetDescription = sampler.description  # type: ignore[attr-defined]
-    provenance: dict = sampler.provenance  # type: ignore[attr-defined]
-    settings = {"seed": int(seed), "condition": condition, "weights_sha256": provenance["weights_sha256"],
-                **sampler.settings}  # type: ignore[attr-defined]  # fmt: skip
-    sampler.check(condition)  # type: ignore[attr-defined]
-    records = _reopen(folder, partial, settings, int(num_samples))
-    if len(records) == num_samples and folder.exists():
-        return folder
+    with Ranks() as ranks, ExitStack() as held:
+        records: list[dict] = []  # on the first rank alone
+        start = None
+        with ranks.together():
+            if ranks.is_first:
+                held.enter_context(_only_writer(folder))
+                records = _reopen(folder, partial, settings, int(num_samples))
+                start = (len(records), _next_candidate(records), folder.exists())
+        made, candidate, finished = ranks.gather(start)[0]
+        if finished:
+            return folder
+        if ranks.is_first:
+            held.enter_context(_removed_when_empty(partial, records))
+            log = held.enter_context(open(partial / RECORDS, "a"))
+            bar = held.enter_context(_bar(num_samples, made, progress))
+        while made < num_samples:
+            candidates = sampler.next_candidates(candidate, min(batch_size * ranks.size, num_samples - made))
+            share = _share(candidates, sampler.samples_per_pass, ranks)
+            with ranks.together():
+                drawn = [item for item in sampler.draw(share, seed, condition) if item is not None]
+            kept = ranks.gather(len(drawn))
+            first = made + sum(kept[: ranks.rank])
+            with ranks.together():
+                drawn = drawn[: max(0, num_samples - first)]
+                stored = [_store(partial, first + i, item, sampler) for i, item in enumerate(drawn)]
+                del drawn  # before the next are made
+            new = [record for part in ranks.gather(stored) for record in part]
+            with ranks.together():
+                if ranks.is_first:
+                    # Only now: a record that stands in the log has its files.
+                    log.write("".join(json.dumps(record) + "\n" for record in new))
+                    log.flush()
+                    os.fsync(log.fileno())
+                    records += new
+                    bar.update(len(new))
+            made, candidate = made + len(new), candidates.stop
+            sampler.check_yield(candidate, made)
+        with ranks.together():
+            if ranks.is_first:
+                log.close()
+                _finish(folder, partial, records, settings, sampler)
+    return folder
 
-    from tqdm import tqdm
 
-    start = records[-1]["seed"] + 1 if records else 0
-    batches = sampler(num_samples - len(records), seed=seed, batch_size=batch_size, condition=condition, start=start)
-    spacing = [float(value or 1.0) for value in provenance["space"]["spacing"]]
-    with (
-        open(partial / RECORDS, "a") as log,
-        tqdm(total=num_samples, initial=len(records), unit="sample", desc="sampling", disable=not progress) as bar,
-        _removed_when_empty(partial, records),
-    ):
-        for batch in batches:
-            for image, label, drawn in zip(batch["image"], batch["label"], batch["record"], strict=True):
-                record = _store(partial, len(records), image, label, drawn, description, spacing)
-                log.write(json.dumps(record) + "\n")
-                records.append(record)
-                bar.update()
-            log.flush()
-            os.fsync(log.fileno())
+def _finish(folder: Path, partial: Path, records: list[dict], settings: dict, sampler: Any) -> None:
     content = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "dimension": sampler.dimension,  # type: ignore[attr-defined]
-        "dataset": description.as_record(),
-        "space": provenance["space"],
-        "provenance": provenance,
-        "sampling": {**settings, "num_samples": len(records), "candidates": records[-1]["seed"] + 1},
+        "dimension": sampler.dimension,
+        "dataset": sampler.description.as_record(),
+        "space": sampler.provenance["space"],
+        "provenance": sampler.provenance,
+        "sampling": {**settings, "num_samples": len(records), "candidates": _next_candidate(records)},
         "samples": records,
     }
     write_json(partial / "pool.json", content)
     (partial / RECORDS).unlink()
+    (partial / SETTINGS).unlink()
     partial.rename(folder)
-    (folder / SETTINGS).unlink()
-    return folder
+
+
+def _next_candidate(records: list[dict]) -> int:
+    return records[-1]["seed"] + 1 if records else 0
+
+
+def _share(candidates: range, samples_per_pass: int, ranks: Ranks) -> range:
+    """The whole passes that this rank makes, in the order of the ranks."""
+    first, last = candidates.start // samples_per_pass, -(-candidates.stop // samples_per_pass)
+    start, stop = (first + (last - first) * rank // ranks.size for rank in (ranks.rank, ranks.rank + 1))
+    return range(max(start * samples_per_pass, candidates.start), min(stop * samples_per_pass, candidates.stop))
+
+
+def _bar(total: int, initial: int, progress: bool) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=total, initial=initial, unit="sample", desc="sampling", disable=not progress)
+
+
+@contextmanager
+def _only_writer(folder: Path) -> Iterator[None]:
+    """Refuse to write where another process does; the lock ends with the process that holds it."""
+    from filelock import FileLock, Timeout
+
+    path = folder.with_name(folder.name + ".lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise InputError(
+            f"{folder}, which another process is writing", "one command at a time", "wait for the other, or end it"
+        ) from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # where a file in use cannot be removed, the release removes it
+            path.unlink()
+        lock.release()
 
 
 @contextmanager
@@ -152,6 +217,8 @@ def _removed_when_empty(partial: Path, records: list[dict]) -> Iterator[None]:
     """A pool that could not make a single sample leaves no folder behind: its settings are what must change."""
     try:
         yield
+    except PeerError:  # another rank may still be writing
+        raise
     except InputError:
         if not records:
             shutil.rmtree(partial)
@@ -163,47 +230,57 @@ def _reopen(folder: Path, partial: Path, settings: dict, num_samples: int) -> li
     if folder.exists() and partial.exists():
         raise InputError(f"{folder} and {partial}", "one of the two", "remove the one that you do not want")
     if folder.exists():
-        (folder / SETTINGS).unlink(missing_ok=True)  # stopped between the rename and this
-        found = read_pool(folder)
-        same = {key: found["sampling"].get(key) for key in settings} == settings
-        if not same or len(found["samples"]) > num_samples:
+        before, records = _whole_pool(folder, settings)
+        if before != settings or len(records) > num_samples:
             raise InputError(
-                f"{folder} holds {len(found['samples'])} samples drawn with "
-                f"{ {key: found['sampling'].get(key) for key in settings} }",
+                f"{folder} holds {len(records)} samples drawn with {before}",
                 f"a new folder, or at most {num_samples} samples drawn with {settings}",
                 "choose another --output_dir, or remove the pool",
             )
-        if len(found["samples"]) == num_samples:
-            return found["samples"]
-        write_json(folder / SETTINGS, settings)
+        if len(records) == num_samples:
+            return records
         folder.rename(partial)
-        (partial / RECORDS).write_text("".join(json.dumps(record) + "\n" for record in found["samples"]))
-        (partial / "pool.json").unlink()
-        return found["samples"]
-    if (partial / SETTINGS).is_file():
-        if json.loads((partial / SETTINGS).read_text()) != settings:
-            raise InputError(
-                f"{partial} is an interrupted pool with other settings",
-                f"{settings}",
-                f"finish it with its own settings ({(partial / SETTINGS).read_text().strip()}) or remove it",
-            )
-        whole = (partial / "pool.json").is_file()  # stopped between the last record and the rename
-        records = json.loads((partial / "pool.json").read_text())["samples"] if whole else _read_records(partial)
-        if len(records) > num_samples:
-            raise InputError(
-                f"{partial} is an interrupted pool of {len(records)} samples already",
-                f"at least as many (num_samples is {num_samples})",
-                "give a larger --num_samples, or remove it",
-            )
-        (partial / RECORDS).write_text("".join(json.dumps(record) + "\n" for record in records))
-        (partial / "pool.json").unlink(missing_ok=True)
-        return records
-    if partial.exists():
+    elif (partial / "pool.json").is_file():  # stopped around the rename
+        before, records = _whole_pool(partial, settings)
+    elif (partial / SETTINGS).is_file():
+        before, records = json.loads((partial / SETTINGS).read_text()), _read_records(partial)
+    elif any(path.is_file() and path.suffix != ".tmp" for path in partial.rglob("*")):
         raise InputError(f"{partial}, which is no pool", "a name that is free", "choose another folder, or remove it")
-    for name in ("images", "labels"):
-        (partial / name).mkdir(parents=True, exist_ok=True)
+    else:
+        before, records = settings, []
+        for name in ("images", "labels"):
+            (partial / name).mkdir(parents=True, exist_ok=True)
+    if before != settings:
+        raise InputError(
+            f"{partial} is an interrupted pool with other settings",
+            f"{settings}",
+            f"finish it with its own settings ({before}) or remove it",
+        )
+    if len(records) > num_samples:
+        raise InputError(
+            f"{partial} is an interrupted pool of {len(records)} samples already",
+            f"at least as many (num_samples is {num_samples})",
+            "give a larger --num_samples, or remove it",
+        )
+    _remove_unrecorded(partial, {record["id"] for record in records})
     write_json(partial / SETTINGS, settings)
-    return []
+    write_text(partial / RECORDS, "".join(json.dumps(record) + "\n" for record in records))
+    (partial / "pool.json").unlink(missing_ok=True)
+    return records
+
+
+def _whole_pool(folder: Path, settings: dict) -> tuple[dict, list[dict]]:
+    """How a pool was drawn, in the words of `settings`, and its records."""
+    found = read_pool(folder)
+    return {key: found["sampling"].get(key) for key in settings}, found["samples"]
+
+
+def _remove_unrecorded(partial: Path, known: set[str]) -> None:
+    """Remove what a stop left half-written: the pool must be the one that an uninterrupted run makes."""
+    for path in [*partial.glob("images/*"), *partial.glob("labels/*"), *partial.glob(".*.tmp")]:
+        name = path.name.removesuffix(".nii.gz")
+        if (name.rsplit("_", 1)[0] if path.parent.name == "images" else name) not in known:
+            path.unlink()
 
 
 def _read_records(partial: Path) -> list[dict]:
@@ -218,31 +295,39 @@ def _read_records(partial: Path) -> list[dict]:
     return records
 
 
-def _store(
-    folder: Path, number: int, image: np.ndarray, label: np.ndarray, drawn: dict, description: DatasetDescription,
-    spacing: list[float],
-) -> dict:  # fmt: skip
-    """Write one pair; arrays are `(channel, [depth,] height, width)` and `([depth,] height, width)`."""
+def _store(folder: Path, number: int, item: dict, sampler: Any) -> dict:
+    """Write one pair `(channel, [depth,] height, width)`, `([depth,] height, width)`, and return its record."""
     name = f"syn_{number:06d}"
-    affine = np.diag([*spacing[::-1], 1.0])
-    volume = label if label.ndim == 3 else label[None]
+    image, label, space = item["image"], item["label"], sampler.provenance["space"]
+    spacing = [float(value or 1.0) for value in space["spacing"]]
+    # Raw volumes get the axes of the raw files back, which nnU-Net's preprocessor expects.
+    axis = space["slice_axis"] if space["kind"] == "raw" and label.ndim == 3 else None
     for channel, values in enumerate(image):
-        values = values if values.ndim == 3 else values[None]
-        _save(
-            np.ascontiguousarray(values.T, np.float32),
-            affine,
-            folder / "images" / f"{name}_{channel:04d}.nii.gz",
-        )
-    _save(np.ascontiguousarray(volume.T, np.uint8), affine, folder / "labels" / f"{name}.nii.gz")
-    foreground = np.asarray(description.to_channels(label).any(axis=0))
+        _save(np.asarray(values, np.float32), spacing, axis, folder / "images" / f"{name}_{channel:04d}.nii.gz")
+    _save(np.asarray(label, np.uint8), spacing, axis, folder / "labels" / f"{name}.nii.gz")
+    foreground = np.asarray(sampler.description.to_channels(label).any(axis=0))
     return {
         "id": name,
-        **drawn,
+        **item["record"],
         "features": mask_features(foreground, spacing[-label.ndim :]),
         "decision": "keep",
         "reason": None,
     }
 
 
-def _save(array: np.ndarray, affine: np.ndarray, path: Path) -> None:
-    nib.save(nib.Nifti1Image(array, affine), path)  # type: ignore[attr-defined]
+def _save(array: np.ndarray, spacing: list[float], slice_axis: int | None, path: Path) -> None:
+    """Write `([depth,] height, width)`; the header names the slice axis where it need not be the last."""
+    order = np.argsort(array_axes(2 if slice_axis is None else slice_axis))  # to (x, y, z)
+    volume = array if array.ndim == 3 else array[None]
+    affine = np.diag([*np.array(spacing)[order], 1.0])
+    image = nib.Nifti1Image(np.ascontiguousarray(volume.transpose(order)), affine)
+    if slice_axis is not None:
+        image.header.set_dim_info(slice=slice_axis)
+    nib.save(image, path)  # type: ignore[attr-defined]
+
+
+def _load(path: Path) -> np.ndarray:
+    """Read `(depth, height, width)`."""
+    image = nib.Nifti1Image.from_filename(path)
+    slice_axis = image.header.get_dim_info()[2]
+    return np.asarray(image.dataobj).transpose(array_axes(2 if slice_axis is None else slice_axis))

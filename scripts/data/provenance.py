@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 from scripts.data.files import file_sha256, write_json
-from scripts.data.slices import SliceSet
+from scripts.data.training_set import TrainingSet
 from scripts.errors import InputError
 
 FORMAT_VERSION = 1
@@ -39,27 +39,27 @@ def code_revision() -> str:
     return package_versions().get("synthaug", "unknown")
 
 
-def build_provenance(slices: SliceSet, bundle: dict, seed: int, network: dict, training: dict) -> dict:
+def build_provenance(data: TrainingSet, bundle: dict, seed: int, network: dict, training: dict) -> dict:
     """The record of a generator.
 
     Args:
-        slices: what it was trained on.
+        data: what it was trained on.
         bundle: `{"name", "version"}`.
         seed: of the training.
         network: the arguments that rebuild the network; a checkpoint is refused by a network of others.
         training: other settings worth knowing (loss weights, feature extractor, iterations).
     """
-    cases = slices.cases
+    cases = data.cases
     return {
         "format_version": FORMAT_VERSION,
         "dataset": cases.description.name,
         "description": cases.description.as_record(),
-        "cases": slices.seen,
+        "cases": data.seen,
         "fold": cases.fold.name,
         "split_sha256": cases.fold.sha256,
         "space": cases.space,
-        "scaling": slices.scaling.as_record(),
-        "geometry": slices.geometry.as_record(),
+        "scaling": data.scaling.as_record(),
+        "geometry": data.geometry.as_record(),
         "bundle": bundle,
         "seed": seed,
         "network": network,

@@ -219,6 +219,10 @@ class HVAE(nn.Module):
         placed = self.density_mean + torch.matmul(z.flatten(1), self.density_factor.t()).reshape(z.shape)
         return torch.sigmoid(self.decode(placed))
 
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """Give the probabilities at the posterior mean of x, (batch, num_channels, height, width) in [0, 1]."""
+        return torch.sigmoid(self.decode(self.encode(x)[0]))
+
     @torch.no_grad()
     def fit_latent_density(self, x: Tensor, batch_size: int = 64) -> None:
         """Let `forward` sample from the Gaussian of the aggregate posterior of x instead of the prior.

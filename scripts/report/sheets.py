@@ -140,6 +140,15 @@ def to_grey(image: np.ndarray, window: tuple[float, float]) -> np.ndarray:
     return np.rint(255 * np.clip(scaled, 0.0, 1.0)).astype(np.uint8)
 
 
+def outside_black(images: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Show what nnU-Net masked, exactly 0 in every channel, as the darkest tissue and not as the mean one.
+
+    images, reference: (slices channels height width); the darkest tissue is that of `reference`.
+    """
+    outside = (images == 0).all(axis=1, keepdims=True)
+    return np.where(outside, reference.min(axis=(0, 2, 3), keepdims=True), images)
+
+
 def mask_contours(mask: np.ndarray) -> list[np.ndarray]:
     """Trace the borders of a binary mask (height width), halfway between inner and outer pixel centres.
 
@@ -163,6 +172,7 @@ def draw_sheet(
     window: Sequence[tuple[float, float]] | None = None,
     tile: int = 160,
     columns: int = 4,
+    unit: str = "slice",
 ) -> Figure:
     """Draw slices in pairs, bare and with contours, all rows in the grey window of the first one.
 
@@ -177,6 +187,7 @@ def draw_sheet(
         window: (black, white) a channel in the images' unit, instead of percentiles.
         tile: largest side of a slice on the sheet, in pixels.
         columns: slices side by side before a new line starts.
+        unit: what one of them is called, "slice" or "volume".
 
     Returns a matplotlib `Figure`; `sample_sheet` writes it, TensorBoard's `add_figure` takes it as it is.
 
@@ -196,7 +207,7 @@ def draw_sheet(
         f"{name} {low:.3g} to {high:.3g}" for name, (low, high) in zip(channel_names, window, strict=True)
     )
     caption = (
-        "Each pair: the slice as it is, and the same slice with the contours of its mask. "
+        f"Each pair: the {unit} as it is, and the same {unit} with the contours of its mask. "
         f"Grey window, the same for every row: {ranges} ({origin})."
     )
     minimum_width = 560
@@ -226,7 +237,7 @@ def draw_sheet(
         axes.set_axis_off()
         for index, lines_of_label in enumerate(contours):
             axes.add_collection(LineCollection(lines_of_label, **_line(index)), autolim=False)
-        _write_texts(axes, groups, layout, title, [name for name, _ in outlines], channel_names, lines)
+        _write_texts(axes, groups, layout, title, [name for name, _ in outlines], channel_names, lines, unit)
     return figure
 
 
@@ -244,6 +255,7 @@ def _write_texts(
     names: Sequence[str],
     channel_names: Sequence[str],
     caption: Sequence[str],
+    unit: str,
 ) -> None:
     """Write title, legend, row names with n, slice captions, channel names and the caption."""
 
@@ -260,8 +272,8 @@ def _write_texts(
         write(x + 32, top, name, 13)
         x += 32 + 8.2 * len(name) + 26
     for row, heading, places in zip(rows, layout.headings, layout.tiles, strict=True):
-        slices = f"n = {len(row.images)} {'slice' if len(row.images) == 1 else 'slices'}"
-        write(_MARGIN, heading + 4, f"{row.name}, {slices}", 14, weight="bold")
+        count = f"n = {len(row.images)} {unit if len(row.images) == 1 else unit + 's'}"
+        write(_MARGIN, heading + 4, f"{row.name}, {count}", 14, weight="bold")
         for index, place in enumerate(places):
             if row.captions is not None:
                 bottom = place[-1][1] + round(row.images.shape[2] * layout.scale)

@@ -7,16 +7,18 @@ import json
 import logging
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import Checkpoint
 
 from scripts.data.files import file_sha256, json_sha256, write_json
 from scripts.data.provenance import build_provenance, write_provenance
-from scripts.data.slices import SliceSet
+from scripts.data.training_set import TrainingSet
 from scripts.errors import InputError, refuse_changes
 
 logger = logging.getLogger(__name__)
@@ -26,7 +28,7 @@ MODEL = "model.pt"  # the trained network's state dict
 
 
 class EpochSeeds:
-    """Seed the order of the slices and the model's noise anew at every epoch, from (seed, epoch) alone.
+    """Seed the order of the training items and the model's noise anew at every epoch, from (seed, epoch) alone.
 
     So a training that is stopped and resumed draws what an uninterrupted one draws; generator states need not be
     stored.
@@ -103,21 +105,21 @@ class LossLog:
 
 
 class LatentDensity:
-    """Where samples are drawn from: the prior, or a Gaussian fitted to the posterior of the training slices.
+    """Where samples are drawn from: the prior, or a Gaussian fitted to the posterior of the training items.
 
     Attach it before the handlers that draw or save.
 
     Args:
-        slices: of the training.
+        data: what is learnt from.
         network: module with `fit_latent_density`.
         density: "prior" (the papers) or "aggregate" (see `HVAE.fit_latent_density`).
         interval: epochs between fits; the last is at the end.
     """
 
-    def __init__(self, slices: SliceSet, network: Any, density: str, interval: int):
+    def __init__(self, data: TrainingSet, network: Any, density: str, interval: int):
         if density not in ("prior", "aggregate"):
             raise InputError(f"latent_density {density!r}", "'prior' or 'aggregate'", "set latent_density")
-        self.slices, self.network, self.density, self.interval = slices, network, density, interval
+        self.data, self.network, self.density, self.interval = data, network, density, interval
 
     def attach(self, engine: Engine) -> None:
         """Act every `interval` epochs and at the end."""
@@ -127,19 +129,37 @@ class LatentDensity:
     def __call__(self, engine: Engine) -> None:
         """Fit."""
         self.network.eval()
-        self.network.fit_latent_density(self.slices.training_tensor())
+        self.network.fit_latent_density(self.data.training_tensor())
 
 
 class SampleGrid:
     """A picture of real slices, their reconstructions, and samples, every few epochs and at the end.
 
-    Written to `samples.png` (and TensorBoard): people would rather look than read.
+    Written to `samples.png` (and TensorBoard): people would rather look than read. Volumes are shown by one slice
+    each: the one with the largest mask, or the middle one.
+
+    Args:
+        data: what is learnt from.
+        network: module; its `reconstruct` (batch, channels + labels, ...) -> the same, and its `latent_shape` with
+            `forward`, make the rows; a row whose method it has not is left out.
+        log_dir: where the picture goes.
+        interval: epochs between pictures.
+        seed: of the samples' noise.
+        sample: makes the samples from noise `(batch, *latent_shape)`; the network itself unless given.
     """
 
-    def __init__(self, slices: SliceSet, network: torch.nn.Module, log_dir: str | Path, interval: int, seed: int = 0):
-        self.slices, self.network, self.interval = slices, network, interval
+    def __init__(
+        self,
+        data: TrainingSet,
+        network: Any,
+        log_dir: str | Path,
+        interval: int,
+        seed: int = 0,
+        sample: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ):
+        self.data, self.network, self.interval, self.seed = data, network, interval, seed
+        self.sample = network if sample is None else sample
         self.path = Path(log_dir) / "samples.png"
-        self.seed = seed
 
     def attach(self, engine: Engine) -> None:
         """Act every `interval` epochs and at the end."""
@@ -152,22 +172,29 @@ class SampleGrid:
 
         from scripts.report.figures import save_png
         from scripts.report.sheets import draw_sheet
-        from scripts.sampling.latent import latent_noise
+        from scripts.sampling.sampler import latent_noise
 
-        description = self.slices.cases.description
-
-        count = 8
-        foreground = [item for item in self.slices.training if item["image"][self.slices.num_image_channels :].any()]
-        step = max(1, len(foreground) // count)
-        real = torch.stack([item["image"] for item in foreground[::step][:count]])
+        description, channels = self.data.cases.description, self.data.num_image_channels
+        items = [item["image"] for item in self.data.training if item["image"][channels:].any()]
+        # Volumes are many slices each: fewer of them, one at a time.
+        count, at_once = (8, 8) if items[0].ndim == 3 else (4, 1)
+        real = torch.stack(items[:: max(1, len(items) // count)][:count])
         device = next(self.network.parameters()).device
+
+        def in_passes(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+            return torch.cat([function(part.to(device)).float().cpu() for part in x.split(at_once)])
+
         self.network.eval()
-        reconstructed = torch.sigmoid(self.network.decode(self.network.encode(real.to(device))[0])).cpu()  # type: ignore[operator]
-        noise = torch.stack([latent_noise(self.network.latent_shape, self.seed, i) for i in range(count)])  # type: ignore[arg-type]
-        sampled = self.network(noise.to(device)).cpu()
+        shown = [("real (training)", self._planes(real, real))]
+        if hasattr(self.network, "reconstruct"):
+            shown.append(("reconstruction", self._planes(in_passes(self.network.reconstruct, real), real)))
+        if hasattr(self.network, "latent_shape"):
+            noise = torch.stack([latent_noise(self.network.latent_shape, self.seed, i) for i in range(count)])
+            sampled = in_passes(self.sample, noise)
+            shown.append(("sample", self._planes(sampled, sampled)))
         rows = [
-            (name, x[:, : self.slices.num_image_channels].numpy(), self._labels(x))
-            for name, x in (("real (training)", real), ("reconstruction", reconstructed), ("sample", sampled))
+            (name, x[:, :channels], np.stack([description.to_label_map(masks) for masks in x[:, channels:]]))
+            for name, x in shown
         ]
         figure = draw_sheet(
             rows,
@@ -179,11 +206,13 @@ class SampleGrid:
         with SummaryWriter(str(self.path.parent / "tensorboard")) as writer:
             writer.add_figure("samples", figure, engine.state.iteration)
 
-    def _labels(self, joint: torch.Tensor):
-        import numpy as np
-
-        description = self.slices.cases.description
-        return np.stack([description.to_label_map(x[self.slices.num_image_channels :].numpy()) for x in joint])
+    def _planes(self, x: torch.Tensor, by: torch.Tensor) -> np.ndarray:
+        """Slices as they are; of volumes `(batch, channel, height, width, depth)` the one with most mask in `by`."""
+        if x.ndim == 4:
+            return x.numpy()
+        areas = (by[:, self.data.num_image_channels :] >= 0.5).any(1).sum((1, 2))
+        areas[:, areas.shape[1] // 2] += (areas.sum(1) == 0).to(areas)
+        return torch.stack([volume[..., index] for volume, index in zip(x, areas.argmax(1), strict=True)]).numpy()
 
 
 class Checkpoints:
@@ -194,17 +223,23 @@ class Checkpoints:
 
     Args:
         ckpt_dir: folder for `checkpoint.pt` and `model.pt`.
-        save_dict: name -> object with `state_dict`, or None; must hold `network`. The trainer is added.
+        save_dict: name -> object with `state_dict`, or None. The trainer is added.
         interval: epochs between checkpoints.
         device: where the training runs.
+        model: what `model.pt` holds, an object with `state_dict`; `save_dict["network"]` unless given.
     """
 
     def __init__(
-        self, ckpt_dir: str | Path, save_dict: dict[str, Any], interval: int = 1, device: torch.device | str = "cpu"
+        self,
+        ckpt_dir: str | Path,
+        save_dict: dict[str, Any],
+        interval: int = 1,
+        device: torch.device | str = "cpu",
+        model: Any = None,
     ):
         self.ckpt_dir, self.interval, self.device = Path(ckpt_dir), interval, device
         self.save_dict = {name: value for name, value in save_dict.items() if value is not None}
-
+        self.model = save_dict["network"] if model is None else model
         self.resumed_at: int | None = None
 
     def attach(self, engine: Engine) -> None:
@@ -245,7 +280,7 @@ class Checkpoints:
         if engine.state.iteration == self.resumed_at and (self.ckpt_dir / "provenance.json").is_file():
             return  # nothing was trained: what is there stays as it is
         self._save(engine)
-        self._write(MODEL, self.save_dict["network"].state_dict())
+        self._write(MODEL, self.model.state_dict())
 
     def _write(self, name: str, state: Any) -> None:
         self.ckpt_dir.mkdir(parents=True, exist_ok=True)
@@ -270,7 +305,7 @@ class TrainingRecord:
     """Refuse to resume with other settings; write `provenance.json` when the training is finished.
 
     Args:
-        slices: what is learnt from.
+        data: what is learnt from.
         ckpt_dir: folder of the checkpoints.
         bundle: `{"name", "version"}`.
         seed: of the training.
@@ -280,14 +315,14 @@ class TrainingRecord:
 
     def __init__(
         self,
-        slices: SliceSet,
+        data: TrainingSet,
         ckpt_dir: str | Path,
         bundle: dict,
         seed: int,
         network: dict,
         settings: dict,
     ):
-        self.slices, self.ckpt_dir, self.bundle, self.seed = slices, Path(ckpt_dir), bundle, seed
+        self.data, self.ckpt_dir, self.bundle, self.seed = data, Path(ckpt_dir), bundle, seed
         self.network, self.settings = network, settings
         self.notes: dict[str, Any] = {}
 
@@ -323,10 +358,10 @@ class TrainingRecord:
             "seed": self.seed,
             "network": self.network,
             "settings": self.settings,
-            "cases_sha256": json_sha256(self.slices.seen),
-            "num_slices": len(self.slices.training),
-            "split_sha256": self.slices.cases.fold.sha256,
-            "space_sha256": self.slices.cases.space["sha256"],
+            "cases_sha256": json_sha256(self.data.seen),
+            "num_items": len(self.data.training),
+            "split_sha256": self.data.cases.fold.sha256,
+            "space_sha256": self.data.cases.space["sha256"],
         }))  # fmt: skip
 
     def _start(self, engine: Engine) -> None:
@@ -337,5 +372,5 @@ class TrainingRecord:
         if path.is_file() and json.loads(path.read_text())["weights_sha256"] == file_sha256(self.ckpt_dir / MODEL):
             return  # nothing was trained since: keep the record of what made it
         training = {**self.settings, **self.notes, "iterations": engine.state.iteration, "epochs": engine.state.epoch}
-        provenance = build_provenance(self.slices, self.bundle, self.seed, self.network, training)
+        provenance = build_provenance(self.data, self.bundle, self.seed, self.network, training)
         write_provenance(path, provenance, self.ckpt_dir / MODEL)

@@ -12,29 +12,7 @@ from scripts.errors import InputError
 from scripts.losses.adversarial import discriminator_loss, generator_loss
 from scripts.losses.feature_reconstruction import FeatureReconstructionLoss
 from scripts.losses.hvae import hvae_objective
-
-AUTOCAST = ("auto", "bfloat16", None)
-
-
-def autocast_dtype(autocast: str | None, device: torch.device | str) -> torch.dtype | None:
-    """The type to compute in: "bfloat16", None (float32), or "auto": bfloat16 where the device has it in hardware.
-
-    Raises:
-        InputError: another word.
-    """
-    if autocast not in AUTOCAST:
-        raise InputError(f"autocast {autocast!r}", f"one of {list(AUTOCAST)}", "set autocast")
-    if autocast == "auto":
-        if torch.device(device).type == "cuda":
-            helps = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:  # emulated, bfloat16 is far slower than float32; torch says only here what the CPU has
-            helps = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-        autocast = "bfloat16" if helps else None
-    return torch.bfloat16 if autocast == "bfloat16" else None
-
-
-class TrainingDiverged(RuntimeError):
-    """A loss or a gradient is no longer finite; names the step and the term."""
+from scripts.training.steps import autocast_dtype, check_finite
 
 
 class HVAEUpdate:
@@ -127,12 +105,12 @@ class HVAEUpdate:
                 named["generator"] = generator_loss(self.discriminator, fake)
                 loss = loss + self.beta * self.discriminator_weight * named["generator"]
         named = {"loss": loss, **named}
-        self._check_finite(named, step)
+        check_finite(named, step)
         engine.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         largest = float("inf") if self.gradient_clip is None else self.gradient_clip
         norm = torch.nn.utils.clip_grad_norm_(engine.network.parameters(), largest)
-        self._check_finite({"gradient": norm}, step)
+        check_finite({"gradient": norm}, step)
         engine.optimizer.step()
         if fake is not None:
             named["discriminator"] = self._train_discriminator(x, fake, step)
@@ -145,24 +123,13 @@ class HVAEUpdate:
     def _train_discriminator(self, real: torch.Tensor, fake: torch.Tensor, step: int) -> torch.Tensor:
         assert self.discriminator is not None and self.discriminator_optimizer is not None  # for the type checker
         loss = discriminator_loss(self.discriminator, real, fake)
-        self._check_finite({"discriminator": loss}, step)
+        check_finite({"discriminator": loss}, step)
         self.discriminator_optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.discriminator.parameters(), float("inf"))
-        self._check_finite({"discriminator gradient": norm}, step)
+        check_finite({"discriminator gradient": norm}, step)
         self.discriminator_optimizer.step()
         return loss
-
-    @staticmethod
-    def _check_finite(named: dict[str, torch.Tensor], step: int) -> None:
-        broken = [name for name, value in named.items() if not torch.isfinite(value)]
-        if broken:
-            values = ", ".join(f"{name} {float(value.detach()):.4g}" for name, value in named.items())
-            raise TrainingDiverged(
-                f"step {step}: {', '.join(broken)} is not finite ({values}). Nothing was saved of this epoch. "
-                "Train anew, in another bundle_root, with a lower learning_rate or initial_step_size, or with "
-                "gradient_clip."
-            )
 
 
 class HVAEEvaluation:

@@ -18,9 +18,11 @@ from scripts.errors import InputError
 from scripts.settings import refuse_unknown_overrides
 
 from ..data.toy import write_preprocessed
+from ..data.toy_generator import contents
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLES = sorted(path.parent for path in (ROOT / "bundles").glob("*/configs"))
+GENERATORS = [path.name for path in BUNDLES if '"sampler"' in (path / "configs/inference.json").read_text()]
 OVERLAYS = {"dhvae": ["hvae_disc", "hvae_perc", "paper"], "hvae": ["vae", "paper"]}
 # Sums are rounded in another order with another number of threads; equality to the bit needs the same.
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -34,14 +36,15 @@ def bundle(name: str) -> Path:
     return ROOT / "bundles" / name
 
 
-def run(name: str, config: str, root: Path, overlay: str | None = None, check=True, **overrides):
+def run(name: str, config: str, root: Path, overlay: str | None = None, check=True, ranks=1, **overrides):
     files = [f"configs/{config}.json"] + ([f"configs/{overlay}.json"] if overlay else [])
     given = {"bundle_root": str(root), **TINY, **overrides}
     if config == "inference":
         known = json.loads((bundle(name) / "configs/inference.json").read_text())
         given = {key: value for key, value in given.items() if key in known}
     words = [word for key, value in given.items() for word in (f"--{key}", str(value))]
-    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(files), *words]
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
+    command = [sys.executable, *launch, "-m", "monai.bundle", "run", "--config_file", str(files), *words]
     done = subprocess.run(command, cwd=bundle(name), capture_output=True, text=True, env=ONE_THREAD)
     assert not check or done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done
@@ -84,17 +87,33 @@ def test_network_def_is_what_the_metadata_says(name, tmp_path, monkeypatch):
     assert torch.allclose(traced(noise), out)
 
 
-@pytest.mark.parametrize("name", OVERLAYS)
+@pytest.mark.parametrize("name", GENERATORS)
 def test_overlays_hold_only_what_differs(name):
     configs = {path.stem: json.loads(path.read_text()) for path in (bundle(name) / "configs").glob("*.json")}
     base = {**configs["inference"], **{k: v for k, v in configs["train"].items() if not str(v).startswith("%")}}
-    for overlay in OVERLAYS[name]:
+    for overlay in set(configs) - {"inference", "train", "metadata"}:
         for key, value in configs[overlay].items():
             assert key in base, f"{overlay}.json sets the unknown {key}"
             assert base[key] != value, f"{overlay}.json repeats {key}"
     repeated = [k for k, v in configs["train"].items() if k in configs["inference"] and v == configs["inference"][k]]
     # where and with which seed to run are the same words in both, and are no numbers of the model
     assert set(repeated) <= {"bundle_root", "seed", "batch_size"}
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_all_generators_have_the_same_settings_and_sample_the_same_way(name):
+    ours, theirs = (json.loads((bundle(n) / "configs/inference.json").read_text()) for n in (name, "dhvae"))
+    shared = {"output_dir", "num_samples", "condition", "min_foreground", "samples_per_pass", "autocast", "compile",
+              "threads"}  # fmt: skip
+    for key in ("bundle_root", "ckpt_dir", "output_dir", "device", "seed", "num_samples", "condition", "run"):
+        assert ours[key] == theirs[key], key
+    assert shared | {"batch_size", "spatial_size", "num_channels", "network_arguments", "network_def"} <= set(ours)
+    arguments = {key: value for key, value in theirs["sampler"].items() if key != "_target_"}
+    assert arguments.items() <= ours["sampler"].items()
+    ours, theirs = (json.loads((bundle(n) / "configs/train.json").read_text()) for n in (name, "dhvae"))
+    for key in ("bundle_root", "ckpt_dir", "device", "dataset_dir", "plans", "fold", "seed", "cases"):
+        assert ours[key] == theirs[key], key
+    assert {"configuration", "max_epochs", "batch_size", "data", "record", "train"} <= set(ours)
 
 
 def test_the_two_bundles_differ_only_in_the_regularisation():
@@ -144,6 +163,19 @@ def test_train_then_sample(name, overlay, dataset, tmp_path):
     run(name, "inference", tmp_path, overlay, num_samples=3, min_foreground=0, **more)
     assert len(read_pool(tmp_path / "pool")["samples"]) == 3
     assert (tmp_path / "pool/samples.png").is_file()
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_pool_of_one(dataset, tmp_path):
+    untrained = run("hvae", "inference", tmp_path, num_samples=3, check=False, ranks=2)
+    assert untrained.returncode != 0
+    assert untrained.stderr.count("error: ") == 1 and "no trained generator" in untrained.stderr
+    run("hvae", "train", tmp_path, dataset_dir=dataset, max_epochs=1)
+    for ranks in (1, 2):
+        run("hvae", "inference", tmp_path, ranks=ranks, num_samples=5, min_foreground=0, batch_size=ranks,
+            output_dir=tmp_path / f"pool{ranks}")  # fmt: skip
+    assert contents(tmp_path / "pool1") == contents(tmp_path / "pool2")
+    assert (tmp_path / "pool2/samples.png").is_file()
 
 
 @pytest.mark.slow

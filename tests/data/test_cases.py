@@ -212,7 +212,7 @@ def test_damaged_raw_data(raw, damage, words):
 def test_damaged_preprocessed_data(tmp_path):
     folder = write_preprocessed(tmp_path / "Dataset901_Toy")
     with pytest.raises(InputError, match="nnUNetPlans.json"):
-        open_cases(folder, configuration="3d_fullres")
+        open_cases(folder, configuration="3d_lowres")
     with pytest.raises(InputError, match="Other"):
         open_cases(folder, plans="Other")
     good = (folder / "nnUNetPlans_2d/toy_003_seg.b2nd").read_bytes()

@@ -1,7 +1,7 @@
 """A pool is whole or absent, can be resumed and grown, and is a function of (generator, seed) alone."""
 
 import json
-from pathlib import Path
+import weakref
 
 import nibabel as nib
 import numpy as np
@@ -12,44 +12,20 @@ from scripts.data.cases import open_cases
 from scripts.data.mask_features import mask_features
 from scripts.data.pool import load_sample, partial_dir, read_pool, write_pool
 from scripts.data.provenance import build_provenance, write_provenance
-from scripts.data.slices import load_slices
+from scripts.data.scaling import Scaling
+from scripts.data.training_set import load_training_set
 from scripts.errors import InputError
 from scripts.networks.hvae import HVAE
-from scripts.sampling.latent import LatentSampler, latent_noise
+from scripts.sampling.latent import LatentSampler
+from scripts.sampling.sampler import latent_noise
 
-from .toy import write_preprocessed
-
-NETWORK = {"spatial_size": [16, 16], "channels": [8, 16], "num_res_blocks": 1, "latent_channels": 2,
-           "attention_heads": 1, "attention_head_dim": 8, "num_leapfrog_steps": 1}  # fmt: skip
-
-
-def make_generator(folder: Path, channels: int = 1, regions: bool = False, masked: bool = False) -> dict:
-    """An untrained generator with the record that a training would leave; returns the sampler's arguments."""
-    data = write_preprocessed(folder / "Dataset901_Toy", channels=channels, regions=regions, masked=masked)
-    slices = load_slices(open_cases(data), (16, 16))
-    arguments = {"num_channels": slices.num_channels, **NETWORK}
-    torch.manual_seed(0)
-    network = HVAE(**arguments)
-    with torch.no_grad():  # an untrained decoder says 1/2 everywhere; make it say something
-        network.decoder[-1].weight.mul_(300)
-    torch.save(network.state_dict(), folder / "model.pt")
-    record = build_provenance(slices, {"name": "toy", "version": "0"}, 0, arguments, {})
-    write_provenance(folder / "provenance.json", record, folder / "model.pt")
-    return {
-        "network": HVAE(**arguments),
-        "checkpoint": folder / "model.pt",
-        "provenance": folder / "provenance.json",
-        "min_foreground": 4,
-    }
+from .toy import write_raw
+from .toy_generator import NETWORK, VolumeNetwork, contents, make_generator
 
 
 @pytest.fixture
 def sampler(tmp_path):
     return LatentSampler(**make_generator(tmp_path / "generator"))
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def test_same_seed_same_files_whatever_the_batch_size(sampler, tmp_path):
@@ -72,21 +48,19 @@ class Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize("whole_batches", [0, 1, 2])
-def test_interrupted_pool_is_refused_and_the_same_command_finishes_it(sampler, tmp_path, monkeypatch, whole_batches):
+@pytest.mark.parametrize("whole_rounds", [0, 1, 2])
+def test_interrupted_pool_is_refused_and_the_same_command_finishes_it(sampler, tmp_path, monkeypatch, whole_rounds):
     folder = tmp_path / "pool"
+    rounds = iter(range(whole_rounds))
 
-    def cut(*args, **kwargs):
-        for number, batch in enumerate(type(sampler).__call__(sampler, *args, **kwargs)):
-            if number == whole_batches:
-                raise Stop
-            yield batch
+    def draw(*args):
+        if next(rounds, None) is None:
+            raise Stop
+        return type(sampler).draw(sampler, *args)
 
-    stopping = type("Stopping", (), {"__call__": staticmethod(cut), **{
-        name: getattr(sampler, name) for name in ("provenance", "description", "settings", "dimension", "check")
-    }})()  # fmt: skip
-    with pytest.raises(Stop):
-        write_pool(stopping, folder, 6, batch_size=2, progress=False)
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(sampler, "draw", draw)
+        write_pool(sampler, folder, 6, batch_size=2, progress=False)
     assert not folder.exists() and partial_dir(folder).is_dir()
     with open(partial_dir(folder) / "records.jsonl", "a") as log:
         log.write('{"id": "syn_0000')  # the stop cut a line short
@@ -97,6 +71,31 @@ def test_interrupted_pool_is_refused_and_the_same_command_finishes_it(sampler, t
     write_pool(sampler, folder, 6, batch_size=2, progress=False)
     assert not partial_dir(folder).exists()
     assert contents(folder) == contents(write_pool(sampler, tmp_path / "straight", 6, progress=False))
+
+
+def test_two_commands_do_not_write_the_same_pool(sampler, tmp_path, monkeypatch):
+    def draw(*args):
+        with pytest.raises(InputError, match="another process is writing"):
+            write_pool(LatentSampler(**make_generator(tmp_path / "other")), tmp_path / "pool", 3, progress=False)
+        return type(sampler).draw(sampler, *args)
+
+    monkeypatch.setattr(sampler, "draw", draw)
+    write_pool(sampler, tmp_path / "pool", 3, progress=False)
+    assert not (tmp_path / "pool.lock").exists()
+
+
+def test_images_are_not_kept_in_memory(sampler, tmp_path, monkeypatch):
+    alive = []
+
+    def draw(*args):
+        assert not any(image() is not None for image in alive)
+        drawn = type(sampler).draw(sampler, *args)
+        alive.extend(weakref.ref(item["image"]) for item in drawn)
+        return drawn
+
+    monkeypatch.setattr(sampler, "draw", draw)
+    write_pool(sampler, tmp_path / "pool", 9, batch_size=2, progress=False)
+    assert len(alive) == 9
 
 
 def test_pool_grows_to_what_one_run_gives(sampler, tmp_path):
@@ -111,6 +110,13 @@ def test_pool_grows_to_what_one_run_gives(sampler, tmp_path):
     with pytest.raises(InputError, match="holds 8 samples"):
         write_pool(sampler, grown, 9, seed=1, progress=False)
     assert contents(grown) == before
+
+
+def test_gzip_holds_no_time(sampler, tmp_path):
+    """Else the bytes would change with the second in which they were written."""
+    folder = write_pool(sampler, tmp_path / "pool", 2, progress=False)
+    for path in folder.rglob("*.nii.gz"):
+        assert path.read_bytes()[4:8] == bytes(4)
 
 
 @pytest.mark.parametrize("regions", [False, True])
@@ -134,6 +140,50 @@ def test_samples_are_what_the_contract_says(tmp_path, regions, masked):
         assert sample["features"]["volume"] == pytest.approx((label > 0).sum() * 1.5)
         assert sample["decision"] == "keep"
     assert [sample["seed"] for sample in record["samples"]] == sorted(sample["seed"] for sample in record["samples"])
+
+
+@pytest.mark.parametrize("kind", ["raw", "3d_fullres"])
+def test_volumes_are_what_the_contract_says(tmp_path, kind):
+    arguments = make_generator(tmp_path / "g", volumes=kind)
+    sampler = LatentSampler(**arguments)
+    folder = write_pool(sampler, tmp_path / "pool", 4, seed=1, progress=False)
+    record = read_pool(folder)
+    assert record["dimension"] == 3 and record["provenance"]["geometry"]["depth"] == 6
+    for sample in record["samples"]:
+        image, label = load_sample(folder, sample["id"], 1)
+        assert image.shape == (1, 6, 20, 18) and label.shape == (6, 20, 18)
+        drawn = sampler.draw(range(sample["seed"], sample["seed"] + 1), 1)[0]
+        assert np.array_equal(drawn["image"], image) and np.array_equal(drawn["label"], label)
+        file = nib.load(folder / "labels" / f"{sample['id']}.nii.gz")
+        assert np.array_equal(np.diag(file.affine), [1.0, 1.5, 4.0, 1.0])
+        assert sample["features"] == mask_features(label > 0, (4.0, 1.5, 1.0))
+
+
+def test_raw_volumes_have_the_axes_of_the_raw_files(tmp_path):
+    """nnU-Net preprocesses them like the raw cases: a mask lies in the file where it lies in theirs."""
+    data_set = write_raw(tmp_path / "Dataset901_Toy")
+    for path in data_set.glob("*Tr/*.nii.gz"):  # sagittal slices: the first axis of the files is the coarse one
+        image = nib.load(path)
+        turned = np.ascontiguousarray(np.asarray(image.dataobj).transpose(2, 0, 1))
+        nib.save(nib.Nifti1Image(turned, np.diag([4.0, 1.0, 1.5, 1.0])), path)
+    cases = open_cases(data_set)
+    data = load_training_set(cases, (20, 18, 6))
+    network = VolumeNetwork(3)
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    record = build_provenance(data, {"name": "toy", "version": "0"}, 0, {}, {})
+    provenance = write_provenance(tmp_path / "provenance.json", record, tmp_path / "model.pt")
+    sampler = LatentSampler(network, tmp_path / "model.pt", provenance)
+    items = {item["case"]: item["image"] for item in data.training}
+    sampler._generate = lambda *_: (torch.stack([*items.values()][:1]), [None])  # a generator that copies a case
+    sampler.scaling = Scaling((0.0,), (1.0,))
+    folder = write_pool(sampler, tmp_path / "pool", 1, progress=False)
+    real = nib.load(data_set / "labelsTr" / f"{next(iter(items))}.nii.gz")
+    made = nib.load(folder / "labels/syn_000000.nii.gz")
+    assert np.array_equal(np.asarray(made.dataobj), np.asarray(real.dataobj))
+    assert np.array_equal(made.affine, real.affine)
+    assert np.array_equal(load_sample(folder, "syn_000000", 1)[1], cases.load(next(iter(items))).label)
+    features = read_pool(folder)["samples"][0]["features"]
+    assert features == mask_features(cases.load(next(iter(items))).label > 0, cases.spacing)
 
 
 def test_every_sample_can_be_made_again(sampler, tmp_path):
@@ -163,22 +213,15 @@ def test_settings_out_of_range_write_nothing(sampler, tmp_path):
 
 def test_generator_that_makes_no_mask_is_stopped(tmp_path):
     sampler = LatentSampler(**{**make_generator(tmp_path / "g"), "min_foreground": 10**6})
-    with pytest.raises(InputError, match="0 of them with 1000000 pixels"):
+    with pytest.raises(InputError, match="0 of them with 1000000 voxels"):
         write_pool(sampler, tmp_path / "pool", 2, progress=False)
     assert not partial_dir(tmp_path / "pool").exists()  # so that another min_foreground can be tried
 
 
 def test_stop_around_the_rename_is_mended(sampler, tmp_path):
-    """Between the rename and the last clean-up, and between the last record and the rename."""
+    """Between the last record and the rename: the partial folder holds the whole pool."""
     straight = contents(write_pool(sampler, tmp_path / "straight", 4, progress=False))
     folder = write_pool(sampler, tmp_path / "pool", 4, progress=False)
-    settings = json.dumps(
-        {k: v for k, v in read_pool(folder)["sampling"].items() if k not in ("num_samples", "candidates")}
-    )
-    (folder / "settings.json").write_text(settings)
-    write_pool(sampler, folder, 4, progress=False)
-    assert contents(folder) == straight
-    (folder / "settings.json").write_text(settings)
     folder.rename(partial_dir(folder))
     with pytest.raises(InputError, match="4 samples already"):
         write_pool(sampler, folder, 3, progress=False)

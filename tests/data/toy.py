@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -38,7 +39,7 @@ def write_raw(folder: Path, cases: int = 6, channels: int = 1, regions: bool = F
 
 
 def write_preprocessed(folder: Path, cases: int = 6, channels: int = 1, regions: bool = False, masked=False) -> Path:
-    """The arrays, plans and description that nnU-Net's preprocessor would leave, without running it."""
+    """The arrays (2d and 3d_fullres), plans and description that nnU-Net's preprocessor would leave."""
     import blosc2
 
     arrays = folder / "nnUNetPlans_2d"
@@ -52,6 +53,7 @@ def write_preprocessed(folder: Path, cases: int = 6, channels: int = 1, regions:
         for array, name in ((image, f"toy_{index:03d}.b2nd"), (label[None], f"toy_{index:03d}_seg.b2nd")):
             blosc2.asarray(np.ascontiguousarray(array), urlpath=str(arrays / name), mode="w")
         (arrays / f"toy_{index:03d}.pkl").write_bytes(pickle.dumps({"class_locations": {}}))
+    shutil.copytree(arrays, folder / "nnUNetPlans_3d_fullres")
     write_description(folder, channels, regions, numTraining=cases)
     plans = {
         "dataset_name": folder.name,
@@ -69,6 +71,12 @@ def write_preprocessed(folder: Path, cases: int = 6, channels: int = 1, regions:
                 "patch_size": [20, 18],
             },
             "2d_small": {"inherits_from": "2d", "batch_size": 2},
+            "3d_fullres": {
+                "inherits_from": "2d",
+                "data_identifier": "nnUNetPlans_3d_fullres",
+                "spacing": [4.0, 1.5, 1.0],
+                "patch_size": [6, 20, 18],
+            },
         },
     }
     (folder / "nnUNetPlans.json").write_text(json.dumps(plans))

@@ -11,7 +11,8 @@ from scripts.losses.feature_reconstruction import FeatureReconstructionLoss
 from scripts.losses.hvae import hvae_objective
 from scripts.networks.features import SegmentationFeatures
 from scripts.networks.hvae import HVAE
-from scripts.training.hvae import HVAEUpdate, TrainingDiverged
+from scripts.training.hvae import HVAEUpdate
+from scripts.training.steps import TrainingDiverged
 
 
 @pytest.fixture

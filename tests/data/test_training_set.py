@@ -1,0 +1,228 @@
+"""What a generator learns from: scaling and geometry can be inverted, and nothing of validation is learnt."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from scripts.data.cases import open_cases
+from scripts.data.geometry import SliceGeometry, VolumeGeometry, fit_geometry, geometry_from_record
+from scripts.data.provenance import build_provenance, read_provenance, trained_num_channels, write_provenance
+from scripts.data.scaling import Scaling
+from scripts.data.training_set import load_training_set
+from scripts.errors import InputError
+
+from .toy import write_preprocessed, write_raw
+
+
+@pytest.fixture(params=[False, True], ids=["whole", "masked"])
+def cases(request, tmp_path):
+    return open_cases(write_preprocessed(tmp_path / "Dataset901_Toy", channels=2, masked=request.param))
+
+
+def test_scaling_inverts(cases):
+    training = list(cases.training())
+    scaling = Scaling.fit(training, per_case=False, masked=cases.masked)
+    for case in training:
+        scaled = scaling.apply(case)
+        assert scaled.min() >= 0 and scaled.max() <= 1
+        back, inside = scaling.invert(scaled)
+        low, high = (np.array(x).reshape(-1, 1, 1, 1) for x in (scaling.low, scaling.high))
+        expected = np.where(case.inside, np.clip(case.image, low, high), 0)
+        assert np.allclose(back, expected, atol=1e-4)
+        assert np.array_equal(inside, case.inside)
+        assert (back[:, ~case.inside] == 0).all()  # exactly: nnU-Net's background
+        assert (case.image < low).mean() < 0.01 and (case.image > high).mean() < 0.01
+    assert Scaling.from_record(scaling.as_record()) == scaling
+
+
+def test_raw_cases_are_scaled_one_by_one(tmp_path):
+    cases = open_cases(write_raw(tmp_path / "Dataset901_Toy"))
+    data = load_training_set(cases, (24, 24))
+    means = {case: [] for case in cases.fold.train}
+    for item in data.training:
+        means[item["case"]].append(float(item["image"][0].mean()))
+    levels = [np.mean(v) for v in means.values()]
+    assert np.ptp(levels) < 0.1  # the toy's offsets of 10 a case are gone
+    assert data.scaling.per_case
+
+
+@pytest.mark.parametrize("size", [(24, 24), (16, 16), (32, 16)])
+def test_geometry_gives_back_what_it_got(size):
+    geometry = SliceGeometry.fit([(20, 18), (17, 22)], size)
+    assert geometry.field_of_view == (20, 22)
+    y, x = np.mgrid[:20, :22] / 20
+    smooth = np.stack([y + 0.3 * x, np.sin(2 * y) * x])[None].astype(np.float32)
+    grid = geometry.to_grid(smooth, smooth.min(axis=(0, 2, 3)))
+    assert tuple(grid.shape) == (1, 2, *size)
+    back = geometry.from_grid(grid).numpy()
+    assert back.shape == smooth.shape
+    exact = all(view <= side for view, side in zip(geometry.field_of_view, size, strict=True))
+    inner = (slice(None), slice(None), slice(3, -3), slice(3, -3))
+    assert np.abs(back[inner] - smooth[inner]).max() < (1e-6 if exact else 0.05)
+    assert geometry_from_record(geometry.as_record()) == geometry
+
+
+def test_zoom_is_isotropic():
+    geometry = SliceGeometry((64, 64), (200, 100))
+    ratios = [canvas / side for canvas, side in zip(geometry.canvas, geometry.spatial_size, strict=True)]
+    assert ratios[0] == pytest.approx(ratios[1], rel=0.02)
+
+
+def test_larger_slices_keep_their_centre():
+    """A validation case may be larger than any training case."""
+    geometry = SliceGeometry((8, 8), (8, 8))
+    wide = np.zeros((1, 1, 12, 8), np.float32)
+    wide[:, :, 2:10] = np.random.default_rng(0).random((8, 8))
+    assert np.array_equal(geometry.to_grid(wide, np.zeros(1)).numpy(), wide[:, :, 2:10])
+
+
+def smooth_volume(depth: int, height: int = 16, width: int = 12) -> np.ndarray:
+    z, y, x = np.meshgrid(*(np.linspace(0, 1, n) for n in (depth, height, width)), indexing="ij")
+    return np.stack([np.sin(2 * z) + y * x, z * y])[None].astype(np.float32)
+
+
+def test_volume_that_fits_the_grid_comes_back_exactly():
+    geometry = fit_geometry([(9, 16, 12), (5, 10, 12), (20, 16, 8)], (16, 16, 9))
+    assert isinstance(geometry, VolumeGeometry)
+    assert (geometry.depth, geometry.field_of_view) == (9, (16, 12))
+    volume = smooth_volume(9)
+    grid = geometry.to_grid(volume, np.array([-1.0, -2.0]))
+    assert grid.shape == (1, 2, 16, 16, 9)
+    assert (grid[0, 0, :, :2] == -1).all() and (grid[0, 1, :, :2] == -2).all()  # padded, not stretched
+    assert np.array_equal(geometry.from_grid(grid).numpy(), volume)
+    assert geometry_from_record(geometry.as_record()) == geometry
+
+
+@pytest.mark.parametrize("depth, grid_depth", [(24, 12), (12, 24), (17, 12)])
+def test_depth_is_stretched_and_comes_back(depth, grid_depth):
+    geometry = VolumeGeometry((16, 12, grid_depth), (16, 12), depth)
+    volume = smooth_volume(depth)
+    grid = geometry.to_grid(volume, np.zeros(2))
+    assert grid.shape == (1, 2, 16, 12, grid_depth)
+    back = geometry.from_grid(grid).numpy()
+    assert back.shape == volume.shape
+    assert np.abs(back - volume)[:, :, 2:-2].max() < 0.02
+
+
+def test_depth_axis_is_the_last_and_runs_the_same_way():
+    geometry = VolumeGeometry((16, 12, 6), (16, 12), 6)
+    volume = np.zeros((1, 1, 6, 16, 12), np.float32)
+    volume[0, 0, 1, 3, 7] = 1
+    grid = geometry.to_grid(volume, np.zeros(1))
+    assert grid[0, 0, 3, 7, 1] == 1 and grid.sum() == 1
+
+
+def test_shrinking_the_depth_averages():
+    """Plain linear interpolation looks at two slices alone and would take every other one of these for constant."""
+    volume = np.zeros((1, 1, 32, 4, 4), np.float32)
+    volume[:, :, ::4] = 1
+    geometry = VolumeGeometry((4, 4, 8), (4, 4), 32)
+    grid = geometry.to_grid(volume, np.zeros(1))
+    assert grid.mean() == pytest.approx(0.25, abs=0.02)
+    assert grid.std() < 0.05
+
+
+def test_batch_of_volumes_is_each_volume():
+    geometry = VolumeGeometry((8, 8, 5), (16, 12), 9)
+    volumes = np.random.default_rng(0).random((3, 2, 9, 16, 12), np.float32)
+    grid = geometry.to_grid(volumes, np.zeros(2))
+    back = geometry.from_grid(grid)
+    for index in range(3):
+        alone = geometry.to_grid(volumes[index : index + 1], np.zeros(2))
+        assert torch.equal(alone[0], grid[index]) and torch.equal(geometry.from_grid(alone)[0], back[index])
+
+
+def test_training_slices_are_those_of_the_fold(cases):
+    data = load_training_set(cases, (24, 24), background_share=0.0)
+    assert {item["case"] for item in data.training} == set(cases.fold.train)
+    assert {item["case"] for item in data.validation} == set(cases.fold.val)
+    assert [case["id"] for case in data.seen] == cases.fold.train
+    assert len(data.training) == 3 * len(cases.fold.train)  # three slices of each toy hold foreground
+    joint = data.training_tensor()
+    assert joint.shape[1] == data.num_channels == 4
+    assert set(joint[:, 2:].unique().tolist()) == {0.0, 1.0}
+    assert all(item["image"][2:].any() for item in data.training)
+
+
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+def test_training_volumes_are_the_cases_of_the_fold(tmp_path, configuration):
+    cases = open_cases(write_preprocessed(tmp_path / "Dataset901_Toy"), configuration=configuration)
+    assert cases.spacing == (4.0, 1.5, 1.0)
+    data = load_training_set(cases, (20, 18, 6))
+    assert [item["case"] for item in data.training] == cases.fold.train
+    assert [item["case"] for item in data.validation] == cases.fold.val
+    for item in data.training:
+        case = cases.load(item["case"])
+        image = data.geometry.from_grid(item["image"][None])[0].numpy()
+        assert np.array_equal(image[1:], cases.description.to_channels(case.label))
+        low, high = data.scaling.low[0], data.scaling.high[0]
+        assert np.allclose(data.scaling.invert(image[:1])[0], case.image.clip(low, high), atol=1e-4)
+    assert data.training_tensor().shape == (len(cases.fold.train), 3, 20, 18, 6)
+
+
+def test_volumes_of_raw_cases(tmp_path):
+    data = load_training_set(open_cases(write_raw(tmp_path / "Dataset901_Toy")), (20, 18, 6))
+    assert data.scaling.per_case and len(data.training) == len(data.seen)
+
+
+def test_slices_of_a_3d_configuration_are_refused(tmp_path):
+    cases = open_cases(write_preprocessed(tmp_path / "Dataset901_Toy"), configuration="3d_fullres")
+    with pytest.raises(InputError, match="3D configuration 3d_fullres") as caught:
+        load_training_set(cases, (24, 24))
+    assert "can enter no nnU-Net training" in str(caught.value)
+
+
+def test_volumes_with_the_ignore_label_are_left_out(tmp_path):
+    folder = write_raw(tmp_path / "Dataset901_Toy", labels={"background": 0, "inner": 1, "outer": 2, "ignore": 3})
+    path = folder / "labelsTr/toy_002.nii.gz"
+    label = nib.load(path)
+    array = np.asarray(label.dataobj).copy()
+    array[0, 0, 0] = 3
+    nib.save(nib.Nifti1Image(array, label.affine), path)
+    data = load_training_set(open_cases(folder, fold="all"), (16, 16, 6))
+    assert "toy_002" not in {item["case"] for item in data.training} and len(data.training) == 5
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5])
+def test_share_of_slices_without_foreground(cases, share):
+    data = load_training_set(cases, (24, 24), background_share=share, seed=3)
+    empty = sum(not item["image"][2:].any() for item in data.training)
+    assert empty == pytest.approx(share * len(data.training), abs=0.5)
+    again = load_training_set(cases, (24, 24), background_share=share, seed=3)
+    assert [(i["case"], i["slice"]) for i in data.training] == [(i["case"], i["slice"]) for i in again.training]
+
+
+def test_slices_with_the_ignore_label_are_left_out(tmp_path):
+    folder = write_raw(tmp_path / "Dataset901_Toy", labels={"background": 0, "inner": 1, "ignore": 2})
+    data = load_training_set(open_cases(folder), (24, 24), background_share=0.9)
+    assert data.num_channels == 2
+    assert {item["slice"] for item in data.training if item["image"][1].any()} == {2}  # 3 and 4 hold label 2
+
+
+def test_settings_out_of_range(cases):
+    with pytest.raises(InputError, match="background_share"):
+        load_training_set(cases, (24, 24), background_share=1.0)
+    for wrong in ((24,), (24, 24, 24, 24), (24, 0)):
+        with pytest.raises(InputError, match="spatial_size"):
+            load_training_set(cases, wrong)
+
+
+def test_provenance_belongs_to_its_checkpoint(cases, tmp_path):
+    data = load_training_set(cases, (24, 24))
+    checkpoint = tmp_path / "model.pt"
+    torch.save({"weight": torch.zeros(2)}, checkpoint)
+    record = build_provenance(data, {"name": "toy", "version": "0"}, 0, {"num_channels": 4}, {})
+    path = write_provenance(tmp_path / "provenance.json", record, checkpoint)
+    read = read_provenance(path, checkpoint)
+    assert [case["id"] for case in read["cases"]] == cases.fold.train
+    assert not {case["id"] for case in read["cases"]} & set(cases.fold.val)
+    assert trained_num_channels(path, 2) == 4 and trained_num_channels(tmp_path / "none.json", 2) == 2
+    torch.save({"weight": torch.ones(2)}, checkpoint)
+    with pytest.raises(InputError, match="is not the checkpoint"):
+        read_provenance(path, checkpoint)
+    with pytest.raises(InputError, match="no trained generator"):
+        read_provenance(tmp_path / "none.json")
+    path.write_text('{"format_version": 99}')
+    with pytest.raises(InputError, match="99"):
+        read_provenance(path)
