@@ -157,6 +157,42 @@ def convert(
     return convert_dataset(format, source_dir, output_dir, dataset_id, name, test_fraction, test_cases, seed, **given)
 
 
+def evaluate_pool(
+    pool: str,
+    dataset_dir: str,
+    output: str | None = None,
+    weights_inception: str | None = None,
+    weights_alexnet: str | None = None,
+    weights_vgg: str | None = None,
+    num_samples: int | None = None,
+    resamples: int = 500,
+    seed: int = 0,
+    feature_steps: int = 200,
+) -> Path:
+    """Measure a pool against real cases: PSNR, SSIM, LPIPS, FID, KID, PRDC, masks; writes metrics.json, .md and .png.
+
+    Args:
+        pool: The folder of a finished pool.
+        dataset_dir: The data set that its generator learnt from, preprocessed or raw.
+        output: Where to write; the pool's own folder by default.
+        weights_inception: A local file of the FID Inception's weights; without any, the project's own extractor.
+        weights_alexnet: A local file of AlexNet's weights, for LPIPS.
+        weights_vgg: A local file of VGG16's weights.
+        num_samples: Measure the first samples only; all by default.
+        resamples: Bootstrap draws of the intervals.
+        seed: The seed of pairs, draws and the own extractor's training.
+        feature_steps: Training steps of the project's own extractor.
+    """
+    from scripts.metrics.evaluate_pool import EvaluationSettings
+    from scripts.report.pool_metrics import write_pool_metrics
+
+    return write_pool_metrics(
+        pool, dataset_dir, output, weights_inception=weights_inception, weights_alexnet=weights_alexnet,
+        weights_vgg=weights_vgg, num_samples=num_samples,
+        settings=EvaluationSettings(resamples=resamples, seed=seed, feature_steps=feature_steps),
+    )  # fmt: skip
+
+
 def bundle_path(name: str) -> Path:
     """Print the folder of a bundle, to run it with `python -m monai.bundle run` from there.
 
@@ -168,12 +204,27 @@ def bundle_path(name: str) -> Path:
     return bundle_dir(name)
 
 
+def obedience(pool_dir: str) -> str:
+    """Measure how far a conditional generator's masks are from what was asked for, in volume, place and size.
+
+    Prints the answer with n, and writes it as obedience.json and obedience.png into the pool.
+
+    Args:
+        pool_dir: A finished pool of volumes, sampled from a conditional generator such as sbldm.
+    """
+    from scripts.report.obedience import report_obedience
+
+    return report_obedience(pool_dir)
+
+
 COMMANDS: dict[str, Callable[..., Any]] = {
     "demo": demo,
     "phantom": phantom,
     "run": run,
     "bundle-path": bundle_path,
+    "obedience": obedience,
     "convert": convert,
+    "evaluate-pool": evaluate_pool,
     **PLUGIN_COMMANDS,
 }
 

@@ -5,7 +5,6 @@ of feature maps (batch, features, height', width'), from fine to coarse; its `na
 are and stands beside every figure that was computed with them.
 """
 
-import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,11 +14,14 @@ from monai.losses import DiceLoss
 from torch import Tensor, nn
 from torch.nn import functional
 
+from scripts.data.files import file_sha256
 from scripts.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-VGG16_FILE = "vgg16-397923af.pth"  # torchvision's ImageNet weights; the file name carries the sha256 prefix
+# torchvision's ImageNet weights; the file names carry the sha256 prefix
+VGG16_FILE = "vgg16-397923af.pth"
+ALEXNET_FILE = "alexnet-owt-7be5be79.pth"
 
 
 class FeatureExtractor(nn.Module):
@@ -43,59 +45,59 @@ class FeatureExtractor(nn.Module):
         return super().train(False)
 
 
-class VGG16Features(FeatureExtractor):
-    """ReLU outputs of VGG16 (Simonyan and Zisserman 2015), as in dHVAE (Kebaili et al. 2024), section 3.2.
+class ImageNetFeatures(FeatureExtractor):
+    """ReLU outputs of one of torchvision's ImageNet classifiers, from a local file; see its subclasses.
 
-    Layers count from one, over every module of torchvision's `vgg16().features`: layer n is the output of
-    `features[:n]`. The paper's "ReLU activation layers" 2, 7, 12 and 21 are ReLUs in this count only, namely
-    relu1_1, relu2_1, relu3_1 and relu4_2; counted from zero all four are convolutions.
+    Layers count from one, over every module of torchvision's `NETWORK().features`: layer n is the output of
+    `features[:n]`.
 
-    VGG16 sees colour: every image channel is repeated to three and normalised as ImageNet was, the channels
+    The networks see colour: every image channel is repeated to three and normalised as ImageNet was, the channels
     run as one batch, and their features are stacked channel after channel.
 
-    `weights` is a state dict file of torchvision's vgg16; None takes the one in the torch hub cache. Nothing
-    is downloaded. Raises InputError if there is no such file, if it does not fit, or for a layer that is no
-    ReLU.
+    Args:
+        title: `VGG16` or `AlexNet`.
+        file: the name of its weights file in the torch hub cache, ending in `-SHA256PREFIX.pth`.
+        weights: the path of a state dict file, or None for the one in the torch hub cache. Nothing is downloaded.
+        layers: which ReLUs.
+
+    Raises:
+        InputError: no such file, a file that does not fit, or a layer that is no ReLU.
     """
 
     mean: Tensor
     std: Tensor
     source_sha256: Tensor
 
-    def __init__(self, weights: str | Path | None = None, layers: Sequence[int] = (2, 7, 12, 21)):
+    def __init__(self, title: str, file: str, weights: str | Path | None, layers: Sequence[int]):
         super().__init__()
-        from torchvision.models import vgg16  # a slow import that only this class needs
+        from torchvision import models  # a slow import that only this class needs
 
+        self.title, self.file, self.layers = title, file, tuple(layers)
+        kind = title.lower()
         with torch.device("meta"):  # neither memory for the classifier nor draws from the global generator
-            network = vgg16(weights=None).features
+            network = getattr(models, kind)(weights=None).features
         relus = [n for n, module in enumerate(network, start=1) if isinstance(module, nn.ReLU)]
         if not layers or list(layers) != sorted(set(layers) & set(relus)):
             raise InputError(
-                f"VGG16 layers {list(layers)}",
-                f"an ascending choice of {relus}, the ReLU layers of vgg16.features counted from 1",
-                "name ReLU layers only; the paper's are 2, 7, 12, 21",
+                f"{title} layers {list(layers)}",
+                f"an ascending choice of {relus}, the ReLU layers of {kind}.features counted from 1",
+                "name ReLU layers only",
             )
-        path = Path(weights) if weights is not None else hub_weights()
-        if path is None or not path.is_file():
-            raise InputError(
-                f"VGG16 weights {path or f'{VGG16_FILE} in the torch hub cache'}: no such file",
-                "a state dict file of torchvision's vgg16",
-                f"put {VGG16_FILE} into {_hub_folder()}, pass its path, or use weights='own'",
-            )
-        self.layers = tuple(layers)
+        path = weights_file(title, file, weights)
         self.features = network[: max(layers)]
-        self.features.load_state_dict(_vgg16_state(path, self.features.state_dict()), assign=True)
+        state = pretrained_state(path, self.features.state_dict(), f"{title} weights", file, prefix="features.")
+        self.features.load_state_dict(state, assign=True)
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), persistent=False)
         # In the state dict, so that the name follows the weights into and out of a checkpoint.
-        self.register_buffer("source_sha256", torch.tensor(list(_sha256(path)), dtype=torch.uint8))
+        self.register_buffer("source_sha256", sha256_buffer(path))
         self.freeze()
 
     @property
     def name(self) -> str:
         """Such as `vgg16-imagenet(layers=2,7,12,21,sha256=397923af)`; plain `vgg16` with other weights."""
-        prefix = bytes(self.source_sha256.tolist()).hex()[:8]
-        kind = "vgg16-imagenet" if VGG16_FILE.endswith(f"-{prefix}.pth") else "vgg16"
+        kind, prefix = self.title.lower(), sha256_prefix(self.source_sha256)
+        kind += "-imagenet" if self.file.endswith(f"-{prefix}.pth") else ""
         return f"{kind}(layers={','.join(map(str, self.layers))},sha256={prefix})"
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -109,6 +111,28 @@ class VGG16Features(FeatureExtractor):
             if number in self.layers:
                 maps.append(hidden.reshape(batch, -1, *hidden.shape[2:]))
         return maps
+
+
+class VGG16Features(ImageNetFeatures):
+    """ReLU outputs of VGG16 (Simonyan and Zisserman 2015), as in dHVAE (Kebaili et al. 2024), section 3.2.
+
+    The paper's "ReLU activation layers" 2, 7, 12 and 21 are ReLUs only when counted from one, namely relu1_1,
+    relu2_1, relu3_1 and relu4_2; counted from zero all four are convolutions. For `weights` and errors see
+    `ImageNetFeatures`.
+    """
+
+    def __init__(self, weights: str | Path | None = None, layers: Sequence[int] = (2, 7, 12, 21)):
+        super().__init__("VGG16", VGG16_FILE, weights, layers)
+
+
+class AlexNetFeatures(ImageNetFeatures):
+    """The five ReLU outputs of AlexNet (Krizhevsky et al. 2012), which LPIPS compares (Zhang et al. 2018).
+
+    For `weights` and errors see `ImageNetFeatures`.
+    """
+
+    def __init__(self, weights: str | Path | None = None, layers: Sequence[int] = (2, 5, 8, 10, 12)):
+        super().__init__("AlexNet", ALEXNET_FILE, weights, layers)
 
 
 class SegmentationFeatures(FeatureExtractor):
@@ -242,40 +266,60 @@ def feature_extractor(
     return extractor
 
 
-def hub_weights() -> Path | None:
-    """Torchvision's VGG16 file in the torch hub cache, or None if it does not lie there."""
-    path = _hub_folder() / VGG16_FILE
+def hub_weights(file: str | None = None) -> Path | None:
+    """A weights file in the torch hub cache (torchvision's VGG16 by default), or None if it does not lie there."""
+    path = _hub_folder() / (file or VGG16_FILE)
     return path if path.is_file() else None
+
+
+def weights_file(title: str, file: str, weights: str | Path | None) -> Path:
+    """The file at `weights`, or for None `file` in the torch hub cache; raises InputError if there is none."""
+    path = Path(weights) if weights is not None else hub_weights(file)
+    if path is None or not path.is_file():
+        raise InputError(
+            f"{title} weights {path or f'{file} in the torch hub cache'}: no such file",
+            f"a state dict file of {title}, such as {file}",
+            f"put {file} into {_hub_folder()}, or pass its path; the project's own extractor needs no file",
+        )
+    return path
+
+
+def sha256_buffer(path: Path) -> Tensor:
+    """Hash of a weights file as a uint8 tensor (32,), to travel in a state dict."""
+    return torch.tensor(list(bytes.fromhex(file_sha256(path))), dtype=torch.uint8)
+
+
+def sha256_prefix(digest: Tensor) -> str:
+    """The eight hexadecimal digits that names carry."""
+    return bytes(digest.tolist()).hex()[:8]
+
+
+def pretrained_state(
+    path: Path, wanted: dict[str, Tensor], what: str, file: str, prefix: str = ""
+) -> dict[str, Tensor]:
+    """The entries `prefix + key` of a state dict file that `wanted` asks for, in float32 and under `key`.
+
+    Raises InputError for a file that cannot be read without running code from it, and for entries that are
+    missing, of another shape, or not finite.
+    """
+    shapes = ", ".join(f"{prefix}{key} of shape {'x'.join(map(str, x.shape))}" for key, x in [*wanted.items()][:1])
+    allowed, remedy = f"a state dict file such as {file} ({shapes}, ...)", f"use {file}, or the project's own extractor"
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # what unpickling raises on a foreign file is anyone's guess
+        raise InputError(f"{what} {path}: unreadable ({type(error).__name__})", allowed, remedy) from error
+    state = {}
+    for key, tensor in wanted.items():
+        found = loaded.get(prefix + key) if isinstance(loaded, dict) else None
+        if not isinstance(found, Tensor) or found.shape != tensor.shape or not found.isfinite().all():
+            got = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else "nothing usable"
+            raise InputError(f"{what} {path}: {prefix}{key} is {got}", allowed, remedy)
+        state[key] = found.float()
+    return state
 
 
 def _hub_folder() -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints"
-
-
-def _sha256(path: Path) -> bytes:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.digest()
-
-
-def _vgg16_state(path: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The wanted entries of a vgg16 state dict file, in float32."""
-    allowed = "a state dict file of torchvision's vgg16 (features.0.weight of shape 64 x 3 x 3 x 3, ...)"
-    remedy = f"use torchvision's {VGG16_FILE}, or weights='own'"
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what unpickling raises on a foreign file is anyone's guess
-        raise InputError(f"VGG16 weights {path}: unreadable ({type(error).__name__})", allowed, remedy) from error
-    state = {}
-    for key, tensor in wanted.items():
-        found = loaded.get(f"features.{key}") if isinstance(loaded, dict) else None
-        if not isinstance(found, Tensor) or found.shape != tensor.shape or not found.isfinite().all():
-            got = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else "nothing usable"
-            raise InputError(f"VGG16 weights {path}: features.{key} is {got}", allowed, remedy)
-        state[key] = found.float()
-    return state
 
 
 def _stage(before: int, after: int) -> nn.Sequential:

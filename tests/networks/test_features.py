@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
-from torchvision.models import vgg16
+from torchvision.models import alexnet, vgg16
 
 from scripts.errors import InputError
 from scripts.networks import features
 from scripts.networks.features import (
+    AlexNetFeatures,
     SegmentationFeatures,
     VGG16Features,
     feature_extractor,
@@ -165,6 +166,36 @@ def test_vgg_runs_no_code_from_the_file(tmp_path):
 def test_vgg_refuses_layers_that_are_no_relus(layers, vgg_file):
     with pytest.raises(InputError, match="VGG16 layers"):
         VGG16Features(vgg_file, layers)
+
+
+def test_alexnet_gives_the_five_relus_that_lpips_compares(tmp_path):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = alexnet(weights=None).eval()
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    image = torch.rand(2, 1, 64, 80, generator=torch.Generator().manual_seed(0))
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    hidden = (image.repeat(1, 3, 1, 1) - mean[:, None, None]) / std[:, None, None]
+    expected = []
+    with torch.no_grad():
+        for module in network.features:
+            hidden = module(hidden)
+            if isinstance(module, nn.ReLU):
+                expected.append(hidden.clone())
+    extractor = AlexNetFeatures(tmp_path / "weights.pth")
+    found = extractor(image)
+    assert [x.shape[1] for x in found] == [64, 192, 384, 256, 256]
+    for got, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(got, wanted)
+    sha = hashlib.sha256((tmp_path / "weights.pth").read_bytes()).hexdigest()[:8]
+    assert extractor.name == f"alexnet(layers=2,5,8,10,12,sha256={sha})"
+
+
+def test_alexnet_refuses_what_is_no_alexnet(vgg_file, empty_hub):
+    with pytest.raises(InputError, match="AlexNet weights .*: features.0.weight is a tensor of shape"):
+        AlexNetFeatures(vgg_file)
+    with pytest.raises(InputError, match="AlexNet weights .*no such file"):
+        AlexNetFeatures()
 
 
 def test_extractors_stay_frozen_and_pass_gradients_to_the_images(vgg_file, trained):

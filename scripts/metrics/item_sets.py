@@ -1,0 +1,248 @@
+"""What is compared: a pool's samples and real cases, brought to the pool's grid and scaling."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scripts.data.cases import Case, Cases, open_cases
+from scripts.data.description import DatasetDescription
+from scripts.data.geometry import SliceGeometry
+from scripts.data.pool import load_sample, read_pool
+from scripts.data.scaling import Scaling
+from scripts.errors import InputError
+from scripts.metrics.masks import tumour_features
+
+Track = Callable[[list[str], str], Iterable[str]]  # passes items through and shows a bar of that name
+
+
+@dataclass(frozen=True)
+class ItemSet:
+    """Slices for the image figures, and masks of the pool's dimension for the mask figures.
+
+    Attributes:
+        name: such as "training".
+        ids: of the groups: patients, or samples.
+        images: (slices, channels, height, width) float32 in [0, 1].
+        labels: (slices, height, width) uint8, painted integers.
+        slice_groups: (slices,) group of each.
+        masks: (items, [depth,] height, width) uint8; for slices the labels.
+        mask_groups: (items,) group of each.
+        tumours: feature -> (items,), NaN for empty masks.
+        pooled: extractor -> (slices, features).
+    """
+
+    name: str
+    ids: list[str]
+    images: Tensor
+    labels: np.ndarray
+    slice_groups: np.ndarray
+    masks: np.ndarray
+    mask_groups: np.ndarray
+    tumours: dict[str, np.ndarray]
+    pooled: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def subset(self, chosen: np.ndarray) -> ItemSet:
+        """The groups `chosen` (numbers of `ids`) alone, renumbered in this order."""
+        number = np.full(len(self.ids), -1)
+        number[chosen] = np.arange(len(chosen))
+        rows, items = np.flatnonzero(number[self.slice_groups] >= 0), np.flatnonzero(number[self.mask_groups] >= 0)
+        return ItemSet(
+            self.name,
+            [self.ids[i] for i in chosen],
+            self.images[torch.from_numpy(rows)],
+            self.labels[rows],
+            number[self.slice_groups[rows]],
+            self.masks[items],
+            number[self.mask_groups[items]],
+            {name: values[items] for name, values in self.tumours.items()},
+            {name: values[rows] for name, values in self.pooled.items()},
+        )
+
+
+@dataclass(frozen=True)
+class OpenedPool:
+    """A pool and the real cases that its generator learnt from (`training`) or never saw (`held_out`).
+
+    `kept` are the ids of the samples that no audit dropped; `shape` is (depth, height, width) of every sample.
+    """
+
+    folder: Path
+    record: dict[str, Any]
+    cases: Cases
+    training: list[str]
+    held_out: list[str]
+    kept: list[str]
+    shape: tuple[int, int, int]
+
+    @property
+    def dimension(self) -> int:
+        """2 for slices, 3 for volumes."""
+        return int(self.record["dimension"])
+
+    @property
+    def description(self) -> DatasetDescription:
+        """Channels and labels."""
+        return self.cases.description
+
+    @property
+    def scaling(self) -> Scaling:
+        """The generator's map of intensities to [0, 1]."""
+        return Scaling.from_record(self.record["provenance"]["scaling"])
+
+    @property
+    def classes(self) -> list[int]:
+        """Every integer of a painted label map, background first."""
+        return [0, *self.description.painted.values()]
+
+
+def open_pool(pool_dir: str | Path, dataset_dir: str | Path, num_samples: int | None = None) -> OpenedPool:
+    """Open a pool and the data set that its generator was trained on, in the pool's own space.
+
+    Training cases are those that the pool's provenance names, whatever the folds say now; every other case of the
+    fold's split is held out. Of the samples that no audit dropped, `num_samples` are taken, spread evenly over the
+    pool (None: all).
+
+    Raises:
+        InputError: no finished pool, no samples left, or a data set of other space or cases.
+    """
+    record = read_pool(pool_dir)
+    space, provenance = record["space"], record["provenance"]
+    plans = {name: space[key] for name, key in (("plans", "plans_name"), ("configuration", "configuration"))
+             if key in space}  # fmt: skip
+    cases = open_cases(dataset_dir, provenance["fold"], **plans)
+    if cases.space["sha256"] != space["sha256"]:
+        different = sorted(key for key in {*cases.space, *space} if cases.space.get(key) != space.get(key))
+        raise InputError(
+            f"{dataset_dir} is in another space than the pool ({', '.join(different)})",
+            f"the data set that the generator was trained on ({provenance['dataset']}, {space['kind']})",
+            "give that folder as --dataset_dir",
+        )
+    seen = {case["id"]: case["sha256"] for case in provenance["cases"]}
+    known = [*cases.fold.train, *cases.fold.val]
+    if missing := sorted(set(seen) - set(known)):
+        raise InputError(
+            f"{dataset_dir} lacks cases that the generator was trained on: {', '.join(missing[:5])}",
+            "the data set that the generator was trained on",
+            "give that folder as --dataset_dir",
+        )
+    kept = [sample["id"] for sample in record["samples"] if sample.get("decision", "keep") == "keep"]
+    if not kept or (num_samples is not None and num_samples < 2):
+        raise InputError(
+            f"{len(kept)} samples of {pool_dir} that the audit keeps, num_samples {num_samples}",
+            "at least one kept sample; num_samples at least 2, or none for all",
+            "sample a larger pool, or mend --num_samples",
+        )
+    if num_samples is not None and num_samples < len(kept):
+        kept = [kept[i] for i in np.linspace(0, len(kept) - 1, num_samples).astype(int)]
+    _, label = load_sample(pool_dir, kept[0], cases.description.num_image_channels)
+    held_out = sorted(set(known) - set(seen))
+    return OpenedPool(Path(pool_dir), record, cases, sorted(seen), held_out, kept, label.shape)  # type: ignore[arg-type]
+
+
+def read_samples(pool: OpenedPool, track: Track) -> ItemSet:
+    """The kept samples: slices of a 2D pool all of them, of volumes those with foreground."""
+    scaling = dataclasses.replace(pool.scaling, per_case=False)
+    builder = _Builder(pool, keep_empty=True)
+    for name in track(pool.kept, "reading samples"):
+        image, label = load_sample(pool.folder, name, pool.description.num_image_channels)
+        if label.shape != pool.shape or not np.isfinite(image).all():
+            raise InputError(
+                f"sample {name} of shape {label.shape}, {'finite' if np.isfinite(image).all() else 'not finite'}",
+                f"finite intensities of shape {pool.shape}, as the first sample",
+                "sample the pool again",
+            )
+        # What nnU-Net masked is 0 in every channel.
+        inside = (image != 0).any(axis=0) if scaling.masked else np.ones(label.shape, bool)
+        case = Case(name, image, label.astype(np.int16), inside)
+        builder.add(name, scaling.apply(case), case.label)
+    return builder.build("synthetic")
+
+
+def read_cases(pool: OpenedPool, name: str, ids: list[str], track: Track) -> ItemSet:
+    """Real cases, centred on the pool's grid: slices with foreground, and volumes with foreground.
+
+    Slices and volumes that hold the ignore label are left out, as in training.
+
+    Raises:
+        InputError: a training case is not the one that the generator saw, or nothing holds foreground.
+    """
+    seen = {case["id"]: case["sha256"] for case in pool.record["provenance"]["cases"]}
+    builder = _Builder(pool, keep_empty=False)
+    for case_id in track(ids, f"reading {name} cases"):
+        case = pool.cases.load(case_id)
+        if seen.get(case_id, case.sha256) != case.sha256:
+            raise InputError(
+                f"case {case_id} has changed since the generator was trained on it",
+                "the data set that the generator was trained on",
+                "preprocess it as before, or train the generator again",
+            )
+        builder.add(case_id, pool.scaling.apply(case), case.label)
+    return builder.build(name)
+
+
+class _Builder:
+    """Collects slices and masks of one set."""
+
+    def __init__(self, pool: OpenedPool, keep_empty: bool):
+        self.pool, self.keep_empty = pool, keep_empty
+        self.volumes = pool.dimension == 3
+        self.plane = SliceGeometry(pool.shape[1:], pool.shape[1:])  # pads and cuts, no zoom
+        self.ids: list[str] = []
+        self.images: list[Tensor] = []
+        self.labels: list[np.ndarray] = []
+        self.slice_groups: list[int] = []
+        self.masks: list[np.ndarray] = []
+        self.mask_groups: list[int] = []
+        self.tumours: list[dict[str, float]] = []
+
+    def add(self, name: str, image: np.ndarray, label: np.ndarray) -> None:
+        """Add image (channel, depth, height, width) in [0, 1] and label (depth, height, width)."""
+        description = self.pool.description
+        ignored = label == (-1 if description.ignore_label is None else description.ignore_label)
+        if self.volumes and ignored.any():
+            return
+        slices = self.plane.to_grid(np.ascontiguousarray(image.swapaxes(0, 1)), image.min(axis=(1, 2, 3)))
+        painted = description.to_label_map(description.to_channels(label))
+        planes = self.plane.to_grid(painted[:, None].astype(np.float32), np.zeros(1))[:, 0].numpy().astype(np.uint8)
+        used = [i for i, plane in enumerate(planes) if plane.any() and not ignored[i].any()]
+        if not used and not self.keep_empty:
+            return
+        group = len(self.ids)
+        self.ids.append(name)
+        spacing = self.pool.cases.spacing
+        if self.volumes:
+            # Each voxel of the pool's depth takes the slice that its centre lies in.
+            depth = self.pool.shape[0]
+            nearest = ((np.arange(depth) + 0.5) * len(planes) / depth).astype(int)
+            items, measured = [planes[nearest]], [tumour_features(planes > 0, spacing)]
+        else:
+            used = list(range(len(planes))) if self.keep_empty else used
+            items = [planes[i] for i in used]
+            measured = [tumour_features(item > 0, spacing[1:]) for item in items]
+        self.images.append(slices[used])
+        self.labels.append(planes[used])
+        self.slice_groups += [group] * len(used)
+        self.masks += items
+        self.mask_groups += [group] * len(items)
+        self.tumours += measured
+
+    def build(self, name: str) -> ItemSet:
+        """The finished set."""
+        if not self.ids:
+            raise InputError(
+                f"no foreground in the {name} cases",
+                "annotated cases",
+                "check the labels, or evaluate on another fold",
+            )
+        groups = np.array(self.slice_groups, dtype=int)
+        tumours = {key: np.array([found[key] for found in self.tumours]) for key in self.tumours[0]}
+        images, labels, masks = torch.cat(self.images), np.concatenate(self.labels), np.stack(self.masks)
+        return ItemSet(name, self.ids, images, labels, groups, masks, np.array(self.mask_groups), tumours)
