@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [  # each may import from itself, from those after it, and from scripts.errors
     {"__main__", "chain"},
-    {"training", "sampling", "report", "settings"},
+    {"training", "sampling", "report", "settings", "audit"},
     {"networks", "losses", "metrics", "data"},
     {"dynamics"},
     {"errors"},

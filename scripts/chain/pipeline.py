@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.chain.bundle_files import bundle_dir
-from scripts.chain.record import FinishedRun, chain_record, choose_device, device_words
+from scripts.chain.record import FinishedRun, chain_record, choose_device, device_words, num_processes
 from scripts.chain.settings import ChainSettings
 from scripts.chain.stages import Environment, count_fraction, follow, pattern_fraction
 from scripts.data.cases import open_cases
@@ -141,14 +141,19 @@ class _Chain:
             progress=r"epoch (\d+)/(\d+):",
         )
 
-    def _run_bundle(self, title: str, config: str, overrides: dict[str, Any], done: Path, progress: str) -> None:
+    def _run_bundle(
+        self, title: str, config: str, overrides: dict[str, Any], done: Path, progress: str, processes: int = 1
+    ) -> None:
         """A stage that runs one config of the generator's bundle, with the overlays, in the bundle's folder."""
         s = self.settings
         files = [f"configs/{name}" for name in (config, *s.overlays)]
         flags = _as_flags({"bundle_root": str(self.out / "generator"), "seed": s.seed, **overrides})
+        torchrun: list[str] = []
+        if processes > 1:
+            torchrun = ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
         self._stage(
             title,
-            [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(files), *flags],
+            [sys.executable, "-m", *torchrun, "monai.bundle", "run", "--config_file", str(files), *flags],
             done=done,
             cwd=bundle_dir(s.bundle),
             fraction=pattern_fraction(progress),
@@ -169,6 +174,7 @@ class _Chain:
             overrides,
             done=self.pool / "samples.png",
             progress=r"(\d+)/(\d+) \[",
+            processes=num_processes(self.device),
         )
         from scripts.report.pool import pool_sheet
 

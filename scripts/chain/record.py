@@ -116,6 +116,15 @@ def choose_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def num_processes(device: str) -> int:
+    """How many processes may share a job: one for each GPU, or on the CPU one for each core up to four."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.device_count()
+    return min(4, os.cpu_count() or 1)  # each takes half a gigabyte and seconds to start
+
+
 def device_words(device: str) -> str:
     """The device as a reader knows it."""
     if device == "cuda":

@@ -30,7 +30,7 @@ class Environment:
 
 
 def follow(process: subprocess.Popen, output: Any, fraction: Callable[[str], float | None] | None) -> list[str]:
-    """Copy a command's output to its log, show how far it is, and return its last lines."""
+    """Copy a command's output to its log, show how far it is, and return its last lines, or its first error."""
     start, shown, line = time.monotonic(), 0.0, b""
     tail: list[str] = []
     assert process.stdout is not None  # PIPE, for the type checker
@@ -43,7 +43,10 @@ def follow(process: subprocess.Popen, output: Any, fraction: Callable[[str], flo
             if not text:
                 continue
             output.write(text + "\n")
-            tail = [*tail[-7:], text]
+            if not (tail and tail[0].startswith("error:")):
+                tail = [text] if text.startswith("error:") else [*tail[-7:], text]
+            elif len(tail) < 4:
+                tail.append(text)
             share = fraction(text) if fraction else None
             now = time.monotonic()
             if share and (now - shown > (1 if live else 15)):

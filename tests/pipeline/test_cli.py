@@ -97,6 +97,9 @@ def test_failed_command_shows_its_last_words(raw, tmp_path):
     with pytest.raises(InputError, match="status 3:[^$]*the reason"):
         chain._stage("toy", words, done=tmp_path / "never")
     assert "the reason" in (chain.out / "logs/toy.log").read_text()
+    words = [sys.executable, "-c", "print('error: got x'); print('  remedy: y'); print('noise\\n' * 20); exit(1)"]
+    with pytest.raises(InputError, match="error: got x\n.*remedy: y"):  # and not the noise behind it
+        chain._stage("clear", words, done=tmp_path / "never")
     done = tmp_path / "done"
     chain._stage("good", [sys.executable, "-c", "pass"], done=done, then=done.touch)
     chain._stage("good", ["/no/such/command"], done=done)  # finished before: not run again
