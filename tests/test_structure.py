@@ -42,7 +42,8 @@ def test_scripts_import_one_way(path):
     for name in imports(path):
         if name.startswith("scripts."):
             assert layer(name.split(".")[1]) >= here, f"{path} imports {name}"
-        assert not name.startswith("nnunet_plugin") or here == 0, f"{path} imports {name}"
+        if name.startswith("nnunet_plugin"):  # the rule of mixing is the plugin's, and there is one
+            assert here == 0 or path.name == "mixing.py", f"{path} imports {name}"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "nnunet_plugin").rglob("*.py")), ids=lambda p: p.name)

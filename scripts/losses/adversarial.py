@@ -18,20 +18,20 @@ def patch_discriminator(
 ) -> PatchDiscriminator:
     """PatchGAN (Isola et al. 2017) that sees image and mask channels together.
 
-    Takes (batch, in_channels, height, width); the last map that it returns holds a score per patch: 6 x 6
-    patches for 64 x 64 pixels, 14 x 14 for 128 x 128, each 70 pixels wide with 3 layers. Instance norm, so
-    that samples do not see each other and a batch of one works. Raises InputError if `image_size` is too
-    small for the layers.
+    Takes (batch, in_channels, *image_size), with 3D convolutions where `image_size` has three numbers. The last map
+    that it returns holds a score per patch: 6 x 6 patches for 64 x 64 pixels, 14 x 14 for 128 x 128, each 70 pixels
+    wide with 3 layers. Instance norm, so that samples do not see each other and a batch of one works. Raises
+    InputError if `image_size` is too small for the layers.
     """
     smallest = 3 * 2**layers  # leaves 3 pixels before the last two convolutions, which take one each
     if min(image_size) < smallest:
         raise InputError(
             f"a PatchGAN discriminator with {layers} layers for {' x '.join(map(str, image_size))} pixels",
             f"at least {smallest} pixels along each axis",
-            "use fewer discriminator layers or larger slices",
+            "use fewer discriminator layers or a larger spatial_size",
         )
     return PatchDiscriminator(
-        spatial_dims=2, channels=channels, in_channels=in_channels, num_layers_d=layers, norm="INSTANCE"
+        spatial_dims=len(image_size), channels=channels, in_channels=in_channels, num_layers_d=layers, norm="INSTANCE"
     )
 
 

@@ -1,0 +1,339 @@
+"""Diffusion in the latent space of an autoencoder of image and mask channels."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from monai.networks.nets import DiffusionModelUNet
+from monai.networks.nets.diffusion_model_unet import DiffusionUNetResnetBlock
+from monai.networks.schedulers import DDIMScheduler, DDPMScheduler
+from torch import Tensor, nn
+
+from ..errors import InputError
+from .autoencoder import JointAutoencoder, SliceAutoencoder, check_levels
+
+# As in the authors' code of SBLDM; the latents must not be clipped to [-1, 1], MONAI's default.
+SCHEDULE: dict[str, Any] = {
+    "schedule": "scaled_linear_beta",
+    "beta_start": 0.002,
+    "beta_end": 0.02,
+    "clip_sample": False,
+}
+
+
+class ScaleShiftBlock(DiffusionUNetResnetBlock):
+    """Residual block whose embedding scales and shifts the features behind their second normalisation.
+
+    h = norm(h) * (1 + scale) + shift (Dhariwal and Nichol 2021; SBLDM, Kebaili et al. 2024b, section 2.3); MONAI's
+    block adds the embedding in front of the normalisation, which takes a part of it out again.
+    """
+
+    def __init__(self, block: DiffusionUNetResnetBlock):
+        super().__init__(
+            block.spatial_dims, block.channels, block.emb_channels, block.out_channels, block.up, block.down,
+            block.norm1.num_groups, block.norm1.eps,
+        )  # fmt: skip
+        self.time_emb_proj = nn.Linear(block.emb_channels, 2 * block.out_channels)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """Map (batch, channels, *size) and an embedding (batch, emb_channels) to (batch, out_channels, *size)."""
+        h = self.conv1(self.nonlinearity(self.norm1(x)))
+        scale_shift = self.time_emb_proj(self.nonlinearity(emb))
+        scale, shift = scale_shift.reshape(*scale_shift.shape, *[1] * self.spatial_dims).chunk(2, dim=1)
+        h = self.norm2(h) * (1 + scale) + shift
+        return self.skip_connection(x) + self.conv2(self.nonlinearity(h))
+
+
+class Denoiser(nn.Module):
+    """MONAI's DiffusionModelUNet with scale-shift residual blocks and, if asked for, a vector as condition.
+
+    Attention stands where `attention_levels` say so; in the middle block, where MONAI always has it, only when the
+    deepest level has it. The condition goes through an MLP and is added to the embedding of the time; for a sample
+    without condition a learned null embedding takes its place.
+
+    Args:
+        spatial_dims: 2 or 3.
+        latent_channels: of the latent map.
+        channels: feature channels of each level, multiples of `norm_groups`.
+        num_res_blocks: residual blocks per level.
+        attention_levels: which levels have self-attention.
+        head_channels: channels of an attention head.
+        norm_groups: groups of each group normalisation.
+        num_conditions: length of the condition, 0 for none.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        latent_channels: int,
+        channels: Sequence[int],
+        num_res_blocks: int,
+        attention_levels: Sequence[bool],
+        head_channels: int = 32,
+        norm_groups: int = 32,
+        num_conditions: int = 0,
+    ):
+        super().__init__()
+        check_levels("denoiser_channels", channels, attention_levels, norm_groups)
+        if any(attention and c % head_channels for attention, c in zip(attention_levels, channels, strict=True)):
+            raise InputError(
+                f"denoiser_channels {list(channels)} with head_channels {head_channels}",
+                "multiples of head_channels where there is attention",
+                "change one of them",
+            )
+        self.unet = DiffusionModelUNet(
+            spatial_dims=spatial_dims,
+            in_channels=latent_channels,
+            out_channels=latent_channels,
+            num_res_blocks=num_res_blocks,
+            channels=channels,
+            attention_levels=attention_levels,
+            norm_num_groups=norm_groups,
+            # one head where there is no attention: MONAI checks the middle block's, which is taken out below
+            num_head_channels=[head_channels if a else c for a, c in zip(attention_levels, channels, strict=True)],
+            num_class_embeds=1 if num_conditions else None,
+        )
+        for parent in list(self.unet.modules()):
+            for name, child in list(parent.named_children()):
+                if type(child) is DiffusionUNetResnetBlock:
+                    setattr(parent, name, ScaleShiftBlock(child))
+        if not attention_levels[-1]:
+            self.unet.middle_block.attention = nn.Identity()
+        self.num_conditions = num_conditions
+        if num_conditions:
+            width = 4 * channels[0]  # of MONAI's time embedding
+            # what is given as class is the embedding itself
+            self.unet.class_embedding = nn.Identity()  # type: ignore[assignment]
+            self.condition_embedding = nn.Sequential(nn.Linear(num_conditions, 256), nn.SiLU(), nn.Linear(256, width))
+            self.null_embedding = nn.Parameter(torch.zeros(width))
+
+    def forward(self, z: Tensor, t: Tensor, condition: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
+        """Predict the noise in z; see `LatentDiffusion.predict_noise`."""
+        if not self.num_conditions:
+            return self.unet(z, t)
+        null = self.null_embedding.expand(z.shape[0], -1)
+        if condition is None:
+            return self.unet(z, t, class_labels=null)
+        embedding = self.condition_embedding(condition)
+        if keep is not None:
+            embedding = torch.where(keep[:, None], embedding, null)
+        return self.unet(z, t, class_labels=embedding)
+
+
+class EvenDDIMScheduler(DDIMScheduler):
+    """MONAI's DDIM whose times are as far apart as its step assumes.
+
+    Its own times for 50 steps are 20.4 apart, while a step goes back by 20: the network would be told less noise than
+    there is. Here step k of n stands at k * (1000 / n) - 1 ("trailing", Lin et al. 2024), and the last one ends
+    without noise.
+    """
+
+    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
+        """Set the times.
+
+        Raises:
+            InputError: the number of steps does not divide that of the training.
+        """
+        total = self.num_train_timesteps
+        if not 1 <= num_inference_steps <= total or total % num_inference_steps:
+            allowed = [n for n in range(1, total + 1) if total % n == 0]
+            raise InputError(
+                f"num_steps {num_inference_steps} of DDIM", f"one of {allowed}", "set num_steps to one of these"
+            )
+        self.num_inference_steps = num_inference_steps
+        stride = total // num_inference_steps
+        self.timesteps = torch.arange(total - 1, -1, -stride, device=device)
+
+
+class LatentDiffusion(nn.Module):
+    """Autoencoder of image and mask channels, and a denoiser of its latents.
+
+    LDM (Rombach et al. 2022) with a `JointAutoencoder`, SBLDM (Kebaili et al. 2024b) with a `SliceAutoencoder`. The
+    latents are divided by `latent_std`, one number, before the diffusion.
+
+    Args:
+        num_channels: image channels + mask channels.
+        spatial_size: `[height, width]` or `[height, width, depth]`.
+        slice_wise: encode volumes slice by slice.
+        channels, num_res_blocks, latent_channels, attention_levels: of the autoencoder, see `JointAutoencoder`.
+        position_channels: see `SliceAutoencoder`; only with `slice_wise`.
+        denoiser_channels, denoiser_res_blocks, denoiser_attention, head_channels: see `Denoiser`.
+        norm_groups: groups of each group normalisation.
+        num_conditions: length of the condition, 0 for none.
+        num_train_timesteps: steps of the forward diffusion.
+        num_inference_steps: DDIM steps that `forward` takes.
+        chunk_size: see `SliceAutoencoder`.
+
+    Raises:
+        InputError: for sizes and widths that do not fit each other.
+    """
+
+    latent_std: Tensor
+
+    def __init__(
+        self,
+        num_channels: int,
+        spatial_size: Sequence[int],
+        channels: Sequence[int],
+        num_res_blocks: int,
+        latent_channels: int,
+        attention_levels: Sequence[bool],
+        denoiser_channels: Sequence[int],
+        denoiser_res_blocks: int,
+        denoiser_attention: Sequence[bool],
+        slice_wise: bool = False,
+        position_channels: int = 8,
+        head_channels: int = 32,
+        norm_groups: int = 32,
+        num_conditions: int = 0,
+        num_train_timesteps: int = 1000,
+        num_inference_steps: int = 50,
+        chunk_size: int = 16,
+    ):
+        super().__init__()
+        autoencoder = (num_channels, spatial_size, channels, num_res_blocks, latent_channels, attention_levels)
+        self.autoencoder: JointAutoencoder | SliceAutoencoder
+        if slice_wise:
+            self.autoencoder = SliceAutoencoder(*autoencoder, norm_groups, position_channels, chunk_size)
+        else:
+            self.autoencoder = JointAutoencoder(*autoencoder, norm_groups)
+        self.latent_shape = self.autoencoder.code_shape
+        factor = 2 ** (len(denoiser_channels) - 1)
+        if any(side % factor for side in self.latent_shape[1:]):
+            raise InputError(
+                f"latents of size {list(self.latent_shape[1:])} with {len(denoiser_channels)} levels of the denoiser",
+                f"multiples of {factor}",
+                "change spatial_size, or use fewer levels (denoiser_channels)",
+            )
+        self.num_conditions = num_conditions
+        self.denoiser = Denoiser(
+            len(spatial_size), latent_channels, denoiser_channels, denoiser_res_blocks, denoiser_attention,
+            head_channels, norm_groups, num_conditions,
+        )  # fmt: skip
+        self.num_inference_steps = num_inference_steps
+        self.ddpm = DDPMScheduler(num_train_timesteps, **SCHEDULE)
+        self.ddim = EvenDDIMScheduler(num_train_timesteps, **SCHEDULE)
+        self.ddim.set_timesteps(num_inference_steps)  # refused here, not after the training
+        self.register_buffer("latent_std", torch.ones(()))
+
+    def encode_latents(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Give mean and standard deviation of the diffusion's latents, each (batch, *latent_shape).
+
+        Args:
+            x: (batch, num_channels, *spatial_size) in [0, 1].
+        """
+        mean, std = self.autoencoder.encode(x)
+        return mean / self.latent_std, std / self.latent_std
+
+    def decode_latents(self, z: Tensor) -> Tensor:
+        """Give image and mask probabilities (batch, num_channels, *spatial_size) of z (batch, *latent_shape)."""
+        return torch.sigmoid(self.autoencoder.decode(z * self.latent_std))
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """Encode and decode: the shape of x, in [0, 1]."""
+        return self.autoencoder.reconstruct(x)
+
+    def predict_noise(
+        self, z_t: Tensor, t: Tensor, condition: Tensor | None = None, keep: Tensor | None = None
+    ) -> Tensor:
+        """Predict the noise in z_t (batch, *latent_shape), the same shape.
+
+        Args:
+            z_t: noised latents.
+            t: (batch,) times from 0 to `num_train_timesteps` - 1.
+            condition: (batch, num_conditions) in [0, 1]; None for no sample.
+            keep: (batch,) bool, which samples keep their condition, the others get the null embedding; None for all.
+        """
+        return self.denoiser(z_t, t, condition, keep)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        noise: Tensor,
+        condition: Tensor | None = None,
+        *,
+        scheduler: str = "ddim",
+        num_steps: int = 50,
+        guidance_scale: float = 1.0,
+        noises: Callable[[int], Tensor] | None = None,
+    ) -> Tensor:
+        """Make image and mask probabilities (batch, num_channels, *spatial_size) in [0, 1] from noise.
+
+        Args:
+            noise: standard normal, (batch, *latent_shape).
+            condition: (batch, num_conditions) in [0, 1], or None.
+            scheduler: "ddim" (Song et al. 2021, deterministic) or "ddpm" (Ho et al. 2020, every step of the
+                training).
+            num_steps: of the scheduler; a divisor of `num_train_timesteps`, for "ddpm" that number itself.
+            guidance_scale: s of classifier-free guidance (Ho and Salimans 2022), eps_null + s (eps_cond - eps_null):
+                0 ignores the condition, 1 takes it as it is, more exaggerates it.
+            noises: for "ddpm": step index -> standard normal noise like `noise`, so that the caller decides the
+                randomness of each sample. The last step needs none.
+
+        Raises:
+            InputError: these settings do not fit each other or the network.
+        """
+        self.check_sampling(scheduler, num_steps, guidance_scale)
+        if (condition is not None and not self.num_conditions) or (scheduler == "ddpm") != (noises is not None):
+            raise InputError(
+                f"scheduler {scheduler}, noises {noises}, condition {condition}",
+                "noises with ddpm alone, a condition for a conditioned network alone",
+                "change the call",
+            )
+        steps = self.ddim if scheduler == "ddim" else self.ddpm
+        steps.set_timesteps(num_steps)
+        z = noise
+        for index, t in enumerate(steps.timesteps.tolist()):
+            eps = self._guided_noise(z, z.new_full((z.shape[0],), t, dtype=torch.long), condition, guidance_scale)
+            if noises is None:
+                z, _ = self.ddim.step(eps, t, z)
+            else:
+                z = self._ddpm_step(eps, t, z, noises(index) if t > 0 else None)
+        return self.decode_latents(z)
+
+    def check_sampling(self, scheduler: str, num_steps: int, guidance_scale: float) -> None:
+        """Raise `InputError` for settings that `sample` cannot follow."""
+        if scheduler not in ("ddim", "ddpm"):
+            raise InputError(f"scheduler {scheduler!r}", "'ddim' or 'ddpm'", "set scheduler")
+        if scheduler == "ddpm" and num_steps != self.ddpm.num_train_timesteps:
+            raise InputError(
+                f"num_steps {num_steps} of DDPM",
+                f"{self.ddpm.num_train_timesteps}, every step of the training",
+                "set num_steps, or use scheduler ddim",
+            )
+        if scheduler == "ddim":
+            copy.copy(self.ddim).set_timesteps(num_steps)
+        if guidance_scale != 1 and not self.num_conditions:
+            raise InputError(
+                f"guidance_scale {guidance_scale} of an unconditional network", "1", "leave guidance_scale out"
+            )
+
+    def forward(self, noise: Tensor) -> Tensor:
+        """Sample with `num_inference_steps` steps of DDIM and no condition; see `sample`."""
+        return self.sample(noise, num_steps=self.num_inference_steps)
+
+    def with_denoiser(self, denoiser: nn.Module) -> LatentDiffusion:
+        """The same network, sharing everything but the denoiser (to sample from averaged weights)."""
+        other = copy.copy(self)
+        other._modules = {**self._modules, "denoiser": denoiser}
+        return other
+
+    def _guided_noise(self, z: Tensor, t: Tensor, condition: Tensor | None, scale: float) -> Tensor:
+        if condition is None or scale == 0:
+            return self.predict_noise(z, t)
+        if scale == 1:
+            return self.predict_noise(z, t, condition)
+        keep = torch.arange(2 * len(z), device=z.device) >= len(z)
+        both = self.predict_noise(torch.cat([z, z]), torch.cat([t, t]), torch.cat([condition, condition]), keep)
+        null, conditional = both.chunk(2)
+        return null + scale * (conditional - null)
+
+    def _ddpm_step(self, eps: Tensor, t: int, z: Tensor, noise: Tensor | None) -> Tensor:
+        """Step of MONAI's DDPM (Ho et al. 2020, algorithm 2) with noise from outside, which its `step` draws itself."""
+        alpha_bar = self.ddpm.alphas_cumprod[t]
+        z_0 = (z - (1 - alpha_bar).sqrt() * eps) / alpha_bar.sqrt()
+        mean = self.ddpm._get_mean(t, z_0, z)
+        return mean if noise is None else mean + self.ddpm._get_variance(t).sqrt() * noise

@@ -1,0 +1,151 @@
+"""First stage of latent diffusion: a step of the autoencoder, its validation, and how the second stage gets it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.utils import CommonKeys as Keys
+from torch import Tensor, nn
+
+from scripts.data.provenance import read_provenance
+from scripts.errors import InputError
+from scripts.losses.adversarial import discriminator_loss, generator_loss
+from scripts.losses.autoencoder import autoencoder_objective
+from scripts.networks.autoencoder import slice_positions
+from scripts.training.averaging import WeightAverage
+from scripts.training.handlers import CHECKPOINT, MODEL
+from scripts.training.steps import autocast_dtype, check_finite
+
+
+def volume_slices(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """All slices of volumes, for a `SliceAutoencoder`: items with `image` and the slice's relative `position`."""
+    return [
+        {Keys.IMAGE: item[Keys.IMAGE][..., index], "position": position}
+        for item in items
+        for index, position in enumerate(slice_positions(item[Keys.IMAGE].shape[-1]))
+    ]
+
+
+def _code(network: Any, batch: dict, device: torch.device, noise: torch.Generator) -> tuple[Tensor, ...]:
+    """Input, logits, mean and standard deviation of a batch of whole items, or of slices with their positions."""
+    x = batch[Keys.IMAGE].to(device)
+    x = x.as_tensor() if hasattr(x, "as_tensor") else x
+    where = (batch["position"].to(device),) if "position" in batch else ()
+    mean, std = network.encode_slices(x, *where) if where else network.encode(x)
+    z = mean + std * torch.randn(std.shape, generator=noise).to(std)
+    return x, network.decode_slices(z, *where) if where else network.decode(z), mean, std
+
+
+class AutoencoderUpdate:
+    """A step on `autoencoder_objective`, with a PatchGAN if one is given (VAE-GAN, the autoencoder of 3D-LDM).
+
+    Give it to MONAI's `SupervisedTrainer` as `iteration_update`; it returns the named terms of the step as floats.
+
+    Args:
+        num_image_channels: how many of the channels are image, the others are mask.
+        generator: source of the noise of the latents.
+        average: of the network's weights, updated after each step; or None.
+        kl_weight: see `autoencoder_objective`.
+        discriminator, discriminator_optimizer: of the adversarial term, or None to leave it out.
+        discriminator_start: iteration from which the discriminator takes part.
+        adversarial_weight: factor of the adversarial term.
+        autocast: see `autocast_dtype`.
+        device: where the network lies.
+        gradient_clip: largest norm of the gradient, or None.
+    """
+
+    def __init__(
+        self,
+        num_image_channels: int,
+        generator: torch.Generator,
+        average: WeightAverage | None = None,
+        kl_weight: float = 1e-6,
+        discriminator: nn.Module | None = None,
+        discriminator_optimizer: torch.optim.Optimizer | None = None,
+        discriminator_start: int = 0,
+        adversarial_weight: float = 0.0,
+        autocast: str | None = None,
+        device: torch.device | str = "cpu",
+        gradient_clip: float | None = None,
+    ):
+        self.num_image_channels, self.generator = num_image_channels, generator
+        self.average, self.kl_weight = average, kl_weight
+        self.discriminator, self.discriminator_optimizer = discriminator, discriminator_optimizer
+        self.discriminator_start, self.adversarial_weight = discriminator_start, adversarial_weight
+        self.autocast_dtype = autocast_dtype(autocast, device)
+        self.gradient_clip = float("inf") if gradient_clip is None else gradient_clip
+
+    def __call__(self, engine: Any, batch: dict) -> dict[str, float]:
+        """Run one step on `batch["image"]` (batch, channels + labels, ...); slices come with `batch["position"]`."""
+        device, step = engine.state.device, engine.state.iteration
+        engine.network.train()
+        judge = self.discriminator if step > self.discriminator_start else None
+        with torch.autocast(device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
+            x, logits, mean, std = _code(engine.network, batch, device, self.generator)
+        named = autoencoder_objective(logits, x, mean, std, self.num_image_channels, self.kl_weight)._asdict()
+        fake = torch.sigmoid(logits.float())
+        if judge is not None:
+            named["generator"] = generator_loss(judge, fake)
+            named["loss"] = named["loss"] + self.adversarial_weight * named["generator"]
+        check_finite(named, step)
+        engine.optimizer.zero_grad(set_to_none=True)
+        named["loss"].backward()
+        norm = torch.nn.utils.clip_grad_norm_(engine.network.parameters(), self.gradient_clip)
+        check_finite({"gradient": norm}, step)
+        engine.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(engine.network)
+        if judge is not None:
+            named["discriminator"] = self._train_discriminator(judge, x, fake, step)
+        return {name: float(value.detach()) for name, value in named.items()}
+
+    def _train_discriminator(self, judge: nn.Module, real: Tensor, fake: Tensor, step: int) -> Tensor:
+        assert self.discriminator_optimizer is not None  # for the type checker
+        loss = discriminator_loss(judge, real, fake)
+        check_finite({"discriminator": loss}, step)
+        self.discriminator_optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.discriminator_optimizer.step()
+        return loss
+
+
+class AutoencoderEvaluation:
+    """Objective on held-out items, for MONAI's `SupervisedEvaluator`: the same noise at every validation."""
+
+    def __init__(self, num_image_channels: int, seed: int, kl_weight: float = 1e-6):
+        self.num_image_channels, self.seed, self.kl_weight = num_image_channels, seed, kl_weight
+
+    def __call__(self, engine: Any, batch: dict) -> dict[str, float]:
+        """Return the terms of `autoencoder_objective`."""
+        engine.network.eval()
+        noise = torch.Generator().manual_seed(self.seed + engine.state.iteration)
+        with torch.no_grad():
+            x, logits, mean, std = _code(engine.network, batch, engine.state.device, noise)
+            terms = autoencoder_objective(logits, x, mean, std, self.num_image_channels, self.kl_weight)
+        return {name: float(value) for name, value in terms._asdict().items()}
+
+
+def load_autoencoder(network: Any, ckpt_dir: str | Path, record: Any) -> dict[str, Any]:
+    """Put the finished first stage into `network.autoencoder` and give the facts that the second stage records.
+
+    Args:
+        network: a `LatentDiffusion`.
+        ckpt_dir: folder of the first stage.
+        record: `TrainingRecord` of the first stage as it is asked for now.
+
+    Raises:
+        InputError: the first stage is not finished, or it is of other data or settings.
+    """
+    ckpt_dir = Path(ckpt_dir)
+    if not all((ckpt_dir / name).is_file() for name in (CHECKPOINT, MODEL, "training.json", "provenance.json")):
+        raise InputError(
+            f"no trained autoencoder in {ckpt_dir} ({CHECKPOINT}, {MODEL}, training.json, provenance.json)",
+            "the first stage, finished",
+            "run configs/train.json, which does both stages, or first configs/train.json with configs/autoencoder.json",
+        )
+    provenance = read_provenance(ckpt_dir / "provenance.json", ckpt_dir / MODEL)
+    record.check_resume()
+    network.autoencoder.load_state_dict(torch.load(ckpt_dir / MODEL, map_location="cpu", weights_only=True))
+    return {"weights_sha256": provenance["weights_sha256"], **provenance["training"]}
