@@ -96,8 +96,8 @@ def test_overlays_hold_only_what_differs(name):
             assert key in base, f"{overlay}.json sets the unknown {key}"
             assert base[key] != value, f"{overlay}.json repeats {key}"
     repeated = [k for k, v in configs["train"].items() if k in configs["inference"] and v == configs["inference"][k]]
-    # where and with which seed to run are the same words in both, and are no numbers of the model
-    assert set(repeated) <= {"bundle_root", "seed", "batch_size"}
+    # where, with which seed and in which number type to run are the same words in both, and no numbers of the model
+    assert set(repeated) <= {"bundle_root", "seed", "batch_size", "autocast"}
 
 
 @pytest.mark.parametrize("name", GENERATORS)
