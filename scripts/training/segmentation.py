@@ -1,0 +1,45 @@
+"""One training step of a segmenter, for MONAI's supervised trainer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from monai.utils import CommonKeys as Keys
+
+from scripts.training.parallel import average_gradients, mean_terms
+from scripts.training.steps import autocast_dtype, check_finite
+
+
+class SegmentationUpdate:
+    """Minimise the trainer's loss; returns it as a float, with the synthetic share of the batch.
+
+    Args:
+        autocast: see `autocast_dtype`.
+        device: where the network lies.
+        gradient_clip: largest norm of the gradient, or None.
+    """
+
+    def __init__(
+        self, autocast: str | None = None, device: torch.device | str = "cpu", gradient_clip: float | None = None
+    ):
+        self.autocast_dtype = autocast_dtype(autocast, device)
+        self.gradient_clip = gradient_clip
+
+    def __call__(self, engine: Any, batch: dict) -> dict[str, float]:
+        """Run one step on `image` (batch, channels, ...) in [0, 1] and `label` (batch, labels, ...) in {0, 1}."""
+        device = engine.state.device
+        image, label = engine.prepare_batch(batch, device, engine.non_blocking)
+        engine.network.train()
+        with torch.autocast(torch.device(device).type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
+            logits = engine.inferer(image, engine.network)
+        loss = engine.loss_function(logits.float(), label)
+        check_finite({"loss": loss}, engine.state.iteration)
+        engine.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        average_gradients(engine.network)
+        largest = float("inf") if self.gradient_clip is None else self.gradient_clip
+        norm = torch.nn.utils.clip_grad_norm_(engine.network.parameters(), largest)
+        check_finite({"gradient": norm}, engine.state.iteration)
+        engine.optimizer.step()
+        return mean_terms({Keys.LOSS: loss, "synthetic_share": batch["synthetic"].float().mean().to(device)})
