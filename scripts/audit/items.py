@@ -1,0 +1,205 @@
+"""What an audit compares: a pool's samples and the real cases, all on the generator's grid and scaled to [0, 1]."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scripts.data.cases import Case, open_cases
+from scripts.data.folds import Fold
+from scripts.data.geometry import VolumeGeometry
+from scripts.data.pool import load_sample, read_pool
+from scripts.data.training_set import TrainingSet, load_training_set
+from scripts.errors import InputError
+
+Track = Callable[[list, str], Iterable]  # passes a list through and shows a bar of that name
+
+
+@dataclass(frozen=True)
+class Items:
+    """Slices or volumes.
+
+    Attributes:
+        images: (items, channels, *grid) float16 in [0, 1].
+        masks: (items, labels, *grid) bool.
+        groups: (items,) patient of each; of samples their own id.
+        names: (items,) what a reader finds them by.
+    """
+
+    images: Tensor
+    masks: Tensor
+    groups: np.ndarray
+    names: list[str]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def subset(self, chosen: np.ndarray) -> Items:
+        """The items of the given numbers, or where a boolean array is true."""
+        rows = np.flatnonzero(chosen) if chosen.dtype == bool else chosen
+        index = torch.from_numpy(rows)
+        return Items(self.images[index], self.masks[index], self.groups[rows], [self.names[i] for i in rows])
+
+    @property
+    def foreground(self) -> Tensor:
+        """Union of the labels, (items, *grid) bool."""
+        return self.masks.any(dim=1)
+
+
+@dataclass(frozen=True)
+class AuditData:
+    """A pool and the real cases that belong to it.
+
+    Attributes:
+        record: of the pool.
+        samples: every sample of the pool, whatever was decided on it.
+        broken: why a sample cannot be used at all, by id; its values that are not finite are 0 here.
+        empty: why a sample has no mask here, by id.
+        real: the slices or volumes that the generator learnt from, and those with foreground of held-out cases.
+        held_out: (real,) bool, which of these the generator never saw.
+        judged: (real,) bool, those with foreground, which samples are held against. Slices without are only what a
+            sample may be a copy of: the empty ones of all patients may be the same.
+        spacing: millimetres per voxel of the grid, along its axes.
+        data: how real cases came to the grid.
+    """
+
+    record: dict[str, Any]
+    samples: Items
+    broken: dict[str, str]
+    empty: dict[str, str]
+    real: Items
+    held_out: np.ndarray
+    judged: np.ndarray
+    spacing: tuple[float, ...]
+    data: TrainingSet
+
+
+def load_audit_data(pool_dir: str | Path, dataset_dir: str | Path, track: Track) -> AuditData:
+    """Read a pool and the data set of its generator.
+
+    Training cases are those that the pool's provenance names, whatever the folds say now; every other case of the
+    fold's split is held out.
+
+    Raises:
+        InputError: no finished pool, files of it that cannot be read, or another or a changed data set.
+    """
+    record = read_pool(pool_dir)
+    data = _open_data(record, dataset_dir)
+    items = data.training + data.validation
+    channels = data.num_image_channels
+    real = Items(
+        torch.stack([item["image"][:channels].half() for item in items]),
+        torch.stack([_as_sampled(item["image"][channels:], data) for item in track(items, "reading real masks")]),
+        np.array([item["case"] for item in items]),
+        [f"{item['case']}, slice {item['slice']}" if "slice" in item else item["case"] for item in items],
+    )
+    samples, broken, empty = _read_samples(Path(pool_dir), record, data, track)
+    held_out = np.arange(len(items)) >= len(data.training)
+    judged = real.foreground.flatten(1).any(dim=1).numpy()
+    return AuditData(record, samples, broken, empty, real, held_out, judged, _grid_spacing(data), data)
+
+
+def _open_data(record: dict, dataset_dir: str | Path) -> TrainingSet:
+    space, provenance = record["space"], record["provenance"]
+    wanted = f"the data set that the generator was trained on ({provenance['dataset']}, {space['kind']})"
+    remedy = "give that folder as --dataset_dir"
+    plans = {name: space[key] for name, key in (("plans", "plans_name"), ("configuration", "configuration"))
+             if key in space}  # fmt: skip
+    cases = open_cases(dataset_dir, provenance["fold"], **plans)
+    if cases.space["sha256"] != space["sha256"]:
+        different = sorted(key for key in {*cases.space, *space} if cases.space.get(key) != space.get(key))
+        raise InputError(f"{dataset_dir} is in another space than the pool ({', '.join(different)})", wanted, remedy)
+    found, expected = cases.description.as_record(), record["dataset"]
+    if different := [key for key in expected if key != "name" and found.get(key) != expected[key]]:
+        raise InputError(f"{dataset_dir} has other {' and '.join(different)} than the pool", wanted, remedy)
+    seen = {case["id"]: case["sha256"] for case in provenance["cases"]}
+    known = [*cases.fold.train, *cases.fold.val]
+    if missing := sorted(set(seen) - set(known)):
+        raise InputError(
+            f"{dataset_dir} lacks {len(missing)} cases that the generator was trained on: {', '.join(missing[:5])}",
+            wanted, remedy,
+        )  # fmt: skip
+    cases.fold = Fold(provenance["fold"], list(seen), sorted(set(known) - set(seen)), provenance["split_sha256"])
+    # The same seed and share choose the slices without foreground that the generator saw.
+    share = provenance["training"].get("background_share", 0.1)
+    data = load_training_set(cases, provenance["geometry"]["spatial_size"], share, provenance["seed"])
+    if changed := [case["id"] for case in data.seen if seen[case["id"]] != case["sha256"]]:
+        raise InputError(
+            f"{len(changed)} cases that changed since the generator was trained on them: {', '.join(changed[:5])}",
+            wanted,
+            "preprocess them as before, or train the generator again",
+        )
+    return data
+
+
+def _as_sampled(masks: Tensor, data: TrainingSet) -> Tensor:
+    """Masks (labels, *grid) as they were after the way of a sample's: to the cases' grid as a label map, and back.
+
+    It frays edges, above all between labels. Samples would be dropped for it if real masks had not gone the same way.
+    """
+    description = data.cases.description
+    there = data.geometry.from_grid(masks[None])[0].clamp(0, 1).numpy()
+    channels = description.to_channels(description.to_label_map(there)).astype(np.float32)
+    return data.geometry.to_grid(channels[None], np.zeros(len(channels), np.float32))[0] >= 0.5
+
+
+def _read_samples(
+    folder: Path, record: dict, data: TrainingSet, track: Track
+) -> tuple[Items, dict[str, str], dict[str, str]]:
+    names = [sample["id"] for sample in record["samples"]]
+    description = data.cases.description
+    scaling = dataclasses.replace(data.scaling, per_case=False)
+    known = {0, *description.painted.values(), *description.known_integers} - {description.ignore_label}
+    broken: dict[str, str] = {}
+    empty: dict[str, str] = {}
+    images, masks = [], []
+    for name in track(names, "reading the pool"):
+        try:
+            image, label = load_sample(folder, name, description.num_image_channels)
+            shapes = {image.shape[1:], label.shape}
+        except Exception as error:  # readers raise many kinds
+            raise InputError(
+                f"sample {name} cannot be read ({error})", "the pool as it was sampled", "sample the pool again"
+            ) from error
+        if len(shapes) > 1 or (record["dimension"] == 2 and label.shape[0] != 1):
+            raise InputError(
+                f"sample {name}: image {image.shape[1:]} and label {label.shape} (depth, height, width)",
+                "one shape; slices have depth 1",
+                "sample the pool again",
+            )
+        if not np.isfinite(image).all():
+            broken[name] = "intensities that are not finite"
+        elif constant := [i for i, channel in enumerate(image) if channel.min() == channel.max()]:
+            broken[name] = f"a blank image (channel {constant[0]})"
+        elif unknown := sorted({int(value) for value in np.unique(label)} - known):
+            broken[name] = f"labels that the data set does not have ({unknown})"
+        image = np.nan_to_num(image, posinf=0.0, neginf=0.0)
+        inside = (image != 0).any(axis=0) if scaling.masked else np.ones(label.shape, bool)
+        scaled = scaling.apply(Case(name, image, label.astype(np.int16), inside))
+        joint = np.concatenate([scaled, description.to_channels(label).astype(np.float32)])
+        item = joint.swapaxes(0, 1) if record["dimension"] == 2 else joint[None]
+        fill = np.concatenate([scaled.min(axis=(1, 2, 3)), np.zeros(len(joint) - len(scaled), np.float32)])
+        grid = data.geometry.to_grid(np.ascontiguousarray(item), fill).clamp(0, 1)[0]
+        images.append(grid[: len(scaled)].half())
+        masks.append(grid[len(scaled) :] >= 0.5)
+        if not masks[-1].any():
+            small = joint[len(scaled) :].any()
+            empty[name] = "a mask too small for the generator's grid" if small else "an empty mask"
+    return Items(torch.stack(images), torch.stack(masks), np.array(names), names), broken, empty
+
+
+def _grid_spacing(data: TrainingSet) -> tuple[float, ...]:
+    depth, *plane = data.cases.spacing
+    geometry = data.geometry
+    flat = geometry.plane if isinstance(geometry, VolumeGeometry) else geometry
+    steps = [step * room / size for step, room, size in zip(plane, flat.canvas, flat.spatial_size, strict=True)]
+    if isinstance(geometry, VolumeGeometry):
+        steps.append(depth * geometry.depth / geometry.spatial_size[2])
+    return tuple(steps)
