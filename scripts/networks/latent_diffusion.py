@@ -23,6 +23,9 @@ SCHEDULE: dict[str, Any] = {
     "clip_sample": False,
 }
 
+# Half waves over the range of a condition in [0, 1]: without them, a short training hardly tells conditions apart.
+CONDITION_WAVES = (1, 2, 4)
+
 
 class ScaleShiftBlock(DiffusionUNetResnetBlock):
     """Residual block whose embedding scales and shifts the features behind their second normalisation.
@@ -51,8 +54,10 @@ class Denoiser(nn.Module):
     """MONAI's DiffusionModelUNet with scale-shift residual blocks and, if asked for, a vector as condition.
 
     Attention stands where `attention_levels` say so; in the middle block, where MONAI always has it, only when the
-    deepest level has it. The condition goes through an MLP and is added to the embedding of the time; for a sample
-    without condition a learned null embedding takes its place.
+    deepest level has it. The condition, as sines and cosines, goes through an MLP and is added to the embedding of the
+    time; for a sample without condition a learned null embedding takes its place. It scales and shifts a feature map
+    by the same numbers everywhere, while some of it names a place: so a conditioned network gets the coordinates of
+    its voxels beside its input (Liu et al. 2018, CoordConv).
 
     Args:
         spatial_dims: 2 or 3.
@@ -86,7 +91,7 @@ class Denoiser(nn.Module):
             )
         self.unet = DiffusionModelUNet(
             spatial_dims=spatial_dims,
-            in_channels=latent_channels,
+            in_channels=latent_channels + (spatial_dims if num_conditions else 0),
             out_channels=latent_channels,
             num_res_blocks=num_res_blocks,
             channels=channels,
@@ -107,20 +112,23 @@ class Denoiser(nn.Module):
             width = 4 * channels[0]  # of MONAI's time embedding
             # what is given as class is the embedding itself
             self.unet.class_embedding = nn.Identity()  # type: ignore[assignment]
-            self.condition_embedding = nn.Sequential(nn.Linear(num_conditions, 256), nn.SiLU(), nn.Linear(256, width))
+            self.condition_embedding = nn.Sequential(
+                nn.Linear(len(CONDITION_WAVES) * 2 * num_conditions, 256), nn.SiLU(), nn.Linear(256, width)
+            )
             self.null_embedding = nn.Parameter(torch.zeros(width))
 
     def forward(self, z: Tensor, t: Tensor, condition: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
         """Predict the noise in z; see `LatentDiffusion.predict_noise`."""
         if not self.num_conditions:
             return self.unet(z, t)
-        null = self.null_embedding.expand(z.shape[0], -1)
-        if condition is None:
-            return self.unet(z, t, class_labels=null)
-        embedding = self.condition_embedding(condition)
-        if keep is not None:
-            embedding = torch.where(keep[:, None], embedding, null)
-        return self.unet(z, t, class_labels=embedding)
+        embedding = self.null_embedding.expand(z.shape[0], -1)
+        if condition is not None:
+            angles = torch.cat([torch.pi * wave * condition for wave in CONDITION_WAVES], dim=1)
+            asked = self.condition_embedding(torch.cat([angles.sin(), angles.cos()], dim=1))
+            embedding = asked if keep is None else torch.where(keep[:, None], asked, embedding)
+        axes = [torch.linspace(-1, 1, size, device=z.device, dtype=z.dtype) for size in z.shape[2:]]
+        places = torch.stack(torch.meshgrid(axes, indexing="ij")).expand(z.shape[0], *[-1] * (z.ndim - 1))
+        return self.unet(torch.cat([z, places], dim=1), t, class_labels=embedding)
 
 
 class EvenDDIMScheduler(DDIMScheduler):
