@@ -193,6 +193,106 @@ def evaluate_pool(
     )  # fmt: skip
 
 
+def audit(
+    pool: str,
+    dataset_dir: str,
+    thresholds: dict | None = None,
+    dry_run: bool = False,
+    seed: int = 0,
+) -> str:
+    """Judge every sample of a pool against real cases, and keep or drop it; writes pool.json, audit.json, audit.png.
+
+    Args:
+        pool: The folder of a finished pool.
+        dataset_dir: The data set that its generator learnt from, as it was then.
+        thresholds: The share of real items that a check may drop, such as '{"agreement": 0.1}'.
+        dry_run: Say what would be dropped, and write nothing.
+        seed: The seed of the segmenters, the feature extractor and the intervals.
+    """
+    from scripts.audit.audit import audit_pool
+
+    return audit_pool(pool, dataset_dir, thresholds, dry_run, seed)
+
+
+def copy_paste(
+    dataset_dir: str,
+    output_dir: str,
+    num_samples: int,
+    fold: int = 0,
+    seed: int = 0,
+    plans: str = "nnUNetPlans",
+    configuration: str = "2d",
+    spatial_size: list | None = None,
+) -> Path:
+    """Write a pool of tumours pasted from one training patient into another: the baseline without a generator.
+
+    The same command goes on where it stopped. Returns the pool's folder.
+
+    Args:
+        dataset_dir: A data set in nnUNet_preprocessed, or a raw one.
+        output_dir: The pool's folder.
+        num_samples: The size of the pool.
+        fold: The fold whose training cases are used; the pool serves this fold alone.
+        seed: The seed of the draws.
+        plans: The plans of a preprocessed data set.
+        configuration: Its configuration: 2d, or 3d_fullres for volumes.
+        spatial_size: A grid to bring cases to, such as '[64,64]'; slices stay as they are without.
+    """
+    from scripts.report.pool import pool_sheet
+    from scripts.sampling.copy_paste import write_copy_paste
+
+    pool = write_copy_paste(dataset_dir, output_dir, num_samples, fold, seed, plans, configuration, spatial_size)
+    pool_sheet(pool)
+    return pool
+
+
+def experiment(
+    protocol: str,
+    output_dir: str | None = None,
+    preset: str | None = None,
+    dataset_dir: str | None = None,
+    raw_dir: str | None = None,
+    processes: int | None = None,
+    devices: Any = None,
+    executor: str = "processes",
+    cluster: dict | None = None,
+) -> Path:
+    """Run an experiment: generators, pools, segmenters and evaluations of all its arms, folds and seeds.
+
+    The same command goes on where it stopped, and repeats nothing that is finished. Prints the path of the report.
+
+    Args:
+        protocol: smoke, image_quality, mask_quality, number_of_synthetic, number_of_real, segmenters, volumes, or a
+            YAML file.
+        output_dir: The working folder; by default synthaug_PROTOCOL.
+        preset: smoke (minutes on a CPU), small (hours on a CPU) or paper (GPUs); by default the protocol's first.
+        dataset_dir: An nnU-Net data set, raw or preprocessed; without, a phantom is made.
+        raw_dir: The raw data set of a preprocessed one, for protocols that evaluate test cases.
+        processes: How many cells run at a time; they share the cores. By default one, or one for each device.
+        devices: GPUs, such as 0,1: one for each process in turn.
+        executor: processes (of this machine), or by submitit slurm or local.
+        cluster: Parameters of submitit, such as '{"slurm_partition": "gpu", "timeout_min": 600}'.
+    """
+    from scripts.experiment.experiment import run_experiment
+
+    chosen = [] if devices is None else list(devices) if isinstance(devices, (list, tuple)) else [devices]
+    return run_experiment(
+        protocol, output_dir or f"synthaug_{Path(protocol).stem}", preset, dataset_dir, raw_dir, processes,
+        [str(device) for device in chosen], executor, cluster, shlex.join(["synthaug", *sys.argv[1:]]),
+    )  # fmt: skip
+
+
+def report(run_dir: str) -> Path:
+    """Write the report of an experiment, finished or not: report/report.html, its figures and tables.
+
+    Args:
+        run_dir: The --output_dir of the experiment.
+    """
+    from scripts.report.experiment import write_experiment_report
+
+    return write_experiment_report(run_dir)
+
+
 def bundle_path(name: str) -> Path:
     """Print the folder of a bundle, to run it with `python -m monai.bundle run` from there.
 
@@ -202,6 +302,41 @@ def bundle_path(name: str) -> Path:
     from scripts.chain.bundle_files import bundle_dir
 
     return bundle_dir(name)
+
+
+def verify(*bundles: str) -> str:
+    """Check bundles as MONAI and the model zoo's CI do, one line a check; exit status 1 if one of them fails.
+
+    A bundle without weights is trained for an epoch on a small phantom, in a folder that is removed again.
+
+    Args:
+        bundles: Names such as dhvae; all bundles by default.
+    """
+    from scripts.chain.bundle_files import bundle_dir, bundle_names
+    from scripts.packaging.verify import verify_bundles
+
+    folders = [bundle_dir(name) for name in bundles or bundle_names()]
+    failures = verify_bundles(folders, lambda line: print(line, flush=True))
+    if failures:
+        raise InputError(f"{failures} checks failed", "none", "see the lines with FAILED above")
+    return f"{len(folders)} bundles passed every check"
+
+
+def pack(bundle: str, output_dir: str, checkpoint: str | None = None) -> Path:
+    """Pack a bundle as a zip file that runs where this project is not installed; prints its SHA-256 and its path.
+
+    The same bundle and weights give the same bytes.
+
+    Args:
+        bundle: Such as dhvae.
+        output_dir: Where NAME_v0.1.0.zip is written.
+        checkpoint: The model.pt of a finished training, with its provenance.json beside it; by default the one in the
+            bundle's own models folder.
+    """
+    from scripts.chain.bundle_files import bundle_dir
+    from scripts.packaging.pack import pack_bundle
+
+    return pack_bundle(bundle_dir(bundle), output_dir, checkpoint)
 
 
 def obedience(pool_dir: str) -> str:
@@ -222,9 +357,15 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "phantom": phantom,
     "run": run,
     "bundle-path": bundle_path,
+    "verify": verify,
+    "pack": pack,
     "obedience": obedience,
     "convert": convert,
+    "audit": audit,
     "evaluate-pool": evaluate_pool,
+    "copy-paste": copy_paste,
+    "experiment": experiment,
+    "report": report,
     **PLUGIN_COMMANDS,
 }
 

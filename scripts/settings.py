@@ -7,12 +7,13 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from scripts.errors import InputError
+from scripts.packed import check_same_bundle
 
 if TYPE_CHECKING:
     import torch
@@ -23,10 +24,13 @@ RUN_ARGUMENTS = {
 }  # fmt: skip
 
 
-def prepare_run() -> None:
+def prepare_run(metadata: Mapping[str, Any] | None = None) -> None:
     """First step of every bundle's `run`: check the overrides, and show an `InputError` without a traceback.
 
     MONAI wraps whatever a configuration raises in a long chain; users should read the one line that is for them.
+
+    Args:
+        metadata: of the bundle that is run.
     """
     previous = sys.excepthook
 
@@ -39,11 +43,53 @@ def prepare_run() -> None:
         else:
             if not first_rank():
                 # What all ranks refuse, the first one says, and torchrun then ends the others, still silent.
-                time.sleep(3)
+                time.sleep(10)
             print(f"error: {cause}", file=sys.stderr)
 
     sys.excepthook = show
     refuse_unknown_overrides()
+    if (workflow := _running_workflow()) is not None:
+        refuse_unknown_keys(workflow)
+    if metadata is not None:
+        check_same_bundle(metadata)
+
+
+def _running_workflow() -> Any:
+    """The MONAI workflow that evaluates the expression we are called from; its config cannot name it."""
+    from monai.bundle import ConfigWorkflow
+
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if isinstance(frame.f_locals.get("self"), ConfigWorkflow):
+            return frame.f_locals["self"]
+    return None
+
+
+def refuse_unknown_keys(workflow: Any) -> None:
+    """Refuse settings given to `monai.bundle.create_workflow` that no config file of the bundle defines.
+
+    Args:
+        workflow: a MONAI `ConfigWorkflow`.
+
+    Raises:
+        InputError: names the nearest known setting.
+    """
+    from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
+
+    files = sorted(Path(workflow.config_root_path).glob("*.json"))
+    known = {key.split("#")[0].lstrip("+") for file in files for key in json.loads(file.read_text())}
+    # what MONAI itself adds: the metadata, and the settings of its tracking and of its federated learning
+    tracking: Any = DEFAULT_MLFLOW_SETTINGS["configs"]
+    known |= {"_meta_", "run_name", *tracking}
+    for name in workflow.parser.get():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise InputError(
+                f"unknown setting {name}",
+                f"a setting of {Path(workflow.config_root_path)}",
+                f"did you mean {near[0]}?" if near else "see the config file",
+            )
 
 
 def refuse_unknown_overrides(argv: Sequence[str] | None = None) -> None:
@@ -108,9 +154,3 @@ def local_device() -> torch.device:
 def first_rank() -> bool:
     """Whether this process is the only or the first one of a `torchrun`: what is done once, it does."""
     return int(os.environ.get("RANK", 0)) == 0
-
-
-def bundle_identity(metadata_file: str | Path) -> dict[str, str]:
-    """Name and version of the bundle whose `metadata.json` is given."""
-    content = json.loads(Path(metadata_file).read_text())
-    return {"name": content["name"], "version": content["version"]}

@@ -7,18 +7,26 @@ those that are finished, and keeps the output of each in `logs/`.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.chain.bundle_files import bundle_dir
+from scripts.chain.bundle_files import bundle_command, bundle_dir, known_settings
+from scripts.chain.nnunet import (
+    CPU_PLANS,
+    cpu_plans_command,
+    nnunet_environment,
+    predict_command,
+    preprocess_command,
+    results_folder,
+    train_command,
+    training_settings,
+)
 from scripts.chain.record import FinishedRun, chain_record, choose_device, device_words, num_processes
 from scripts.chain.settings import ChainSettings
 from scripts.chain.stages import Environment, count_fraction, follow, pattern_fraction
@@ -26,9 +34,6 @@ from scripts.data.cases import open_cases
 from scripts.data.description import DatasetDescription, read_description
 from scripts.data.files import file_sha256, write_json, write_text
 from scripts.errors import InputError, refuse_changes
-
-CPU_PLANS = "nnUNetPlansCPU"
-TRAINER = "nnUNetTrainerSynthAug"
 
 
 @dataclass(frozen=True)
@@ -100,20 +105,16 @@ class _Chain:
         return self._report()
 
     def _preprocess(self) -> None:
-        workers = str(max(1, min(4, (os.cpu_count() or 2) // 2)))
         self._stage(
             "plan and preprocess the real cases (nnU-Net)",
-            [sys.executable, "-c", "from nnunetv2.experiment_planning.plan_and_preprocess_entrypoints import "
-             "plan_and_preprocess_entry as run; run()", "-d", self.number, "-c", self.settings.configuration,
-             "-np", workers,
-             "--verify_dataset_integrity"],
+            preprocess_command(self.number, self.settings.configuration),
             done=self.preprocessed_set / "preprocessed.done",
             then=self._preprocessed,
-        )  # fmt: skip
+        )
         if not self.settings.full_plans:
             self._stage(
                 "plans for a CPU (a smaller network on the same data)",
-                [sys.executable, "-m", "nnunet_plugin", "cpu-plans", self.number],
+                cpu_plans_command(self.number),
                 done=self.preprocessed_set / f"{CPU_PLANS}.json",
             )
 
@@ -146,14 +147,10 @@ class _Chain:
     ) -> None:
         """A stage that runs one config of the generator's bundle, with the overlays, in the bundle's folder."""
         s = self.settings
-        files = [f"configs/{name}" for name in (config, *s.overlays)]
-        flags = _as_flags({"bundle_root": str(self.out / "generator"), "seed": s.seed, **overrides})
-        torchrun: list[str] = []
-        if processes > 1:
-            torchrun = ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
+        settings = {"bundle_root": str(self.out / "generator"), "seed": s.seed, **overrides}
         self._stage(
             title,
-            [sys.executable, "-m", *torchrun, "monai.bundle", "run", "--config_file", str(files), *flags],
+            bundle_command((config, *s.overlays), settings, processes),
             done=done,
             cwd=bundle_dir(s.bundle),
             fraction=pattern_fraction(progress),
@@ -162,7 +159,7 @@ class _Chain:
     def _pool(self) -> None:
         s = self.settings
         self.pool = self.out / "pool"
-        known = json.loads((bundle_dir(s.bundle) / "configs" / "inference.json").read_text())
+        known = known_settings(bundle_dir(s.bundle) / "configs", "inference.json")
         overrides = {
             "output_dir": str(self.pool),
             "num_samples": s.num_samples,
@@ -183,15 +180,7 @@ class _Chain:
 
     def _train(self, arm: Arm) -> None:
         s = self.settings
-        training: dict[str, Any] = {
-            "num_epochs": s.num_epochs,
-            "num_iterations_per_epoch": s.num_iterations_per_epoch,
-            "num_val_iterations_per_epoch": 5,
-            "seed": arm.seed,
-        }
-        if not s.full_plans:
-            # Stock SGD learns nothing in a training this short.
-            training |= {"optimizer": "AdamW", "initial_lr": 2e-3}
+        training = training_settings(s.num_epochs, s.num_iterations_per_epoch, arm.seed, s.full_plans)
         from nnunet_plugin.import_pool import add_pool
 
         with self._environment():
@@ -200,28 +189,23 @@ class _Chain:
                 name=arm.configuration, seed=s.seed + arm.seed, training=training,
             )  # fmt: skip
         folder = self._results(arm)
-        resume = ["--c"] if (folder / "checkpoint_latest.pth").is_file() else []
-        # Without background workers a training gives the same weights twice, which a CPU preset can afford.
-        workers = {} if s.full_plans else {"nnUNet_n_proc_DA": "0"}
         self._stage(
             f"train nnU-Net, {arm.name}, seed {arm.seed}",
-            [sys.executable, "-c", "from nnunetv2.run.run_training import run_training_entry as run; run()",
-             self.number, arm.configuration, str(s.fold), "-p", self.syn_plans, "-tr", TRAINER,
-             "-device", self.device, *resume],
+            train_command(self.number, arm.configuration, s.fold, self.syn_plans, self.device, folder),
             done=folder / "checkpoint_final.pth",
             fraction=pattern_fraction(r"Epoch (\d+)", total=s.num_epochs),
-            variables=workers,
-        )  # fmt: skip
+            # Without background workers a training gives the same weights twice, which a CPU preset can afford.
+            variables={} if s.full_plans else {"nnUNet_n_proc_DA": "0"},
+        )
 
     def _test(self, arm: Arm) -> None:
         folder = self._results(arm) / "test"
         self._stage(
             f"test on {len(self.test_ids)} held-out cases, {arm.name}, seed {arm.seed}",
-            [sys.executable, "-c", "from nnunetv2.inference.predict_from_raw_data import "
-             "predict_entry_point as run; run()",
-             "-i", str(self.dataset_dir / "imagesTs"), "-o", str(folder), "-d", self.number, "-p", self.syn_plans,
-             "-c", arm.configuration, "-tr", TRAINER, "-f", str(self.settings.fold), "-device", self.device,
-             "--disable_tta", "--disable_progress_bar", "-npp", "1", "-nps", "1"],
+            predict_command(
+                self.number, arm.configuration, self.settings.fold, self.syn_plans, self.device,
+                self.dataset_dir / "imagesTs", folder,
+            ),
             done=folder / "summary.json",
             then=lambda: self._evaluate(folder),
             fraction=count_fraction("Prediction done|done with", len(self.test_ids)),
@@ -241,8 +225,9 @@ class _Chain:
         temporary.rename(folder / "summary.json")
 
     def _results(self, arm: Arm) -> Path:
-        model = f"{TRAINER}__{self.syn_plans}__{arm.configuration}"
-        return self.results / self.description.name / model / f"fold_{self.settings.fold}"
+        return results_folder(
+            self.results, self.description.name, arm.configuration, self.syn_plans, self.settings.fold
+        )
 
     def _report(self) -> Path:
         from scripts.report.page import write_report
@@ -317,20 +302,7 @@ class _Chain:
         print(f"    done in {self.seconds[title]:.0f} s")
 
     def _environment(self, **variables: str) -> Environment:
-        from nnunet_plugin import ext_path
-
-        if not self.settings.full_plans:
-            variables["nnUNet_def_n_proc"] = "2"  # each of these processes takes a gigabyte and seconds to start
-            # nnU-Net takes every core; threads that spin while they wait stall all others on a busy machine.
-            variables["OMP_WAIT_POLICY"] = "PASSIVE"
-        return Environment(
-            nnUNet_raw=str(self.raw), nnUNet_preprocessed=str(self.preprocessed), nnUNet_results=str(self.results),
-            nnUNet_extTrainer=str(ext_path()), nnUNet_compile="f", PYTHONUNBUFFERED="1", **variables,
-        )  # fmt: skip
-
-
-def _as_flags(overrides: dict[str, Any]) -> list[str]:
-    return [word for name, value in overrides.items() for word in (f"--{name}", str(value))]
+        return nnunet_environment(self.out, self.settings.full_plans, **variables)
 
 
 def _check_dataset(dataset_dir: Path) -> DatasetDescription:

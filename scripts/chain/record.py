@@ -69,7 +69,7 @@ def chain_record(
         "generator": {
             "bundle": f"{provenance['bundle']['name']} {provenance['bundle']['version']}",
             "settings": {"seed": provenance["seed"], **provenance["network"], **provenance["training"]},
-            "parameters": _num_parameters(models / "model.pt"),
+            "parameters": num_parameters(models / "model.pt"),
             "feature_extractor": provenance["training"].get("feature_extractor"),
             "losses_file": str(models / "losses.csv"),
         },
@@ -102,7 +102,8 @@ def _write_shares(run: FinishedRun, folder: Path) -> Path:
     return write_text(folder / f"{run.share:g}_seed{run.seed}.csv", "epoch,realised,planned\n" + text)
 
 
-def _num_parameters(checkpoint: Path) -> int:
+def num_parameters(checkpoint: Path) -> int:
+    """Numbers in the weights of a generator, without those of the latent density that sampling draws from."""
     import torch
 
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)

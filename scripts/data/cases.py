@@ -325,11 +325,15 @@ def open_cases(
         InputError: the folder, plans, configuration, fold or a file of it cannot be used.
     """
     if dataset_dir is None or str(dataset_dir) == "":
-        dataset_dir = Path(phantom_dir) / PHANTOM_NAME
-        if not dataset_dir.exists():
-            from scripts.data.phantom import write_phantom
+        from filelock import FileLock
 
-            write_phantom(dataset_dir)
+        from scripts.data.phantom import write_phantom
+
+        dataset_dir = Path(phantom_dir) / PHANTOM_NAME
+        dataset_dir.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(dataset_dir.with_suffix(".lock")):  # several processes may start together
+            if not dataset_dir.exists():
+                write_phantom(dataset_dir)
     folder = Path(dataset_dir)
     if not folder.is_dir():
         raise InputError(

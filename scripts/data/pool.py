@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from torch.utils.data import IterableDataset
 
 from scripts.data.cases import array_axes
 from scripts.data.files import write_json, write_text
@@ -82,11 +84,19 @@ def write_pool(
     condition: dict | None = None,
     progress: bool = True,
 ) -> Path:
-    """Draw samples until the pool holds `num_samples`, and store them as they come.
+    """Draw samples until the pool holds `num_samples`, and store them as they come; see `PoolRounds`."""
+    rounds = PoolRounds(sampler, pool_dir, num_samples, seed, batch_size, condition, progress)
+    for candidates in rounds:
+        rounds.make(candidates)
+    return rounds.folder
 
-    A pool that exists with the same generator and settings grows to `num_samples`; an interrupted one is finished.
-    Sample `i` depends on (generator, settings, seed, i) alone. Under `torchrun` all processes draw and write, and the
-    pool is the same whatever their number.
+
+class PoolRounds(IterableDataset):
+    """What a pool still lacks, as ranges of candidates: iterate, and give each range to `make` before the next.
+
+    In a MONAI evaluator it is both the data and the `iteration_update`. A pool that exists with the same generator and
+    settings grows to `num_samples`; an interrupted one is finished. Sample `i` depends on (generator, settings, seed,
+    i) alone. Under `torchrun` all processes draw and write, and the pool is the same whatever their number.
 
     Args:
         sampler: a bundle's sampler (see `scripts.sampling.sampler.Sampler`).
@@ -98,62 +108,99 @@ def write_pool(
         progress: show a bar with the time left.
 
     Raises:
-        InputError: a setting cannot be used, the folder holds something else, or another process writes to it.
+        InputError: a setting cannot be used; while iterating also: the folder holds something else, or another process
+            writes to it.
     """
-    if int(num_samples) < 1 or int(batch_size) < 1 or int(seed) < 0:
-        raise InputError(
-            f"num_samples {num_samples}, batch_size {batch_size}, seed {seed}",
-            "num_samples and batch_size at least 1, seed at least 0",
-            "mend the setting",
-        )
-    sampler.check(condition)
-    weights = sampler.provenance["weights_sha256"]
-    settings = {"seed": int(seed), "condition": condition, "weights_sha256": weights, **sampler.settings}
-    settings = json.loads(json.dumps(settings))  # as it will be read again
-    folder = Path(pool_dir)
-    partial = partial_dir(folder)
-    with Ranks() as ranks, ExitStack() as held:
-        records: list[dict] = []  # on the first rank alone
+
+    def __init__(
+        self,
+        sampler: Any,
+        pool_dir: str | Path,
+        num_samples: int,
+        seed: int = 0,
+        batch_size: int = 16,
+        condition: dict | None = None,
+        progress: bool = True,
+    ):
+        if int(num_samples) < 1 or int(batch_size) < 1 or int(seed) < 0:
+            raise InputError(
+                f"num_samples {num_samples}, batch_size {batch_size}, seed {seed}",
+                "num_samples and batch_size at least 1, seed at least 0",
+                "mend the setting",
+            )
+        sampler.check(condition)
+        self.sampler, self.folder, self.partial = sampler, Path(pool_dir), partial_dir(pool_dir)
+        self.num_samples, self.seed, self.batch_size = int(num_samples), int(seed), int(batch_size)
+        self.condition, self.progress = condition, progress
+        weights = sampler.provenance["weights_sha256"]
+        settings = {"seed": self.seed, "condition": condition, "weights_sha256": weights, **sampler.settings}
+        self.settings = json.loads(json.dumps(settings))  # as it will be read again
+
+    def __iter__(self) -> Iterator[range]:
+        """Yield the candidates that this process makes next, until the pool is whole, and finish it."""
+        with ExitStack() as self.held:
+            self.ranks = self.held.enter_context(Ranks())
+            if self._open():
+                return
+            while self.made < self.num_samples:
+                count = min(self.batch_size * self.ranks.size, self.num_samples - self.made)
+                self.candidates = self.sampler.next_candidates(self.candidate, count)
+                yield _share(self.candidates, self.sampler.samples_per_pass, self.ranks)
+            with self.ranks.together():
+                if self.ranks.is_first:
+                    self.log.close()
+                    _finish(self.folder, self.partial, self.records, self.settings, self.sampler)
+
+    def __call__(self, engine: Any, candidates: range) -> dict[str, int]:
+        """Make a round, as the `iteration_update` of a MONAI evaluator; the output says how far the pool is."""
+        self.make(candidates)
+        return {"made": self.made, "candidates": self.candidate}
+
+    def make(self, candidates: range) -> None:
+        """Draw what `__iter__` gave this process, and store it, together with the other processes."""
+        try:
+            self._make(candidates)
+        except BaseException:
+            self.held.__exit__(*sys.exc_info())
+            raise
+
+    def _open(self) -> bool:
+        """Find out where the pool stands, and get ready to go on; True if there is nothing left to do."""
+        self.records: list[dict] = []  # on the first rank alone
         start = None
+        with self.ranks.together():
+            if self.ranks.is_first:
+                self.held.enter_context(_only_writer(self.folder))
+                self.records = _reopen(self.folder, self.partial, self.settings, self.num_samples)
+                start = (len(self.records), _next_candidate(self.records), self.folder.exists())
+        self.made, self.candidate, finished = self.ranks.gather(start)[0]
+        if not finished and self.ranks.is_first:
+            self.held.enter_context(_removed_when_empty(self.partial, self.records))
+            self.log = self.held.enter_context(open(self.partial / RECORDS, "a"))
+            self.bar = self.held.enter_context(_bar(self.num_samples, self.made, self.progress))
+        return finished
+
+    def _make(self, candidates: range) -> None:
+        ranks, sampler = self.ranks, self.sampler
+        with ranks.together():
+            drawn = [item for item in sampler.draw(candidates, self.seed, self.condition) if item is not None]
+        kept = ranks.gather(len(drawn))
+        first = self.made + sum(kept[: ranks.rank])
+        with ranks.together():
+            drawn = drawn[: max(0, self.num_samples - first)]
+            stored = [_store(self.partial, first + i, item, sampler) for i, item in enumerate(drawn)]
+            del drawn  # before the next are made
+        new = [record for part in ranks.gather(stored) for record in part]
         with ranks.together():
             if ranks.is_first:
-                held.enter_context(_only_writer(folder))
-                records = _reopen(folder, partial, settings, int(num_samples))
-                start = (len(records), _next_candidate(records), folder.exists())
-        made, candidate, finished = ranks.gather(start)[0]
-        if finished:
-            return folder
-        if ranks.is_first:
-            held.enter_context(_removed_when_empty(partial, records))
-            log = held.enter_context(open(partial / RECORDS, "a"))
-            bar = held.enter_context(_bar(num_samples, made, progress))
-        while made < num_samples:
-            candidates = sampler.next_candidates(candidate, min(batch_size * ranks.size, num_samples - made))
-            share = _share(candidates, sampler.samples_per_pass, ranks)
-            with ranks.together():
-                drawn = [item for item in sampler.draw(share, seed, condition) if item is not None]
-            kept = ranks.gather(len(drawn))
-            first = made + sum(kept[: ranks.rank])
-            with ranks.together():
-                drawn = drawn[: max(0, num_samples - first)]
-                stored = [_store(partial, first + i, item, sampler) for i, item in enumerate(drawn)]
-                del drawn  # before the next are made
-            new = [record for part in ranks.gather(stored) for record in part]
-            with ranks.together():
-                if ranks.is_first:
-                    # Only now: a record that stands in the log has its files.
-                    log.write("".join(json.dumps(record) + "\n" for record in new))
-                    log.flush()
-                    os.fsync(log.fileno())
-                    records += new
-                    bar.update(len(new))
-            made, candidate = made + len(new), candidates.stop
-            sampler.check_yield(candidate, made)
-        with ranks.together():
-            if ranks.is_first:
-                log.close()
-                _finish(folder, partial, records, settings, sampler)
-    return folder
+                # Only now: a record that stands in the log has its files.
+                self.log.write("".join(json.dumps(record) + "\n" for record in new))
+                self.log.flush()
+                os.fsync(self.log.fileno())
+                self.records += new
+                self.bar.update(len(new))
+        self.made, self.candidate = self.made + len(new), self.candidates.stop
+        sampler.check_yield(self.candidate, self.made)
 
 
 def _finish(folder: Path, partial: Path, records: list[dict], settings: dict, sampler: Any) -> None:

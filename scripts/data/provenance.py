@@ -11,6 +11,7 @@ from pathlib import Path
 from scripts.data.files import file_sha256, write_json
 from scripts.data.training_set import TrainingSet
 from scripts.errors import InputError
+from scripts.packed import FILE as PACKED
 
 FORMAT_VERSION = 1
 PACKAGES = ("torch", "monai", "numpy", "nnunetv2", "synthaug")
@@ -28,7 +29,9 @@ def package_versions() -> dict[str, str]:
 
 
 def code_revision() -> str:
-    """Commit of the checkout that this code lies in (with `+changes` when it was edited), else the version."""
+    """Commit of the checkout that this code lies in (with `+changes` when it was edited), else hash or version."""
+    if PACKED.is_file():
+        return str(json.loads(PACKED.read_text())["code_sha256"])
     root = Path(__file__).resolve().parents[2]
     if (root / ".git").exists():
         git = ["git", "-C", str(root)]

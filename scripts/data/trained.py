@@ -53,8 +53,10 @@ def check_trained(
 
 
 def evaluation_facts(ckpt_dir: str | Path, split: str) -> dict[str, Any]:
-    """What the record of an evaluation says of the network that was evaluated."""
+    """What the record of an evaluation says of the network that was evaluated; what came from elsewhere has none."""
     folder = Path(ckpt_dir)
+    if not (folder / "provenance.json").is_file():  # a client of a federated training, before its first round
+        return {"split": split}
     provenance = read_provenance(folder / "provenance.json", folder / "model.pt")
     return {
         "split": split,

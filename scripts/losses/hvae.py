@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ..data.noise import draw_rows
 from ..dynamics.leapfrog import PhaseState
 from ..dynamics.tempering import tempered_leapfrog
 from ..errors import InputError
@@ -153,4 +154,8 @@ def hvae_objective(
 def _normal_like(like: Tensor, generator: torch.Generator | None) -> Tensor:
     """Draw on the generator's device, so that a seed gives the same numbers on every device."""
     device = like.device if generator is None else generator.device
-    return torch.randn(like.shape, generator=generator, device=device, dtype=like.dtype).to(like.device)
+    noise = draw_rows(
+        lambda n: torch.randn((n, *like.shape[1:]), generator=generator, device=device, dtype=like.dtype),
+        len(like), generator,
+    )  # fmt: skip
+    return noise.to(like.device)

@@ -1,6 +1,6 @@
 """Paired comparison of two trained segmenters (or two arms of several seeds) over the same patients."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -100,6 +100,16 @@ def bootstrap_interval(
 def _signed_rank_p(differences: np.ndarray) -> float:
     """Wilcoxon's two-sided signed-rank p; 1 where all differences are 0, which scipy leaves undefined."""
     return float(stats.wilcoxon(differences).pvalue) if differences.any() else 1.0
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust p values so that the chance of one false claim among all of them stays below the level (Holm 1979)."""
+    order = np.argsort(p_values, kind="stable")
+    factors = np.arange(len(p_values), 0, -1)
+    adjusted = np.minimum(1.0, np.maximum.accumulate(np.asarray(p_values, float)[order] * factors))
+    found = np.empty(len(p_values))
+    found[order] = adjusted
+    return found.tolist()
 
 
 def compare_paired(

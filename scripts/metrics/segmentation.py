@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -167,10 +167,10 @@ class PatientReport:
     Args:
         metric: which collected the patients.
         output_dir: where the files go.
-        facts: what else belongs to the record: data set, split, weights.
+        facts: gives what else belongs to the record: data set, split, weights.
     """
 
-    def __init__(self, metric: PatientMetric, output_dir: str | Path, facts: dict[str, Any]):
+    def __init__(self, metric: PatientMetric, output_dir: str | Path, facts: Callable[[], dict[str, Any]]):
         self.metric, self.output_dir, self.facts = metric, Path(output_dir), facts
 
     def attach(self, engine: Engine) -> None:
@@ -184,7 +184,7 @@ class PatientReport:
         write_json(self.output_dir / "metrics.json", {
             "format": FORMAT,
             "format_version": 1,
-            **self.facts,
+            **self.facts(),
             "grid": "that of the original images",
             "surface_tolerance_mm": self.metric.tolerance,
             "summary": summary,

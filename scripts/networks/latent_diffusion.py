@@ -23,6 +23,8 @@ SCHEDULE: dict[str, Any] = {
     "clip_sample": False,
 }
 
+PREDICTION_TYPES = ["epsilon", "v_prediction"]
+
 # Half waves over the range of a condition in [0, 1]: without them, a short training hardly tells conditions apart.
 CONDITION_WAVES = (1, 2, 4)
 
@@ -171,6 +173,11 @@ class LatentDiffusion(nn.Module):
         denoiser_channels, denoiser_res_blocks, denoiser_attention, head_channels: see `Denoiser`.
         norm_groups: groups of each group normalisation.
         num_conditions: length of the condition, 0 for none.
+        prediction_type: what the denoiser's output means: "epsilon", the noise, as in the papers; "v_prediction", v =
+            sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) z_0 (Salimans and Ho 2022, section 4), which turns from the
+            noise at small times to the latents at large ones. There a network that gives the noise must copy its
+            input with a tiny error, since the little that it says about z_0, and so about what the condition asks for,
+            is the difference.
         num_train_timesteps: steps of the forward diffusion.
         num_inference_steps: DDIM steps that `forward` takes.
         chunk_size: see `SliceAutoencoder`.
@@ -197,6 +204,7 @@ class LatentDiffusion(nn.Module):
         head_channels: int = 32,
         norm_groups: int = 32,
         num_conditions: int = 0,
+        prediction_type: str = "epsilon",
         num_train_timesteps: int = 1000,
         num_inference_steps: int = 50,
         chunk_size: int = 16,
@@ -216,7 +224,9 @@ class LatentDiffusion(nn.Module):
                 f"multiples of {factor}",
                 "change spatial_size, or use fewer levels (denoiser_channels)",
             )
-        self.num_conditions = num_conditions
+        if prediction_type not in PREDICTION_TYPES:
+            raise InputError(f"prediction_type {prediction_type!r}", f"one of {PREDICTION_TYPES}", "set prediction_type")
+        self.num_conditions, self.prediction_type = num_conditions, prediction_type
         self.denoiser = Denoiser(
             len(spatial_size), latent_channels, denoiser_channels, denoiser_res_blocks, denoiser_attention,
             head_channels, norm_groups, num_conditions,
@@ -255,7 +265,15 @@ class LatentDiffusion(nn.Module):
             condition: (batch, num_conditions) in [0, 1]; None for no sample.
             keep: (batch,) bool, which samples keep their condition, the others get the null embedding; None for all.
         """
-        return self.denoiser(z_t, t, condition, keep)
+        output = self.denoiser(z_t, t, condition, keep)
+        if self.prediction_type == "epsilon":
+            return output
+        alpha_bar = self.ddpm.alphas_cumprod.to(z_t)[t].reshape(-1, *[1] * (z_t.ndim - 1))
+        return alpha_bar.sqrt() * output + (1 - alpha_bar).sqrt() * z_t
+
+    def target(self, z_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """What the denoiser is to give for z_0 (batch, *latent_shape) noised to the times t (batch,), the same shape."""
+        return noise if self.prediction_type == "epsilon" else self.ddpm.get_velocity(z_0, noise, t)
 
     @torch.no_grad()
     def sample(

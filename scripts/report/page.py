@@ -26,12 +26,10 @@ optional may be left out, and its section goes too. Paths are absolute or relati
 `run.json` gains the key "comparison", as of `scripts.report.answer.compare_arms` without the single values.
 """
 
-import base64
 import json
 import math
 import os
 from collections.abc import Mapping
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -48,92 +46,8 @@ from scripts.report.answer import (
     signed,
 )
 from scripts.report.figures import png_bytes, write_whole
+from scripts.report.html import document, escaped, html_figure, html_table, setting_rows
 from scripts.report.plots import loss_figure, paired_dice_figure, read_series, share_figure
-
-_STYLE = """
-:root { color-scheme: light; }
-body { margin: 0 auto; max-width: 68rem; padding: 2rem 1.5rem 4rem; color: #1c1c1c; background: #fff;
-  font: 16px/1.5 system-ui, "Segoe UI", Helvetica, Arial, sans-serif; }
-h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .2rem; }
-h2 { font-size: 1.15rem; margin: 2.4rem 0 .6rem; }
-h3 { font-size: 1rem; margin: 1.4rem 0 .4rem; }
-p, ul { max-width: 46rem; }
-.about { color: #555; margin: 0 0 1.4rem; }
-.answer { font-size: 1.1rem; border-left: 4px solid #0072b2; padding: .1rem 0 .1rem 1.1rem;
-  max-width: 50rem; }
-.answer p { max-width: none; }
-figure { margin: 1rem 0 1.6rem; }
-figure img { max-width: 100%; height: auto; display: block; }
-figcaption { color: #444; font-size: .9rem; max-width: 46rem; margin-top: .5rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; margin: .6rem 0; }
-caption { text-align: left; color: #444; padding-bottom: .4rem; max-width: 46rem; }
-th, td { text-align: left; vertical-align: top; padding: .25rem 1rem .25rem 0; border-bottom: 1px solid #ddd;
-  font-weight: normal; }
-thead th { border-bottom: 1.5px solid #555; font-weight: 600; vertical-align: bottom; }
-.number { text-align: right; }
-td.number, tbody th { white-space: nowrap; }
-tr.first th, tr.first td { font-weight: 600; }
-code, pre { font: .85rem/1.45 ui-monospace, Menlo, Consolas, monospace; overflow-wrap: anywhere; }
-pre { background: #f4f4f4; padding: .7rem .9rem; white-space: pre-wrap; }
-.settings td { overflow-wrap: anywhere; }
-@media print {
-  body { max-width: none; padding: 0; font-size: 10.5pt; }
-  h2, h3 { break-after: avoid; } figure, tr { break-inside: avoid; } figure img { max-height: 23cm; }
-  .scroll { overflow: visible; } img { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
-}
-"""
-
-
-def _text(value: Any) -> str:
-    return escape(str(value))
-
-
-def _table(
-    head: list[str],
-    rows: list[list[Any]],
-    caption: str = "",
-    numbers: tuple[int, ...] = (),
-    strong: bool = False,
-) -> str:
-    """Write a table whose first column heads its rows; `numbers`: columns set to the right."""
-
-    def cell(tag: str, column: int, value: Any, scope: str = "") -> str:
-        style = ' class="number"' if column in numbers else ""
-        return f"<{tag}{scope}{style}>{_text(value)}</{tag}>"
-
-    lines = ['<div class="scroll"><table>']
-    if caption:
-        lines.append(f"<caption>{_text(caption)}</caption>")
-    if head:
-        cells = "".join(cell("th", i, name, ' scope="col"') for i, name in enumerate(head))
-        lines.append(f"<thead><tr>{cells}</tr></thead>")
-    lines.append("<tbody>")
-    for number, row in enumerate(rows):
-        cells = cell("th", 0, row[0], ' scope="row"')
-        cells += "".join(cell("td", i, value) for i, value in enumerate(row[1:], start=1))
-        start = '<tr class="first">' if strong and not number else "<tr>"
-        lines.append(f"{start}{cells}</tr>")
-    return "\n".join([*lines, "</tbody></table></div>"])
-
-
-def _figure(png: bytes, caption: str, alternative: str) -> str:
-    data = base64.b64encode(png).decode("ascii")
-    return (
-        f'<figure><img src="data:image/png;base64,{data}" alt="{_text(alternative)}">'
-        f"<figcaption>{_text(caption)}</figcaption></figure>"
-    )
-
-
-def _settings(values: Mapping[str, Any], prefix: str = "") -> list[list[str]]:
-    rows: list[list[str]] = []
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            rows += _settings(value, f"{prefix}{name}.")
-        else:
-            listed = isinstance(value, list | tuple)
-            rows.append([f"{prefix}{name}", ", ".join(map(str, value)) if listed else str(value)])
-    return rows
 
 
 def _file(path: str | os.PathLike, folder: Path, what: str) -> Path:
@@ -159,7 +73,7 @@ def _sample_section(record: Mapping[str, Any], folder: Path) -> list[str]:
                 default += f"Pool: {pool.get('samples')} samples, seed {pool.get('seed')}. "
             caption = caption or default + "The slices shown are examples; they measure nothing."
         heading = "Real beside synthetic" if name == "samples" else name
-        parts += [f"<h2>{_text(heading)}</h2>", _figure(png, caption or name, heading)]
+        parts += [f"<h2>{escaped(heading)}</h2>", html_figure(png, caption or name, heading)]
     return parts
 
 
@@ -197,7 +111,7 @@ def _dice_section(record: Mapping[str, Any], compared: Mapping[str, Any]) -> lis
             "left out",
             "better / worse / equal",
         ]
-        parts.append(_table(head, rows, caption, numbers=(1, 2, 3, 4, 5, 6, 7, 8), strong=True))
+        parts.append(html_table(head, rows, caption, numbers=(1, 2, 3, 4, 5, 6, 7, 8), strong=True))
         measure, runs = next(iter(compared["values"].items()))
         if main["n"]:
             figure = paired_dice_figure(runs[reference], runs[name], (reference, name), f"Dice ({measure})")
@@ -206,7 +120,7 @@ def _dice_section(record: Mapping[str, Any], compared: Mapping[str, Any]) -> lis
                 f"{patients_words(main['n'])}, {seeds}. On the grey line both are equal. Difference "
                 f"{signed(main['difference'])} ({interval_words(main)}). {conclusion_words(main)}"
             )
-            parts.append(_figure(png_bytes(figure), caption, f"Dice of each patient, {name} against {reference}"))
+            parts.append(html_figure(png_bytes(figure), caption, f"Dice of each patient, {name} against {reference}"))
     parts.append(_seed_table(compared))
     return parts
 
@@ -227,7 +141,7 @@ def _seed_table(compared: Mapping[str, Any]) -> str:
     ]  # fmt: skip
     head = ["arm", *(f"seed {seed}" for seed in seeds), "SD over seeds", "patients"]
     caption = f"Dice ({main}), mean over patients, for each training seed: what the intervals above do not cover."
-    return _table(head, rows, caption, numbers=tuple(range(1, len(head))))
+    return html_table(head, rows, caption, numbers=tuple(range(1, len(head))))
 
 
 def _loss_section(record: Mapping[str, Any], folder: Path) -> list[str]:
@@ -243,7 +157,7 @@ def _loss_section(record: Mapping[str, Any], folder: Path) -> list[str]:
         )
         parts += [
             "<h2>Losses of the generator</h2>",
-            _figure(png_bytes(loss_figure(series)), caption, "Losses"),
+            html_figure(png_bytes(loss_figure(series)), caption, "Losses"),
         ]
     shares = {
         f"{name}, seed {run['seed']}": read_series(
@@ -261,7 +175,7 @@ def _loss_section(record: Mapping[str, Any], folder: Path) -> list[str]:
         figure = png_bytes(share_figure(shares))
         parts += [
             "<h2>Share of synthetic samples</h2>",
-            _figure(figure, caption, "Share of synthetic samples"),
+            html_figure(figure, caption, "Share of synthetic samples"),
         ]
     return parts
 
@@ -269,13 +183,13 @@ def _loss_section(record: Mapping[str, Any], folder: Path) -> list[str]:
 def _run_section(record: Mapping[str, Any]) -> list[str]:
     parts = ["<h2>What was run</h2>"]
     if "command" in record:
-        parts.append(f"<pre>{_text(record['command'])}</pre>")
+        parts.append(f"<pre>{escaped(record['command'])}</pre>")
     if seconds := record.get("seconds"):
         total = sum(seconds.values())
         rows = [[stage, f"{value:,.1f}"] for stage, value in seconds.items()]
         rows.append([f"all stages ({int(total // 60)} min {int(total % 60):02d} s)", f"{total:,.1f}"])
         caption = f"Wall-clock time of each stage, one run, on {record.get('device', 'a device not recorded')}."
-        parts.append(_table(["stage", "seconds"], rows, caption, numbers=(1,)))
+        parts.append(html_table(["stage", "seconds"], rows, caption, numbers=(1,)))
     runs = [
         [
             name,
@@ -288,11 +202,11 @@ def _run_section(record: Mapping[str, Any]) -> list[str]:
         for run in arm["runs"]
     ]
     head = ["arm", "synthetic share", "seed", "training steps", "log"]
-    parts.append(_table(head, runs, "Every segmentation run.", numbers=(1, 2, 3)))
+    parts.append(html_table(head, runs, "Every segmentation run.", numbers=(1, 2, 3)))
     for name in ("dataset", "generator", "pool", "segmentation", "versions"):
         values = {key: value for key, value in record.get(name, {}).items() if key != "arms"}
-        if rows := _settings(values):
-            parts += [f"<h3>{name.capitalize()}</h3>", _table([], rows)]
+        if rows := setting_rows(values):
+            parts += [f"<h3>{name.capitalize()}</h3>", html_table([], rows)]
     return parts
 
 
@@ -325,7 +239,7 @@ def _patient_table(compared: Mapping[str, Any]) -> list[str]:
         rows.append([patient, *("–" if v is None or math.isnan(v) else f"{v:.3f}" for v in values)])
     head = ["patient", *(f"{name}, seed {seed}" for name, seed in columns)]
     caption = f"Dice ({measure}); {patients_words(len(patients))}; –: not defined."
-    return ["<h2>Each patient</h2>", _table(head, rows, caption, numbers=tuple(range(1, len(head))))]
+    return ["<h2>Each patient</h2>", html_table(head, rows, caption, numbers=tuple(range(1, len(head))))]
 
 
 def _page(record: Mapping[str, Any], folder: Path, compared: Mapping[str, Any]) -> str:
@@ -333,26 +247,20 @@ def _page(record: Mapping[str, Any], folder: Path, compared: Mapping[str, Any]) 
     about += [str(record[key]) for key in ("device", "started") if key in record]
     about += [f"commit {record['commit']}"] if "commit" in record else []
     body = [
-        f"<h1>{_text(record['title'])}</h1>",
-        f'<p class="about">{_text(" · ".join(about))}</p>',
+        f"<h1>{escaped(record['title'])}</h1>",
+        f'<p class="about">{escaped(" · ".join(about))}</p>',
         '<div class="answer">',
-        *(f"<p>{_text(paragraph)}</p>" for paragraph in answer(record, compared).splitlines()),
+        *(f"<p>{escaped(paragraph)}</p>" for paragraph in answer(record, compared).splitlines()),
         "</div>",
         *_sample_section(record, folder),
         *_dice_section(record, compared),
         *_loss_section(record, folder),
         "<h2>Limits</h2>",
-        f"<ul>{''.join(f'<li>{_text(limit)}</li>' for limit in _limits(record, compared))}</ul>",
+        f"<ul>{''.join(f'<li>{escaped(limit)}</li>' for limit in _limits(record, compared))}</ul>",
         *_run_section(record),
         *_patient_table(compared),
     ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_text(record['title'])}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        + "\n".join(body)
-        + "\n</body>\n</html>\n"
-    )
+    return document(record["title"], body)
 
 
 def write_report(record: Mapping[str, Any], path: str | os.PathLike) -> Path:

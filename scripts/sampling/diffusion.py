@@ -78,7 +78,7 @@ class DiffusionSampler(Sampler):
 
         noises = step_noise if self.how["scheduler"] == "ddpm" else None
         with self._autocast():
-            joint = self.network.sample(noise(seed), scaled, noises=noises, **self.how)
+            joint = self.inferer(noise(seed), self.network.sample, scaled, noises=noises, **self.how)
         return joint.float().cpu(), asked
 
     def _compile(self) -> None:

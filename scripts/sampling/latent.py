@@ -13,5 +13,5 @@ class LatentSampler(Sampler):
     def _generate(self, candidates: range, seed: int, condition: dict | None) -> tuple[torch.Tensor, list[dict | None]]:
         noise = torch.stack([latent_noise(self.network.latent_shape, seed, index) for index in candidates])
         with self._autocast():
-            joint = self.network(noise.to(self.device))
+            joint = self.inferer(noise.to(self.device), self.network)
         return joint.float().cpu(), [None] * len(candidates)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from monai.inferers import Inferer, SimpleInferer
 from torch import nn
 
 from scripts.data.description import DatasetDescription
@@ -47,6 +48,7 @@ class Sampler:
         autocast: see `scripts.training.steps.autocast_dtype`.
         compile: compile the network with `torch.compile`; pays for large networks and many samples.
         threads: threads on the CPU; a pool that has to be made faster is shared by several processes instead.
+        inferer: what calls the network; MONAI's SimpleInferer unless given.
 
     Attributes:
         provenance: record of the generator.
@@ -69,6 +71,7 @@ class Sampler:
         autocast: str | None = None,
         compile: bool = False,
         threads: int = 1,
+        inferer: Inferer | None = None,
     ):
         if int(samples_per_pass) < 1 or int(threads) < 1:
             raise InputError(
@@ -81,6 +84,7 @@ class Sampler:
         self.provenance = read_provenance(provenance, checkpoint)
         load_weights(network, checkpoint, self.provenance)
         self.network = network.to(self.device).eval()
+        self.inferer = SimpleInferer() if inferer is None else inferer
         self.description = DatasetDescription(**self.provenance["description"])
         self.scaling = Scaling.from_record(self.provenance["scaling"])
         self.geometry = geometry_from_record(self.provenance["geometry"])

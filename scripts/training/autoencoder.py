@@ -9,6 +9,7 @@ import torch
 from monai.utils import CommonKeys as Keys
 from torch import Tensor, nn
 
+from scripts.data.noise import draw_rows
 from scripts.data.provenance import read_provenance
 from scripts.errors import InputError
 from scripts.losses.adversarial import discriminator_loss, generator_loss
@@ -16,6 +17,7 @@ from scripts.losses.autoencoder import autoencoder_objective
 from scripts.networks.autoencoder import slice_positions
 from scripts.training.averaging import WeightAverage
 from scripts.training.handlers import CHECKPOINT, MODEL
+from scripts.training.parallel import average_gradients, mean_terms
 from scripts.training.steps import autocast_dtype, check_finite
 
 
@@ -34,7 +36,7 @@ def _code(network: Any, batch: dict, device: torch.device, noise: torch.Generato
     x = x.as_tensor() if hasattr(x, "as_tensor") else x
     where = (batch["position"].to(device),) if "position" in batch else ()
     mean, std = network.encode_slices(x, *where) if where else network.encode(x)
-    z = mean + std * torch.randn(std.shape, generator=noise).to(std)
+    z = mean + std * draw_rows(lambda n: torch.randn((n, *std.shape[1:]), generator=noise), len(std), noise).to(std)
     return x, network.decode_slices(z, *where) if where else network.decode(z), mean, std
 
 
@@ -92,6 +94,7 @@ class AutoencoderUpdate:
         check_finite(named, step)
         engine.optimizer.zero_grad(set_to_none=True)
         named["loss"].backward()
+        average_gradients(engine.network)
         norm = torch.nn.utils.clip_grad_norm_(engine.network.parameters(), self.gradient_clip)
         check_finite({"gradient": norm}, step)
         engine.optimizer.step()
@@ -99,7 +102,7 @@ class AutoencoderUpdate:
             self.average.update_parameters(engine.network)
         if judge is not None:
             named["discriminator"] = self._train_discriminator(judge, x, fake, step)
-        return {name: float(value.detach()) for name, value in named.items()}
+        return mean_terms(named)
 
     def _train_discriminator(self, judge: nn.Module, real: Tensor, fake: Tensor, step: int) -> Tensor:
         assert self.discriminator_optimizer is not None  # for the type checker
@@ -107,6 +110,7 @@ class AutoencoderUpdate:
         check_finite({"discriminator": loss}, step)
         self.discriminator_optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        average_gradients(judge)
         self.discriminator_optimizer.step()
         return loss
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -11,10 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+from scripts.data.noise import draw_rows
 from scripts.data.training_set import TrainingSet
 from scripts.errors import InputError
 from scripts.networks.latent_diffusion import LatentDiffusion
 from scripts.training.averaging import WeightAverage
+from scripts.training.parallel import average_gradients, mean_terms
 from scripts.training.steps import autocast_dtype, check_finite
 
 NOISE_LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss}
@@ -70,6 +73,10 @@ class LatentSet(Dataset):
         self.network.latent_std.copy_(variance.sqrt())
         self.mean, self.std = (part / variance.sqrt().float() for part in (self.mean, self.std))
 
+    def as_handler(self) -> LatentSet:
+        """Itself: config files need a call where a handler is named."""
+        return self
+
     def __len__(self) -> int:
         return len(self.data.training)
 
@@ -88,7 +95,7 @@ class DiffusionUpdate:
     Args:
         generator: source of every random draw.
         average: of the denoiser's weights, updated after each step; or None.
-        noise_loss: "l1" (the authors' code of SBLDM) or "l2".
+        noise_loss: "l1" (the authors' code of SBLDM) or "l2", of noise or velocity (`prediction_type`).
         condition_dropout: probability that a sample is trained on without its condition.
         autocast: see `autocast_dtype`.
         device: where the network lies.
@@ -122,25 +129,27 @@ class DiffusionUpdate:
         network, step, device = engine.network, engine.state.iteration, engine.state.device
         network.train()
         mean, std = batch["mean"].to(device), batch["std"].to(device)
-        t = torch.randint(0, network.ddpm.num_train_timesteps, (len(mean),), generator=self.generator).to(device)
+        times = network.ddpm.num_train_timesteps
+        t = self._rows(lambda n: torch.randint(0, times, (n,), generator=self.generator), mean)
         z_0 = mean + std * self._normal(mean)
         noise = self._normal(mean)
         condition, keep = self.drop(batch.get("condition"))
         z_t = network.ddpm.add_noise(z_0, noise, t)
         with torch.autocast(device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
-            predicted = network.predict_noise(
+            predicted = network.denoiser(
                 z_t, t, None if condition is None else condition.to(device), None if keep is None else keep.to(device)
             )
-        loss = NOISE_LOSSES[self.noise_loss](predicted.float(), noise)
+        loss = NOISE_LOSSES[self.noise_loss](predicted.float(), network.target(z_0, noise, t))
         check_finite({"loss": loss}, step)
         engine.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        average_gradients(network.denoiser)
         norm = torch.nn.utils.clip_grad_norm_(network.denoiser.parameters(), self.gradient_clip)
         check_finite({"gradient": norm}, step)
         engine.optimizer.step()
         if self.average is not None:
             self.average.update_parameters(network.denoiser)
-        return {"loss": float(loss.detach())}
+        return mean_terms({"loss": loss})
 
     def drop(self, condition: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """Conditions (batch, length) with the flags of the samples that keep theirs, (batch,).
@@ -149,12 +158,15 @@ class DiffusionUpdate:
         """
         if condition is None:
             return None, None
-        kept = torch.rand(len(condition), generator=self.generator) >= self.condition_dropout
+        kept = self._rows(lambda n: torch.rand(n, generator=self.generator), condition) >= self.condition_dropout
         return condition.nan_to_num(), kept & ~condition.isnan().any(1)
 
     def _normal(self, like: Tensor) -> Tensor:
-        """Drawn on the CPU, so that a seed gives the same numbers on every device."""
-        return torch.randn(like.shape, generator=self.generator).to(like)
+        return self._rows(lambda n: torch.randn((n, *like.shape[1:]), generator=self.generator), like)
+
+    def _rows(self, draw: Callable[[int], Tensor], like: Tensor) -> Tensor:
+        """Drawn on the CPU, so that a seed gives the same numbers on every device, where `like` lies."""
+        return draw_rows(draw, len(like), self.generator).to(like.device)
 
 
 class DiffusionEvaluation:

@@ -20,6 +20,9 @@ from scripts.data.files import file_sha256, json_sha256, write_json
 from scripts.data.provenance import build_provenance, write_provenance
 from scripts.data.training_set import TrainingSet
 from scripts.errors import InputError, refuse_changes
+from scripts.settings import first_rank
+from scripts.training.parallel import wait_for_ranks
+from scripts.training.tracking import log_file
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +63,9 @@ class LossLog:
         self.sums: dict[str, list[float]] = {}
 
     def attach(self, engine: Engine) -> None:
-        """Act at the start, at each iteration and epoch, and at the end."""
+        """Act at the start, at each iteration and epoch, and at the end; on the first process."""
+        if not first_rank():
+            return
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
@@ -80,6 +85,8 @@ class LossLog:
     def _add(self, engine: Engine) -> None:
         for name, value in engine.state.output.items():  # type: ignore[union-attr]
             self.sums.setdefault(name, []).append(value)
+        # MONAI's handlers, such as that of `--tracking mlflow`, read a list, as of an engine that decollates
+        engine.state.output = [engine.state.output]
 
     def _write(self, engine: Engine) -> None:
         means = {name: sum(values) / len(values) for name, values in self.sums.items()}
@@ -135,13 +142,13 @@ class LatentDensity:
 class SampleGrid:
     """A picture of real slices, their reconstructions, and samples, every few epochs and at the end.
 
-    Written to `samples.png` (and TensorBoard): people would rather look than read. Volumes are shown by one slice
+    Written to `samples.png`, TensorBoard and, with tracking, MLflow: people would rather look than read. Volumes are shown by one slice
     each: the one with the largest mask, or the middle one.
 
     Args:
         data: what is learnt from.
-        network: module; its `reconstruct` (batch, channels + labels, ...) -> the same, and its `latent_shape` with
-            `forward`, make the rows; a row whose method it has not is left out.
+        network: module; its `reconstruct` and `predict`, (batch, channels + labels, ...) -> the same, and its
+            `latent_shape` with `forward`, make the rows; a row whose method it has not is left out.
         log_dir: where the picture goes.
         interval: epochs between pictures.
         seed: of the samples' noise.
@@ -162,8 +169,9 @@ class SampleGrid:
         self.path = Path(log_dir) / "samples.png"
 
     def attach(self, engine: Engine) -> None:
-        """Act every `interval` epochs and at the end."""
-        engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval) | Events.COMPLETED, self)
+        """Act every `interval` epochs and at the end; on the first process."""
+        if first_rank():
+            engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval) | Events.COMPLETED, self)
 
     @torch.no_grad()
     def __call__(self, engine: Engine) -> None:
@@ -186,8 +194,9 @@ class SampleGrid:
 
         self.network.eval()
         shown = [("real (training)", self._planes(real, real))]
-        if hasattr(self.network, "reconstruct"):
-            shown.append(("reconstruction", self._planes(in_passes(self.network.reconstruct, real), real)))
+        for method, name in (("reconstruct", "reconstruction"), ("predict", "prediction")):
+            if hasattr(self.network, method):
+                shown.append((name, self._planes(in_passes(getattr(self.network, method), real), real)))
         if hasattr(self.network, "latent_shape"):
             noise = torch.stack([latent_noise(self.network.latent_shape, self.seed, i) for i in range(count)])
             sampled = in_passes(self.sample, noise)
@@ -205,6 +214,7 @@ class SampleGrid:
         save_png(figure, self.path)
         with SummaryWriter(str(self.path.parent / "tensorboard")) as writer:
             writer.add_figure("samples", figure, engine.state.iteration)
+        log_file(engine, self.path)
 
     def _planes(self, x: torch.Tensor, by: torch.Tensor) -> np.ndarray:
         """Slices as they are; of volumes `(batch, channel, height, width, depth)` the one with most mask in `by`."""
@@ -243,14 +253,20 @@ class Checkpoints:
         self.resumed_at: int | None = None
 
     def attach(self, engine: Engine) -> None:
-        """Act at the start, every `interval` epochs and at the end; attach it before the handlers that write."""
+        """Act at the start, every `interval` epochs and at the end; attach it before the handlers that write.
+
+        All processes of a `torchrun` go on from the checkpoint, the first one writes it.
+        """
         engine.add_event_handler(Events.STARTED, self._resume)
+        if not first_rank():
+            return
         engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self._save)
         engine.add_event_handler(Events.COMPLETED, self._finish)
 
     def _resume(self, engine: Engine) -> None:
         path = self.ckpt_dir / CHECKPOINT
-        if not path.is_file():
+        # An engine that has run before is in a round of federated learning, and has just been given other weights.
+        if engine.state.iteration > 0 or not path.is_file():
             return
         max_epochs = engine.state.max_epochs  # may have grown since
         try:
@@ -293,12 +309,14 @@ class Progress:
     """One bar over all epochs, with the time left and the current loss."""
 
     def attach(self, engine: Engine) -> None:
-        """Show the bar."""
+        """Show the bar; on the first process."""
         from ignite.handlers import ProgressBar
 
+        if not first_rank():
+            return
         bar = ProgressBar(persist=True, desc="training", bar_format=None)
         bar.attach(engine, event_name=Events.EPOCH_COMPLETED, closing_event_name=Events.COMPLETED,
-                   output_transform=lambda output: {"loss": output["loss"]})  # fmt: skip
+                   output_transform=lambda output: {"loss": output[0]["loss"]})  # fmt: skip
 
 
 class TrainingRecord:
@@ -328,8 +346,11 @@ class TrainingRecord:
 
     def attach(self, engine: Engine) -> None:
         """Act at the start and at the end; attach it after the handler that saves `model.pt`."""
-        engine.add_event_handler(Events.STARTED, self._start)
-        engine.add_event_handler(Events.COMPLETED, self._finish)
+        if first_rank():
+            engine.add_event_handler(Events.STARTED, self._start)
+            engine.add_event_handler(Events.COMPLETED, self._finish)
+        # The other processes may need what the first one has just written: the next stage reads it.
+        engine.add_event_handler(Events.COMPLETED, wait_for_ranks)
 
     def noting(self, **notes: Any) -> TrainingRecord:
         """Add facts that are known only after the checks, such as the name of the feature extractor."""

@@ -8,10 +8,12 @@ import torch
 from monai.utils import CommonKeys as Keys
 from torch import nn
 
+from scripts.data.noise import draw_rows
 from scripts.errors import InputError
 from scripts.losses.adversarial import discriminator_loss, generator_loss
 from scripts.losses.feature_reconstruction import FeatureReconstructionLoss
 from scripts.losses.hvae import hvae_objective
+from scripts.training.parallel import average_gradients, mean_terms
 from scripts.training.steps import autocast_dtype, check_finite
 
 
@@ -108,17 +110,20 @@ class HVAEUpdate:
         check_finite(named, step)
         engine.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        average_gradients(engine.network)
         largest = float("inf") if self.gradient_clip is None else self.gradient_clip
         norm = torch.nn.utils.clip_grad_norm_(engine.network.parameters(), largest)
         check_finite({"gradient": norm}, step)
         engine.optimizer.step()
         if fake is not None:
             named["discriminator"] = self._train_discriminator(x, fake, step)
-        return {name: float(value.detach()) for name, value in named.items()}
+        return mean_terms(named)
 
     def _prior_samples(self, network: Any, x: torch.Tensor) -> torch.Tensor:
-        noise = torch.randn((len(x), *network.latent_shape), generator=self.generator).to(x)
-        return torch.sigmoid(network.decode(noise))
+        noise = draw_rows(
+            lambda n: torch.randn((n, *network.latent_shape), generator=self.generator), len(x), self.generator
+        )
+        return torch.sigmoid(network.decode(noise.to(x)))
 
     def _train_discriminator(self, real: torch.Tensor, fake: torch.Tensor, step: int) -> torch.Tensor:
         assert self.discriminator is not None and self.discriminator_optimizer is not None  # for the type checker
@@ -126,6 +131,7 @@ class HVAEUpdate:
         check_finite({"discriminator": loss}, step)
         self.discriminator_optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        average_gradients(self.discriminator)
         norm = torch.nn.utils.clip_grad_norm_(self.discriminator.parameters(), float("inf"))
         check_finite({"discriminator gradient": norm}, step)
         self.discriminator_optimizer.step()

@@ -11,11 +11,13 @@ from monai.utils import CommonKeys as Keys
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from scripts.data.noise import draw_rows
 from scripts.data.training_set import TrainingSet
 from scripts.errors import InputError
 from scripts.losses.least_squares import discriminator_loss, generator_loss
 from scripts.sampling.sampler import latent_noise
 from scripts.training.handlers import TrainingRecord
+from scripts.training.parallel import average_gradients, mean_terms
 from scripts.training.steps import autocast_dtype, check_finite
 
 logger = logging.getLogger(__name__)
@@ -67,7 +69,9 @@ class LSGANUpdate:
         step, network = engine.state.iteration, engine.network
         network.train()
         self.discriminator.train()
-        noise = torch.randn((len(real), *network.latent_shape), generator=self.generator).to(real)
+        shape = network.latent_shape
+        noise = draw_rows(lambda n: torch.randn((n, *shape), generator=self.generator), len(real), self.generator)
+        noise = noise.to(real)
         with self._autocast():
             fake = network(noise)
             on_real, on_fake = self.discriminator(torch.cat([real, fake.detach()])).chunk(2)
@@ -86,7 +90,7 @@ class LSGANUpdate:
             "score_real": on_real.mean(),
             "score_fake": on_fake.mean(),
         }
-        return {name: float(value.detach()) for name, value in named.items()}
+        return mean_terms(named)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device_type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
@@ -97,6 +101,7 @@ class LSGANUpdate:
         check_finite({name: loss}, step)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        average_gradients(network)
         largest = float("inf") if self.gradient_clip is None else self.gradient_clip
         norm = torch.nn.utils.clip_grad_norm_(network.parameters(), largest)
         check_finite({f"{name} gradient": norm}, step)
@@ -190,3 +195,34 @@ class CollapseMonitor:
 def _spread(x: Tensor) -> float:
     """Mean Euclidean distance between two different items of a batch; not 0, so that ratios exist."""
     return max(float(torch.pdist(x.flatten(1)).mean()), 1e-12)
+
+
+class HeldOutDistance:
+    """How near a generator's samples come to held-out items, for MONAI's `SupervisedEvaluator`.
+
+    The Euclidean distance of an item to the nearest of `count` samples, divided by that to the nearest of `count`
+    training items, in the mean over the items: 1 where the samples lie as near as the training items do.
+
+    Args:
+        data: what was learnt from.
+        count: samples, and training items spread evenly, to choose from.
+        seed: of the samples' noise.
+    """
+
+    def __init__(self, data: TrainingSet, count: int = 64, seed: int = 0):
+        self.data, self.count, self.seed = data, min(count, len(data.training)), seed
+        self.samples = torch.empty(0)
+
+    @torch.no_grad()
+    def __call__(self, engine: Any, batch: dict) -> dict[str, float]:
+        """Return `held_out_distance`."""
+        network, device = engine.network, engine.state.device
+        if engine.state.iteration == 1:  # the weights may be others than at the last run
+            network.eval()
+            noise = torch.stack([latent_noise(network.latent_shape, self.seed, i) for i in range(self.count)])
+            self.samples = torch.cat([network(part.to(device)).float().cpu() for part in noise.split(4)]).flatten(1)
+        chosen = torch.linspace(0, len(self.data.training) - 1, self.count).long().tolist()
+        real = torch.stack([self.data.training[index][Keys.IMAGE] for index in chosen]).flatten(1)
+        x = torch.as_tensor(batch[Keys.IMAGE]).flatten(1)
+        ratio = torch.cdist(x, self.samples).amin(1) / torch.cdist(x, real).amin(1).clamp_min(1e-12)
+        return {"held_out_distance": float(ratio.mean())}

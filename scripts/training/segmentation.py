@@ -11,6 +11,24 @@ from scripts.training.parallel import average_gradients, mean_terms
 from scripts.training.steps import autocast_dtype, check_finite
 
 
+class Predictor(torch.nn.Module):
+    """A segmenter as `SampleGrid` shows it: the images of training items with the masks that it predicts.
+
+    Args:
+        network: images (batch, channels, ...) -> logits (batch, labels, ...).
+        num_image_channels: first channels of an item, which are the image.
+    """
+
+    def __init__(self, network: torch.nn.Module, num_image_channels: int):
+        super().__init__()
+        self.network, self.num_image_channels = network, num_image_channels
+
+    def predict(self, x: torch.Tensor) -> torch.Tensor:
+        """Items (batch, channels + labels, ...) with their masks replaced by probabilities."""
+        image = x[:, : self.num_image_channels]
+        return torch.cat([image, torch.sigmoid(self.network(image))], 1)
+
+
 class SegmentationUpdate:
     """Minimise the trainer's loss; returns it as a float, with the synthetic share of the batch.
 

@@ -91,13 +91,13 @@ def test_network_def_is_what_the_metadata_says(name, tmp_path, monkeypatch):
 def test_overlays_hold_only_what_differs(name):
     configs = {path.stem: json.loads(path.read_text()) for path in (bundle(name) / "configs").glob("*.json")}
     base = {**configs["inference"], **{k: v for k, v in configs["train"].items() if not str(v).startswith("%")}}
-    for overlay in set(configs) - {"inference", "train", "metadata"}:
+    for overlay in set(configs) - {"inference", "train", "metadata", "evaluate", "multi_gpu_train"}:
         for key, value in configs[overlay].items():
             assert key in base, f"{overlay}.json sets the unknown {key}"
             assert base[key] != value, f"{overlay}.json repeats {key}"
     repeated = [k for k, v in configs["train"].items() if k in configs["inference"] and v == configs["inference"][k]]
     # where, with which seed and in which number type to run are the same words in both, and no numbers of the model
-    assert set(repeated) <= {"bundle_root", "seed", "batch_size", "autocast"}
+    assert set(repeated) <= {"bundle_root", "dataset_dir", "seed", "batch_size", "autocast"}
 
 
 @pytest.mark.parametrize("name", GENERATORS)

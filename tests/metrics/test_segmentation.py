@@ -128,7 +128,7 @@ def test_metric_and_report(tmp_path):
         )
     expected = compare_masks(*masks["p"], (1, 1, 4), 2.0)
     assert metric.cases["p"]["a"] == expected and metric.compute() == pytest.approx(expected["dice"])
-    PatientReport(metric, tmp_path, {"split": "test"})(None)
+    PatientReport(metric, tmp_path, lambda: {"split": "test"})(None)
     record = json.loads((tmp_path / "metrics.json").read_text())
     assert record["split"] == "test" and record["surface_tolerance_mm"] == 2.0
     assert record["cases"]["p"]["a"] == expected and record["summary"]["a"]["dice"]["n"] == 1

@@ -103,6 +103,23 @@ def test_ddim_agrees_with_monai():
     torch.testing.assert_close(network.sample(noise, num_steps=10), network.decode_latents(theirs))
 
 
+def test_velocity_agrees_with_monai():
+    network = tiny(prediction_type="v_prediction")
+    noise = torch.randn(2, *network.latent_shape, generator=torch.Generator().manual_seed(1))
+    scheduler = EvenDDIMScheduler(1000, **SCHEDULE, prediction_type="v_prediction")
+    scheduler.set_timesteps(10)
+    with torch.no_grad():
+        theirs = DiffusionInferer(scheduler).sample(noise, network.denoiser.unet, scheduler, verbose=False)
+    torch.testing.assert_close(network.sample(noise, num_steps=10), network.decode_latents(theirs))
+
+
+def test_noise_and_velocity_say_the_same_of_latents():
+    network, t = tiny(prediction_type="v_prediction"), torch.tensor([0, 300, 999])
+    z_0, noise = torch.randn(2, 3, *network.latent_shape)
+    network.denoiser.forward = lambda z, t, *rest: network.target(z_0, noise, t)
+    torch.testing.assert_close(network.predict_noise(network.ddpm.add_noise(z_0, noise, t), t), noise)
+
+
 def test_ddpm_agrees_with_monai():
     network = tiny(num_train_timesteps=20, num_inference_steps=4)
     noise = torch.randn(2, *network.latent_shape, generator=torch.Generator().manual_seed(1))

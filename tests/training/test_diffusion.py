@@ -76,22 +76,24 @@ def test_a_denoiser_that_says_nothing_has_the_loss_of_the_noise(name, power):
 class Oracle(nn.Module):
     """Knows z_0, so that it can tell the noise in z_t."""
 
-    def __init__(self, z_0, alpha_bar):
+    def __init__(self, z_0, alpha_bar, velocity=False):
         super().__init__()
-        self.z_0, self.alpha_bar = z_0, alpha_bar
+        self.z_0, self.alpha_bar, self.velocity = z_0, alpha_bar, velocity
         self.weight = nn.Parameter(torch.zeros(()))
         self.times = []
 
     def forward(self, z_t, t, condition=None, keep=None):
         self.times.append(t)
         a = self.alpha_bar[t].reshape(-1, 1, 1, 1)
-        return (z_t - a.sqrt() * self.z_0) / (1 - a).sqrt() + self.weight
+        noise = (z_t - a.sqrt() * self.z_0) / (1 - a).sqrt() + self.weight
+        return a.sqrt() * noise - (1 - a).sqrt() * self.z_0 if self.velocity else noise
 
 
-def test_the_target_is_the_noise_that_was_added():
-    network, given = tiny(), batch(500)
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_the_target_is_the_noise_that_was_added_or_the_velocity(kind):
+    network, given = tiny(prediction_type=kind), batch(500)
     given["std"].zero_()
-    network.denoiser = oracle = Oracle(given["mean"], network.ddpm.alphas_cumprod)
+    network.denoiser = oracle = Oracle(given["mean"], network.ddpm.alphas_cumprod, kind == "v_prediction")
     assert update()(engine(network), given)["loss"] < 1e-6
     times = torch.cat(oracle.times).float()
     assert times.min() < 20 and times.max() > 979 and times.mean() == pytest.approx(499.5, abs=40)
@@ -100,7 +102,7 @@ def test_the_target_is_the_noise_that_was_added():
 def test_fresh_draws_each_step():
     network, rule = tiny(), update()
     seen = []
-    network.predict_noise = lambda z_t, t, *rest: seen.append(z_t) or network.denoiser(z_t, t)
+    network.denoiser.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     for _ in range(2):
         rule(engine(network), batch())
     assert not torch.equal(*seen)

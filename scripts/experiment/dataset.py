@@ -1,0 +1,96 @@
+"""The data of an experiment: a phantom or the user's, and views of it with fewer training patients."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from scripts.chain.nnunet import nnunet_environment, preprocess_command
+from scripts.data.cases import PHANTOM_NAME, open_cases
+from scripts.data.files import write_json
+from scripts.data.folds import five_folds
+from scripts.data.mixing import first_cases
+from scripts.data.phantom import write_phantom
+from scripts.errors import InputError
+
+SPLITS = "splits_final.json"
+# Which patients make up "10 of them" is one choice for all seeds: each needs a generator of its own.
+REAL_SEED = 0
+
+
+def make_source(settings: dict[str, Any], folder: Path, call: Callable[[list[str]], None]) -> dict[str, Path]:
+    """The data set that an experiment reads: `dataset_dir`, and `raw_dir` where it is known.
+
+    Args:
+        settings: of the cell.
+        folder: where a phantom and what nnU-Net preprocesses go.
+        call: runs a command.
+    """
+    given = settings["dataset_dir"]
+    if given is None:
+        source = (
+            folder / PHANTOM_NAME if settings["dataset"]["modality"] == "flair" else folder / "Dataset802_PhantomPET"
+        )
+        if not source.exists():
+            write_phantom(source, **settings["dataset"])
+    else:
+        source = Path(given)
+    if not (source / "imagesTr").is_dir():
+        raw = settings["raw_dir"]
+        return {"dataset_dir": source, **({} if raw is None else {"raw_dir": Path(raw)})}
+    if settings["space"] == "raw":
+        return {"dataset_dir": source, "raw_dir": source}
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        (folder / name).mkdir(exist_ok=True)
+    link = folder / "nnUNet_raw" / source.name
+    if not link.is_symlink():
+        link.symlink_to(source.resolve(), target_is_directory=True)
+    with nnunet_environment(folder, full_plans=False):
+        call(preprocess_command(str(int(source.name[7:10])), settings["configuration"]))
+    preprocessed = folder / "nnUNet_preprocessed" / source.name
+    if (source / SPLITS).is_file():
+        shutil.copyfile(source / SPLITS, preprocessed / SPLITS)
+    return {"dataset_dir": preprocessed, "raw_dir": source}
+
+
+def link_dataset(source: Path, target: Path) -> Path:
+    """A folder with links to all files of a data set, whose own splits can be written without touching it."""
+    if target.exists():
+        shutil.rmtree(target)  # links alone, and its splits
+    target.mkdir(parents=True)
+    for path in sorted(source.iterdir()):
+        if path.name not in (SPLITS, "synthaug"):
+            (target / path.name).symlink_to(path.resolve(), target_is_directory=path.is_dir())
+    if (source / SPLITS).is_file():
+        shutil.copyfile(source / SPLITS, target / SPLITS)
+    return target
+
+
+def make_view(
+    source: Path, folder: Path, real: int | str, plans: str, configuration: str
+) -> tuple[Path, list[dict[str, Any]]]:
+    """The data set with `real` training patients in each fold; fewer are a part of more.
+
+    What every command reads as a data set: generators, pools' audits, segmenters and nnU-Net alike see no other
+    training case. Validation cases stay as they are.
+
+    Returns the folder and its folds.
+    """
+    view = link_dataset(source, folder / source.name)
+    cases = open_cases(view, 0, plans, configuration)
+    path = view / SPLITS
+    splits = json.loads(path.read_text()) if path.is_file() else five_folds([*cases.fold.train, *cases.fold.val])
+    if real != "all":
+        fewest = min(len(split["train"]) for split in splits)
+        if int(real) > fewest:
+            raise InputError(
+                f"{real} real training patients", f"at most {fewest}, what each fold has", "mend `real` of the protocol"
+            )
+        for number, split in enumerate(splits):
+            few = first_cases(open_cases(view, number, plans, configuration), int(real), REAL_SEED)
+            split["train"] = list(few.fold.train)
+    write_json(path, splits)
+    return view, splits

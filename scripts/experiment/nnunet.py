@@ -1,0 +1,146 @@
+"""nnU-Net as a segmenter of an experiment, through the plugin."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from scripts.chain.nnunet import (
+    CPU_PLANS,
+    cpu_plans_command,
+    nnunet_environment,
+    predict_command,
+    results_folder,
+    train_command,
+    training_settings,
+)
+from scripts.chain.record import choose_device
+from scripts.data.description import DatasetDescription, read_description
+from scripts.data.files import write_json
+from scripts.errors import InputError
+from scripts.experiment.dataset import link_dataset
+from scripts.experiment.protocol import NNUNET_SETTINGS
+from scripts.metrics.segmentation import compare_label_maps, summarise_cases
+
+NAME = "experiment"
+TOLERANCE = 2.0
+
+Call = Callable[[list[str]], None]
+
+
+def train(
+    s: dict[str, Any], dataset_dir: Path, pool: Path | None, num_synthetic: int, folder: Path, call: Call
+) -> dict[str, Any]:
+    """Train the network of one cell.
+
+    Args:
+        s: settings of the cell.
+        dataset_dir: preprocessed data set, which stays as it is.
+        pool, num_synthetic: the pool of the arm and how many of its kept samples are used, or None.
+        folder: of the cell.
+        call: runs a command.
+    """
+    from nnunet_plugin.import_pool import add_pool
+
+    settings = {**NNUNET_SETTINGS, **s["settings"]}
+    mixing = {key: value for key, value in s["mixing"].items() if key != "pool"}
+    number, plans = _number(dataset_dir), _plans(s)
+    view = folder / "nnUNet_preprocessed" / dataset_dir.name
+    if not (view / "synthaug").exists():  # an interrupted training goes on with what it began with
+        link_dataset(dataset_dir, view)
+    for name in ("nnUNet_raw", "nnUNet_results"):
+        (folder / name).mkdir(exist_ok=True)
+    if pool is None:
+        pool, mixing = _unused_pool(s, view, folder), {"share": 0.0}
+    else:
+        pool = _first_samples(pool, num_synthetic, folder / f"pool_first{num_synthetic}")
+    workers = {} if settings["full_plans"] else {"nnUNet_n_proc_DA": "0"}
+    with nnunet_environment(folder, settings["full_plans"], **workers):
+        if not settings["full_plans"]:
+            call(cpu_plans_command(number))
+        add_pool(
+            pool, number, s["fold"], s["configuration"], plans=plans, plans_out=f"{plans}SynthAug", name=NAME,
+            pool_name="pool", seed=s["seed"],
+            training=training_settings(settings["num_epochs"], settings["num_iterations_per_epoch"], s["seed"],
+                                       settings["full_plans"]),
+            **mixing,
+        )  # fmt: skip
+        results = _results(s, dataset_dir, folder)
+        call(train_command(number, NAME, s["fold"], f"{plans}SynthAug", choose_device(), results))
+    return {
+        "steps": settings["num_epochs"] * settings["num_iterations_per_epoch"],
+        "cases": len(json.loads((view / "splits_final.json").read_text())[s["fold"]]["train"]),
+        "num_synthetic": num_synthetic,
+        "share": mixing.get("share", 0.5),
+    }
+
+
+def evaluate(
+    s: dict[str, Any], dataset_dir: Path, raw_dir: Path | None, trained: Path, folder: Path, call: Call
+) -> dict[str, Any]:
+    """Measure the fold's validation cases, which nnU-Net predicted after the training, or the test cases."""
+    description = read_description(dataset_dir)
+    if s["split"] == "validation":
+        predictions, truth = _results(s, dataset_dir, trained) / "validation", dataset_dir / "gt_segmentations"
+    elif raw_dir is None:
+        raise InputError("test cases of a preprocessed data set", "the raw data set, too", "give --raw_dir")
+    else:
+        predictions, truth = folder / "predictions", raw_dir / "labelsTs"
+        full = {**NNUNET_SETTINGS, **s["settings"]}["full_plans"]
+        with nnunet_environment(trained, full):
+            call(predict_command(
+                _number(dataset_dir), NAME, s["fold"], f"{_plans(s)}SynthAug", choose_device(), raw_dir / "imagesTs",
+                predictions,
+            ))  # fmt: skip
+    cases = _compare(predictions, truth, description)
+    values = {"split": s["split"], "cases": cases, "summary": summarise_cases(cases)}
+    return {**values, "surface_tolerance_mm": TOLERANCE, "grid": "that of the original images"}
+
+
+def _compare(predictions: Path, truth: Path, description: DatasetDescription) -> dict[str, Any]:
+    import nibabel as nib
+    import numpy as np
+
+    def read(path: Path) -> tuple[np.ndarray, list[float]]:
+        image = nib.Nifti1Image.from_filename(path)
+        return np.asarray(image.dataobj).astype(np.int16), [float(step) for step in image.header.get_zooms()[:3]]
+
+    cases: dict[str, Any] = {}
+    for path in sorted(predictions.glob(f"*{description.file_ending}")):
+        (found, _), (wanted, spacing) = read(path), read(truth / path.name)
+        case = path.name.removesuffix(description.file_ending)
+        cases[case] = compare_label_maps(found, wanted, description, spacing, TOLERANCE)
+    return cases
+
+
+def _number(dataset_dir: Path) -> str:
+    return str(int(dataset_dir.name[7:10]))
+
+
+def _plans(s: dict[str, Any]) -> str:
+    return s["plans"] if {**NNUNET_SETTINGS, **s["settings"]}["full_plans"] else CPU_PLANS
+
+
+def _results(s: dict[str, Any], dataset_dir: Path, folder: Path) -> Path:
+    return results_folder(folder / "nnUNet_results", dataset_dir.name, NAME, f"{_plans(s)}SynthAug", s["fold"])
+
+
+def _first_samples(pool: Path, number: int, target: Path) -> Path:
+    """The pool with the first `number` samples that are kept."""
+    record = json.loads((pool / "pool.json").read_text())
+    kept = [sample for sample in record["samples"] if sample["decision"] == "keep"]
+    target.mkdir(parents=True, exist_ok=True)
+    for name in ("images", "labels"):
+        if not (target / name).is_symlink():
+            (target / name).symlink_to((pool / name).resolve(), target_is_directory=True)
+    write_json(target / "pool.json", {**record, "samples": kept[:number]})
+    return target
+
+
+def _unused_pool(s: dict[str, Any], dataset_dir: Path, folder: Path) -> Path:
+    """A pool of one sample, of which a share of 0 draws nothing: a training's length stands beside its pool."""
+    from scripts.sampling.copy_paste import write_copy_paste
+
+    return write_copy_paste(dataset_dir, folder / "unused", 1, s["fold"], 0, s["plans"], s["configuration"])

@@ -1,0 +1,290 @@
+"""Which cell runs when: ready ones in free slots, until nothing is left that can be done."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+from scripts.experiment.cells import Cell
+from scripts.experiment.run_folder import RunFolder
+from scripts.experiment.work import BUSY, DONE, FAILED, run_cell
+
+ROOT = Path(__file__).resolve().parents[2]
+POLL_SECONDS = 0.3
+BUSY_SECONDS = 20.0
+TERMINATE_SECONDS = 5.0
+
+
+class Job(Protocol):
+    """A cell that was started."""
+
+    def status(self) -> int | None:
+        """`DONE`, `FAILED` or `BUSY` when it ended; None before."""
+
+    def stop(self) -> None:
+        """End it, with all that it started."""
+
+
+class Executor(Protocol):
+    """Where cells run."""
+
+    slots: int
+
+    def start(self, run: RunFolder, cell: Cell, slot: int) -> Job:
+        """Start a cell."""
+
+
+class ProcessJob:
+    """A process of this machine, the first of a session of its own, so that all of it can be stopped."""
+
+    def __init__(self, process: subprocess.Popen):
+        self.process = process
+
+    def status(self) -> int | None:
+        """See `Job`."""
+        code = self.process.poll()
+        return code if code in (None, DONE, BUSY) else FAILED
+
+    def stop(self) -> None:
+        """See `Job`."""
+        for sign in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, sign)
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(TERMINATE_SECONDS)
+
+
+class Processes:
+    """Slots of this machine; each has its share of the cores, or a GPU.
+
+    Args:
+        slots: cells at a time.
+        devices: numbers of GPUs, one for each slot in turn; none: all that are visible to each.
+    """
+
+    def __init__(self, slots: int, devices: Sequence[str] = ()):
+        self.slots, self.devices = slots, list(devices)
+
+    def start(self, run: RunFolder, cell: Cell, slot: int) -> Job:
+        """See `Executor`."""
+        variables = {"OMP_NUM_THREADS": str(max(1, num_cores() // self.slots)), **os.environ}
+        variables |= {"PYTHONPATH": python_path(), "PYTHONUNBUFFERED": "1"}
+        if self.devices:
+            variables["CUDA_VISIBLE_DEVICES"] = self.devices[slot % len(self.devices)]
+        command = [sys.executable, "-m", "scripts.experiment.work", str(run.path), cell.id]
+        run.folder(cell.id).mkdir(parents=True, exist_ok=True)
+        with open(run.log(cell.id), "a") as log:
+            process = subprocess.Popen(
+                command, env=variables, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )  # fmt: skip
+        return ProcessJob(process)
+
+
+class ClusterJob:
+    """A job of submitit."""
+
+    def __init__(self, job: Any):
+        self.job = job
+
+    def status(self) -> int | None:
+        """See `Job`; what the cluster ended counts as failed."""
+        if not self.job.done():
+            return None
+        return FAILED if self.job.exception() is not None else int(self.job.result())
+
+    def stop(self) -> None:
+        """See `Job`."""
+        self.job.cancel(check=False)
+
+
+class Cluster:
+    """Jobs of a Slurm cluster, or processes of this machine started the same way, by submitit.
+
+    Args:
+        slots: jobs at a time.
+        kind: slurm or local.
+        folder: for submitit's own logs.
+        parameters: of submitit's executor, such as slurm_partition, timeout_min, gpus_per_node.
+    """
+
+    def __init__(self, slots: int, kind: str, folder: Path, parameters: dict[str, Any]):
+        import submitit
+
+        self.slots = slots
+        self._open = lambda: submitit.AutoExecutor(folder, cluster=kind)  # which makes the folder
+        self.parameters = parameters
+        self.executor: Any = None
+
+    def start(self, run: RunFolder, cell: Cell, slot: int) -> Job:
+        """See `Executor`."""
+        self.executor = self.executor or self._open()
+        self.executor.update_parameters(**self.parameters, name=f"synthaug-{cell.kind}")
+        before = os.environ.get("PYTHONPATH")
+        os.environ["PYTHONPATH"] = python_path()  # which the job inherits
+        try:
+            return ClusterJob(self.executor.submit(run_logged, str(run.path), cell.id))
+        finally:
+            os.environ.pop("PYTHONPATH")
+            if before is not None:
+                os.environ["PYTHONPATH"] = before
+
+
+def run_logged(run_dir: str, cell_id: str) -> int:
+    """`run_cell` in this process, its output in the cell's log."""
+    log = RunFolder(run_dir).log(cell_id)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "a", buffering=1) as output:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+            os.dup2(output.fileno(), stream.fileno())
+        return run_cell(run_dir, cell_id)
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def python_path() -> str:
+    """`PYTHONPATH` with which a process finds this package, wherever it is started."""
+    return os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+class Schedule:
+    """Runs all cells that can be run.
+
+    Another schedule, on this or another machine, may work on the same folder: a cell that another process holds is
+    waited for.
+
+    Attributes:
+        finished, failed: ids of cells; `waiting`: those that are left, in order.
+    """
+
+    def __init__(self, run: RunFolder, executor: Executor):
+        self.run_folder, self.executor = run, executor
+        self.waiting = list(run.cells)
+        self.finished: set[str] = set()
+        self.failed: list[str] = []
+        self.running: dict[int, tuple[str, Job, float]] = {}
+        self.busy_until: dict[str, float] = {}
+        self.seconds: dict[tuple[str, str], list[float]] = {}
+        self.start = self.shown = time.monotonic()
+        self.line = ""
+
+    def run(self) -> None:
+        """Work until nothing is left that can be done; stops what it started when it is interrupted."""
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            self._take_finished()
+            print(f"{len(self.run_folder.cells)} cells, {len(self.finished)} of them finished before", flush=True)
+            while self._step():
+                time.sleep(POLL_SECONDS)
+        finally:
+            for _, job, _ in self.running.values():
+                job.stop()
+            signal.signal(signal.SIGTERM, before)
+            if self.line and sys.stdout.isatty():
+                print()
+
+    def blocked(self) -> list[str]:
+        """Cells that cannot be done, because one that they need failed."""
+        lost = set(self.failed)
+        for name in self.run_folder.cells:
+            if lost & set(self.run_folder.cells[name].needs.values()):
+                lost.add(name)
+        return [name for name in self.waiting if name in lost]
+
+    def _step(self) -> bool:
+        """Look after what runs and start what can; False when nothing is left."""
+        for slot, (name, job, begun) in list(self.running.items()):
+            status = job.status()
+            if status is None:
+                continue
+            del self.running[slot]
+            if status == DONE:
+                self._take(name)
+            elif status == BUSY:
+                self.waiting.insert(0, name)
+                self.busy_until[name] = time.monotonic() + BUSY_SECONDS
+            else:
+                self.failed.append(name)
+                self._say(f"FAILED {name} after {time.monotonic() - begun:.0f} s: {self.run_folder.log(name)}")
+        free = [slot for slot in range(self.executor.slots) if slot not in self.running]
+        for name in self._ready()[: len(free)]:
+            slot = free.pop(0)
+            self.waiting.remove(name)
+            cell = self.run_folder.cells[name]
+            self.running[slot] = (name, self.executor.start(self.run_folder, cell, slot), time.monotonic())
+        self._show()
+        return bool(self.running) or len(self.waiting) > len(self.blocked())
+
+    def _ready(self) -> list[str]:
+        now, ready = time.monotonic(), []
+        for name in list(self.waiting):
+            if self.finished.issuperset(self.run_folder.cells[name].needs.values()):
+                if name in self.busy_until and self.run_folder.result(name):  # done by another
+                    self.waiting.remove(name)
+                    self._take(name)
+                elif self.busy_until.get(name, 0) <= now:
+                    ready.append(name)
+        return ready
+
+    def _take_finished(self) -> None:
+        for name in list(self.waiting):
+            if self.run_folder.result(name):
+                self.waiting.remove(name)
+                self._take(name)
+
+    def _take(self, name: str) -> None:
+        self.finished.add(name)
+        result, cell = self.run_folder.result(name), self.run_folder.cells[name]
+        assert result is not None  # it ended well
+        self.seconds.setdefault((cell.kind, cell.alike), []).append(result["seconds"])
+
+    def seconds_left(self) -> tuple[float, bool]:
+        """Seconds until all is done, from finished cells of the same kind, and whether each kind was seen."""
+        kinds: dict[str, list[float]] = {}
+        for (kind, _), values in self.seconds.items():
+            kinds.setdefault(kind, []).extend(values)
+        now, left, known = time.monotonic(), 0.0, True
+        lost = set(self.blocked())
+        elapsed = {name: now - begun for name, _, begun in self.running.values()}
+        for name in [*self.waiting, *elapsed]:
+            cell = self.run_folder.cells[name]
+            seen = self.seconds.get((cell.kind, cell.alike)) or kinds.get(cell.kind)
+            if name in lost:
+                continue
+            known = known and bool(seen)
+            left += max(0.0, sum(seen) / len(seen) - elapsed.get(name, 0.0)) if seen else 0.0
+        return left / self.executor.slots, known
+
+    def _show(self) -> None:
+        names = ", ".join(name for name, _, _ in self.running.values())
+        line = f"[{len(self.finished)}/{len(self.run_folder.cells)}] {names or 'waiting for another process'}"
+        if self.failed:
+            line += f"; {len(self.failed)} failed"
+        live, now = sys.stdout.isatty(), time.monotonic()
+        if not self.running and not self.waiting:
+            return
+        if line != self.line or now - self.shown > (1 if live else 60):
+            left, known = self.seconds_left()
+            time_left = f"{'about' if known else 'at least'} {_clock(left)} left" if left else "time left not known yet"
+            words = f"{line}; {_clock(now - self.start)} so far, {time_left}"
+            self.line, self.shown = line, now
+            print("\r\033[K" + words[:200] if live else words, end="" if live else "\n", flush=True)
+
+    def _say(self, words: str) -> None:
+        print(("\r\033[K" if sys.stdout.isatty() else "") + words, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    minutes = int(seconds) // 60
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {int(seconds) % 60:02d} s"

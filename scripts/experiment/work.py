@@ -1,0 +1,250 @@
+"""What a cell does: `python -m scripts.experiment.work RUN CELL`, a process of its own, wherever it runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from scripts.chain.bundle_files import bundle_command, bundle_dir, known_settings
+from scripts.chain.record import choose_device, device_words, num_parameters
+from scripts.chain.stages import follow
+from scripts.data.files import write_json
+from scripts.data.pool import read_pool
+from scripts.data.provenance import code_revision, package_versions, read_provenance
+from scripts.errors import InputError
+from scripts.experiment.cells import Cell
+from scripts.experiment.protocol import ADDED, COPY_PASTE, NNUNET, SEGMENTATION
+from scripts.experiment.run_folder import RunFolder, settings_sha256
+
+DONE, FAILED, BUSY = 0, 1, 75
+
+
+def run_cell(run_dir: str | Path, cell_id: str) -> int:
+    """Do one cell, unless it is done or another process is at it; returns `DONE`, `FAILED` or `BUSY`."""
+    run = RunFolder(run_dir)
+    cell, folder = run.cells[cell_id], run.folder(cell_id)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", blocking=False):
+            return DONE if run.result(cell_id) else _do(run, cell, folder)
+    except Timeout:
+        return BUSY
+
+
+def _do(run: RunFolder, cell: Cell, folder: Path) -> int:
+    write_json(folder / "settings.json", {"kind": cell.kind, "settings": cell.settings, "needs": cell.needs})
+    (folder / "failure.json").unlink(missing_ok=True)
+    start = time.time()
+    try:
+        values = WORK[cell.kind](cell, run, folder)
+    except Exception as error:
+        if not isinstance(error, InputError):
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        write_json(folder / "failure.json", {"error": str(error)[:2000], "finished": _now()})
+        return FAILED
+    write_json(folder / "result.json", {
+        "cell": cell.id,
+        "settings_sha256": settings_sha256(cell),
+        "values": values,
+        "seconds": round(time.time() - start, 1),
+        "finished": _now(),
+        "device": device_words(choose_device()),
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+        "versions": package_versions(),
+        "code_revision": code_revision(),
+    })  # fmt: skip
+    return DONE
+
+
+def call(command: list[str], cwd: Path | None = None) -> None:
+    """Run a command, its output being the cell's.
+
+    Raises:
+        InputError: it failed; holds its first error, or its last lines.
+    """
+    with subprocess.Popen(
+        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+    ) as process:
+        tail = follow(process, sys.stdout, None)
+    if process.returncode != 0:
+        raise InputError(
+            f"status {process.returncode}: " + "\n    ".join(tail),
+            "a command that ends well",
+            "mend the cause and give the same command again: finished cells are kept",
+        )
+
+
+def _run_bundle(bundle: str, files: tuple[str, ...], overrides: dict[str, Any]) -> None:
+    call(bundle_command(files, overrides), bundle_dir(bundle))
+
+
+def _place(cell: Cell, run: RunFolder) -> dict[str, Any]:
+    """The overrides that say which cases a bundle reads."""
+    s = cell.settings
+    read = {key: s[key] for key in ("plans", "configuration", "fold", "seed")}
+    return {"dataset_dir": str(_dataset(cell, run)), **read}
+
+
+def _dataset(cell: Cell, run: RunFolder) -> Path:
+    return run.resolve(run.needed(cell, "data")["dataset_dir"])
+
+
+def _pool(cell: Cell, run: RunFolder) -> Path:
+    return run.folder(cell.needs["pool"]) / "pool"
+
+
+def _source(cell: Cell, run: RunFolder, folder: Path) -> dict[str, Any]:
+    from scripts.experiment.dataset import make_source  # imports MONAI, as do others; most cells need not wait for it
+
+    return {name: run.within(path) for name, path in make_source(cell.settings, folder, call).items()}
+
+
+def _data(cell: Cell, run: RunFolder, folder: Path) -> dict[str, Any]:
+    from scripts.experiment.dataset import make_view
+
+    s = cell.settings
+    source = run.resolve(run.needed(cell, "source")["dataset_dir"])
+    view, folds = make_view(source, folder, s["real"], s["plans"], s["configuration"])
+    return {"dataset_dir": run.within(view), "folds": folds}
+
+
+def _generator(cell: Cell, run: RunFolder, folder: Path) -> dict[str, Any]:
+    s = cell.settings
+    overrides = {"bundle_root": str(folder), **_place(cell, run), **s.get("settings", {})}
+    _run_bundle(s["bundle"], ("train.json", *s.get("overlays", ())), overrides)
+    models = folder / "models"
+    provenance = read_provenance(models / "provenance.json", models / "model.pt")
+    training = {key: provenance["training"][key] for key in ("iterations", "epochs")}
+    return {"parameters": num_parameters(models / "model.pt"), "cases": len(provenance["cases"]), **training}
+
+
+def _make_pool(cell: Cell, run: RunFolder, folder: Path) -> dict[str, Any]:
+    from scripts.report.pool import pool_sheet
+    from scripts.sampling.copy_paste import write_copy_paste
+
+    s, start = cell.settings, time.monotonic()
+    if s["bundle"] == COPY_PASTE:
+        size = s.get("settings", {}).get("spatial_size")
+        place = _place(cell, run)
+        write_copy_paste(pool_dir=folder / "pool", num_samples=s["num_samples"], spatial_size=size, **place)
+    else:
+        known = known_settings(bundle_dir(s["bundle"]) / "configs", "inference.json")
+        overrides = {
+            "bundle_root": str(run.folder(cell.needs["generator"])),
+            "output_dir": str(folder / "pool"),
+            "num_samples": s["num_samples"],
+            "seed": s["seed"],
+            **{key: value for key, value in s.get("settings", {}).items() if key in known},
+            **s.get("sampling", {}),
+        }
+        _run_bundle(s["bundle"], ("inference.json", *s.get("overlays", ())), overrides)
+    seconds = time.monotonic() - start
+    pool_sheet(folder / "pool")
+    record = read_pool(folder / "pool")
+    return {
+        "samples": len(record["samples"]),
+        "candidates": record["sampling"]["candidates"],
+        "seconds_per_sample": seconds / len(record["samples"]),
+    }
+
+
+def _audit(cell: Cell, run: RunFolder, folder: Path) -> dict[str, Any]:
+    from scripts.audit.agreement import SegmenterSettings
+    from scripts.audit.audit import EXTRACTOR_STEPS, audit_pool
+
+    options = cell.settings["options"]
+    names = (("folds", "segmenter_folds"), ("steps", "segmenter_steps"))
+    segmenter = SegmenterSettings(**{name: options[key] for name, key in names if key in options})
+    words = audit_pool(
+        _pool(cell, run), _dataset(cell, run), options.get("thresholds"), seed=cell.settings["seed"],
+        segmenter=segmenter, extractor_steps=options.get("extractor_steps", EXTRACTOR_STEPS), progress=False,
+    )  # fmt: skip
+    print(words)
+    return {"words": words.splitlines(), "kept": _num_kept(_pool(cell, run))}
+
+
+def _num_kept(pool: Path) -> int:
+    return sum(sample["decision"] == "keep" for sample in read_pool(pool)["samples"])
+
+
+def _metrics(cell: Cell, run: RunFolder, folder: Path) -> dict[str, Any]:
+    from scripts.metrics.evaluate_pool import EvaluationSettings
+    from scripts.report.pool_metrics import write_pool_metrics
+
+    options = dict(cell.settings["options"])
+    chosen = {key: options.pop(key) for key in ("feature_steps", "resamples") if key in options}
+    settings = EvaluationSettings(seed=cell.settings["seed"], **chosen)
+    pool, data = _pool(cell, run), _dataset(cell, run)
+    write_pool_metrics(pool, data, folder, settings=settings, progress=False, **options)
+    record = json.loads((folder / "metrics.json").read_text())
+    return {key: record[key] for key in ("figures", "comparisons", "intervals", "held_out_cases", "training_cases")}
+
+
+def _train(cell: Cell, run: RunFolder, folder: Path) -> dict[str, Any]:
+    s = cell.settings
+    pool = _pool(cell, run) if "pool" in cell.needs else None
+    # An audit may leave fewer than were asked for; the report says how many there were.
+    number = min(s["num_synthetic"], _num_kept(pool)) if pool else 0
+    if s["bundle"] == NNUNET:
+        from scripts.experiment import nnunet
+
+        return nnunet.train(s, _dataset(cell, run), pool, number, folder, call)
+    mixing = {key: None if value == ADDED else value for key, value in s["mixing"].items() if key != "pool"}
+    chosen = {"pool_dir": str(pool), "num_synthetic": number} if pool else {}
+    overrides = {"bundle_root": str(folder), **_place(cell, run), **s["settings"], **mixing, **chosen}
+    _run_bundle(s["bundle"], ("train.json", *s["overlays"]), overrides)
+    provenance = read_provenance(folder / "models" / "provenance.json", folder / "models" / "model.pt")
+    training = provenance["training"]
+    return {
+        "steps": training["iterations"],
+        "parameters": num_parameters(folder / "models" / "model.pt"),
+        "cases": len(provenance["cases"]),
+        "num_synthetic": number,
+        "share": training["mixing"]["share"],
+    }
+
+
+def _evaluate(cell: Cell, run: RunFolder, folder: Path) -> dict[str, Any]:
+    s = cell.settings
+    trained = run.folder(cell.needs["train"])
+    raw = run.needed(cell, "source").get("raw_dir")
+    raw_dir = None if raw is None else run.resolve(raw)
+    if s["bundle"] == NNUNET:
+        from scripts.experiment import nnunet
+
+        return nnunet.evaluate(s, _dataset(cell, run), raw_dir, trained, folder, call)
+    overrides = {"bundle_root": str(trained), **_place(cell, run), **s["settings"], "split": s["split"],
+                 "output_dir": str(folder), "raw_dir": None if raw_dir is None else str(raw_dir)}  # fmt: skip
+    _run_bundle(SEGMENTATION, ("train.json", *s["overlays"], "evaluate.json"), overrides)
+    found = json.loads((folder / "metrics.json").read_text())
+    return {key: found[key] for key in ("split", "cases", "summary", "surface_tolerance_mm", "grid")}
+
+
+WORK: dict[str, Callable[[Cell, RunFolder, Path], dict[str, Any]]] = {
+    "source": _source,
+    "data": _data,
+    "generator": _generator,
+    "pool": _make_pool,
+    "audit": _audit,
+    "metrics": _metrics,
+    "train": _train,
+    "evaluate": _evaluate,
+}
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S")
+
+
+if __name__ == "__main__":
+    sys.exit(run_cell(sys.argv[1], sys.argv[2]))

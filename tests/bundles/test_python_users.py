@@ -1,0 +1,72 @@
+"""Bundles in Python, as the README shows it: MONAI's `create_workflow`, the sampler, a batch."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from monai.bundle import create_workflow
+
+from scripts.chain.bundle_files import bundle_dir
+from scripts.data.pool import read_pool
+from scripts.errors import InputError
+
+from ..data.toy_generator import NETWORK, make_generator
+
+pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    """Settings that open a tiny generator of the bundle dhvae, and the hook that a run leaves behind taken back."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    models = tmp_path / "models"
+    models.mkdir()
+    make_generator(models)
+    known = json.loads((bundle_dir("dhvae") / "configs/inference.json").read_text())
+    network = {key: value for key, value in NETWORK.items() if key in known}
+    # the toy's attention head has another width than the bundle's
+    return {"bundle_root": str(tmp_path), "network_arguments#attention_head_dim": 8, **network}
+
+
+def config(bundle: str, name: str = "inference") -> str:
+    return str(bundle_dir(bundle) / f"configs/{name}.json")
+
+
+def test_a_batch_in_five_lines(trained):
+    workflow = create_workflow(config_file=config("dhvae"), workflow_type="infer", logging_file=False, **trained)
+    sampler = workflow.parser.get_parsed_content("sampler")
+    batch = next(sampler(num_samples=3, seed=0, batch_size=3))
+    assert len(batch["record"]) == 3
+    assert batch["image"].shape[:2] == (3, 1) and batch["label"].shape == (3, *batch["image"].shape[2:])
+
+
+def test_run_writes_the_pool_and_may_be_repeated(trained, tmp_path):
+    settings = {**trained, "num_samples": 2, "min_foreground": 0, "output_dir": str(tmp_path / "pool")}
+    workflow = create_workflow(config_file=config("dhvae"), workflow_type="infer", logging_file=False, **settings)
+    workflow.run()
+    before = (tmp_path / "pool/pool.json").read_bytes()
+    assert len(read_pool(tmp_path / "pool")["samples"]) == 2
+    assert workflow.evaluator.state.output["made"] == 2
+    again = create_workflow(config_file=config("dhvae"), workflow_type="infer", logging_file=False, **settings)
+    again.run()  # nothing is left to do
+    assert (tmp_path / "pool/pool.json").read_bytes() == before
+
+
+def test_two_bundles_in_one_process(trained):
+    ours = create_workflow(config_file=config("dhvae"), workflow_type="infer", logging_file=False, **trained)
+    theirs = create_workflow(config_file=config("lsgan"), workflow_type="infer", logging_file=False)
+    assert type(ours.network_def).__name__ == "HVAE" and type(theirs.network_def).__name__ == "Generator"
+
+
+def test_unknown_settings_are_refused_in_python_too(trained, tmp_path):
+    wrong = {"config_file": config("dhvae"), "workflow_type": "infer", "logging_file": False, "num_sample": 2}
+    with pytest.raises(InputError, match="did you mean num_samples"):
+        create_workflow("scripts.workflow.StrictWorkflow", **wrong, **trained)
+    plain = create_workflow(**wrong, **trained)
+    with pytest.raises(RuntimeError) as error:  # MONAI's own workflow says it when it runs
+        plain.run()
+    assert "did you mean num_samples" in str(error.value.__cause__)
+    assert not Path(tmp_path / "pool").exists() and not Path(tmp_path / "pool.partial").exists()
+    del wrong["num_sample"]
+    create_workflow("scripts.workflow.StrictWorkflow", **wrong, num_samples=2, **trained)

@@ -1,0 +1,92 @@
+"""Protocols: refused where they are wrong, and planned so that arms compare."""
+
+import pytest
+import yaml
+
+from scripts.errors import InputError
+from scripts.experiment.cells import plan_cells
+from scripts.experiment.protocol import PROTOCOLS, read_protocol
+
+from .fake import PROTOCOL, settings, write_protocol
+
+PRESETS = [
+    (path.stem, preset)
+    for path in sorted(PROTOCOLS.glob("*.yaml"))
+    for preset in yaml.safe_load(path.read_text())["presets"]
+]
+
+
+@pytest.mark.parametrize("name, preset", PRESETS)
+def test_protocols_of_the_package(name, preset):
+    """Every setting is known to its bundle; arms of one segmenter differ in data alone; pools stay in their fold."""
+    s = read_protocol(name, preset) | {"dataset_dir": None, "raw_dir": None}
+    cells = {cell.id: cell for cell in plan_cells(s)}
+    seen: set[str] = set()
+    lengths: dict[str, set] = {}
+    for cell in cells.values():
+        assert set(cell.needs.values()) <= seen  # each after those that it needs
+        seen.add(cell.id)
+        for need in cell.needs.values():
+            other = cells[need].settings
+            assert cell.kind in ("source", "data") or other.get("fold", cell.settings["fold"]) == cell.settings["fold"]
+            assert cell.kind == "data" or other.get("real", cell.settings["real"]) == cell.settings["real"]
+        if cell.kind == "train":
+            assert not {"max_epochs", "iterations_per_epoch", "batch_size"} & set(cell.settings["mixing"])
+            length = str([cell.settings[key] for key in ("bundle", "overlays", "settings")])
+            lengths.setdefault(cell.settings["segmenter"], set()).add(length)
+            if "pool" in cell.needs:
+                assert cell.settings["num_synthetic"] <= cells[cell.needs["pool"]].settings["num_samples"]
+    assert all(len(found) == 1 for found in lengths.values())
+    assert {"smoke", "small", "paper"} <= {p for n, p in PRESETS if n == name} or name == "smoke"
+
+
+@pytest.mark.parametrize(
+    "old, new, words",
+    [
+        ("seeds: [0, 1]", "sedes: [0, 1]", "did you mean seeds"),
+        ("seeds: [0, 1]", "seeds: [0, 0]", "different whole numbers"),
+        ("seeds: [0, 1]", "seeds: 3", "such as"),
+        ("{augmentation: x5}", "{augmentation: x4}", "x2, x3, x5"),
+        ("{augmentation: x5}", "{}", "exactly one"),  # two references
+        ("{augmentation: x5}", "{max_epochs: 9}", "augmentation"),  # an arm of another length
+        ("model: {pool: model}", "model: {pool: modle}", "did you mean model"),
+        ("model: {pool: model}", "model: {pool: model, share: 2}", "number from 0 to 1"),
+        ("model: {bundle: hvae}", "model: {bundle: hvae, settings: {max_epoch: 3}}", "did you mean max_epochs"),
+        ("model: {bundle: hvae}", "model: {bundle: hvae, settings: {fold: 3}}", "the same in every arm"),
+        ("model: {bundle: hvae}", "model: {bundle: hvea}", "bundle"),
+        ("overlays: [unetr.json]", "overlays: [unter.json]", "did you mean unetr.json"),
+        ("  U-Net: {}", "  U-Net: {settings: {share: 0.1}}", "the same in every arm"),
+        ("  U-Net: {}", "  U-Net: {bundle: nnunet}", "arms without augmentation"),
+        ("  U-Net: {}", "  U-Net: {bundle: nnunet, arms: [real only]}", "space: nnunet"),
+        ("pool_metrics: {}", "pool_metrics: {resample: 3}", "did you mean resamples"),
+        ("real: [all]", "real: [1]", "from 2"),
+    ],
+)
+def test_wrong_settings_are_refused_by_name(old, new, words, tmp_path):
+    assert old in PROTOCOL
+    with pytest.raises(InputError, match=words):
+        settings(tmp_path, PROTOCOL.replace(old, new))
+
+
+def test_presets_lie_over_the_rest(tmp_path):
+    large = "{seeds: [5], arms: {x5: null}, generators: {model: {overlays: [vae.json]}}}"
+    text = f"{PROTOCOL}presets:\n  small: {{}}\n  large: {large}\n"
+    path = write_protocol(tmp_path, text)
+    small, large = read_protocol(path), read_protocol(path, "large")
+    assert (small["preset"], small["seeds"], "x5" in small["arms"]) == ("small", [0, 1], True)
+    assert (large["seeds"], list(large["arms"])) == ([5], ["real only", "pasted", "model"])
+    assert large["generators"]["model"] == {"bundle": "hvae", "overlays": ["vae.json"]}
+    with pytest.raises(InputError, match="did you mean large"):
+        read_protocol(path, "larg")
+    with pytest.raises(InputError, match="did you mean smoke"):
+        read_protocol("smok")
+
+
+def test_pools_are_as_large_as_the_largest_arm_and_audited_unless_pasted(tmp_path):
+    cells = plan_cells(settings(tmp_path))
+    pools = {cell.settings["label"]: cell.settings["num_samples"] for cell in cells if cell.kind == "pool"}
+    assert pools == {"model": 25, "pasted": 20}  # a quarter more, for the audit
+    assert {cell.settings["label"] for cell in cells if cell.kind == "audit"} == {"model"}
+    assert not [cell for cell in cells if cell.kind == "generator" and cell.settings["label"] == "pasted"]
+    waiting = [cell for cell in cells if cell.kind in ("train", "metrics") and cell.settings.get("arm") == "model"]
+    assert waiting and all("audit" in cell.needs for cell in waiting)
