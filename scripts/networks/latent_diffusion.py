@@ -225,7 +225,9 @@ class LatentDiffusion(nn.Module):
                 "change spatial_size, or use fewer levels (denoiser_channels)",
             )
         if prediction_type not in PREDICTION_TYPES:
-            raise InputError(f"prediction_type {prediction_type!r}", f"one of {PREDICTION_TYPES}", "set prediction_type")
+            raise InputError(
+                f"prediction_type {prediction_type!r}", f"one of {PREDICTION_TYPES}", "set prediction_type"
+            )
         self.num_conditions, self.prediction_type = num_conditions, prediction_type
         self.denoiser = Denoiser(
             len(spatial_size), latent_channels, denoiser_channels, denoiser_res_blocks, denoiser_attention,
@@ -272,7 +274,7 @@ class LatentDiffusion(nn.Module):
         return alpha_bar.sqrt() * output + (1 - alpha_bar).sqrt() * z_t
 
     def target(self, z_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """What the denoiser is to give for z_0 (batch, *latent_shape) noised to the times t (batch,), the same shape."""
+        """What the denoiser is to give for z_0 (batch, *latent_shape) noised to times t (batch,); the same shape."""
         return noise if self.prediction_type == "epsilon" else self.ddpm.get_velocity(z_0, noise, t)
 
     @torch.no_grad()

@@ -142,8 +142,8 @@ class LatentDensity:
 class SampleGrid:
     """A picture of real slices, their reconstructions, and samples, every few epochs and at the end.
 
-    Written to `samples.png`, TensorBoard and, with tracking, MLflow: people would rather look than read. Volumes are shown by one slice
-    each: the one with the largest mask, or the middle one.
+    Written to `samples.png`, TensorBoard and, with tracking, MLflow: people would rather look than read. Volumes
+    are shown by one slice each: the one with the largest mask, or the middle one.
 
     Args:
         data: what is learnt from.

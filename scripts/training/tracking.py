@@ -11,7 +11,7 @@ from monai.handlers import MLFlowHandler
 def log_file(engine: Engine, path: str | Path) -> None:
     """Add a file to the runs that follow this engine; does nothing without tracking."""
     # ignite tells only whether a known handler is attached, not which are
-    for function, *_ in engine._event_handlers[Events.STARTED]:
+    for function, *_ in getattr(engine, "_event_handlers", {}).get(Events.STARTED, ()):
         handler = getattr(function, "__self__", None)
         if isinstance(handler, MLFlowHandler) and handler.cur_run:
             handler.client.log_artifact(handler.cur_run.info.run_id, str(path))
