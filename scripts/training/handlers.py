@@ -86,7 +86,7 @@ class LossLog:
         for name, value in engine.state.output.items():  # type: ignore[union-attr]
             self.sums.setdefault(name, []).append(value)
         # MONAI's handlers, such as that of `--tracking mlflow`, read a list, as of an engine that decollates
-        engine.state.output = [engine.state.output]
+        engine.state.output = [engine.state.output]  # type: ignore[assignment]
 
     def _write(self, engine: Engine) -> None:
         means = {name: sum(values) / len(values) for name, values in self.sums.items()}
