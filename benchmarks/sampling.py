@@ -46,8 +46,8 @@ PAPER_PRESET = {
     "dHVAE": ("dhvae", ["paper"], None),
     "LSGAN": ("lsgan", ["paper"], None),
     "LDM, DDIM 50": ("ldm", ["paper"], ("ddim", 50)),
-    "3D-LSGAN": ("lsgan", ["volume", "paper_volume"], None),
-    "3D-LDM, DDIM 50": ("ldm", ["volume", "paper_volume"], ("ddim", 50)),
+    "3D-LSGAN": ("lsgan", ["paper_volume"], None),
+    "3D-LDM, DDIM 50": ("ldm", ["paper_volume"], ("ddim", 50)),
     "SBLDM, DDIM 50": ("sbldm", ["paper"], ("ddim", 50)),
     "SBLDM, DDPM 1000": ("sbldm", ["paper"], ("ddpm", 1000)),
 }
