@@ -43,7 +43,7 @@ def prepare_run(metadata: Mapping[str, Any] | None = None) -> None:
         else:
             if not first_rank():
                 # What all ranks refuse, the first one says, and torchrun then ends the others, still silent.
-                time.sleep(10)
+                time.sleep(60)
             print(f"error: {cause}", file=sys.stderr)
 
     sys.excepthook = show
