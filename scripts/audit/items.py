@@ -12,11 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scripts.data.cases import Case, open_cases
+from scripts.data.cases import Case, open_cases_of_pool
 from scripts.data.folds import Fold
-from scripts.data.geometry import VolumeGeometry
 from scripts.data.pool import load_sample, read_pool
-from scripts.data.training_set import TrainingSet, load_training_set
+from scripts.data.training_set import TrainingSet, item_name, load_training_set
 from scripts.errors import InputError
 
 Track = Callable[[list, str], Iterable]  # passes a list through and shows a bar of that name
@@ -98,21 +97,19 @@ def load_audit_data(pool_dir: str | Path, dataset_dir: str | Path, track: Track)
         torch.stack([item["image"][:channels].half() for item in items]),
         torch.stack([_as_sampled(item["image"][channels:], data) for item in track(items, "reading real masks")]),
         np.array([item["case"] for item in items]),
-        [f"{item['case']}, slice {item['slice']}" if "slice" in item else item["case"] for item in items],
+        [item_name(item) for item in items],
     )
     samples, broken, empty = _read_samples(Path(pool_dir), record, data, track)
     held_out = np.arange(len(items)) >= len(data.training)
     judged = real.foreground.flatten(1).any(dim=1).numpy()
-    return AuditData(record, samples, broken, empty, real, held_out, judged, _grid_spacing(data), data)
+    return AuditData(record, samples, broken, empty, real, held_out, judged, data.grid_spacing, data)
 
 
 def _open_data(record: dict, dataset_dir: str | Path) -> TrainingSet:
     space, provenance = record["space"], record["provenance"]
     wanted = f"the data set that the generator was trained on ({provenance['dataset']}, {space['kind']})"
     remedy = "give that folder as --dataset_dir"
-    plans = {name: space[key] for name, key in (("plans", "plans_name"), ("configuration", "configuration"))
-             if key in space}  # fmt: skip
-    cases = open_cases(dataset_dir, provenance["fold"], **plans)
+    cases = open_cases_of_pool(record, dataset_dir)
     if cases.space["sha256"] != space["sha256"]:
         different = sorted(key for key in {*cases.space, *space} if cases.space.get(key) != space.get(key))
         raise InputError(f"{dataset_dir} is in another space than the pool ({', '.join(different)})", wanted, remedy)
@@ -193,13 +190,3 @@ def _read_samples(
             small = joint[len(scaled) :].any()
             empty[name] = "a mask too small for the generator's grid" if small else "an empty mask"
     return Items(torch.stack(images), torch.stack(masks), np.array(names), names), broken, empty
-
-
-def _grid_spacing(data: TrainingSet) -> tuple[float, ...]:
-    depth, *plane = data.cases.spacing
-    geometry = data.geometry
-    flat = geometry.plane if isinstance(geometry, VolumeGeometry) else geometry
-    steps = [step * room / size for step, room, size in zip(plane, flat.canvas, flat.spatial_size, strict=True)]
-    if isinstance(geometry, VolumeGeometry):
-        steps.append(depth * geometry.depth / geometry.spatial_size[2])
-    return tuple(steps)

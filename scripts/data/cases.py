@@ -342,3 +342,16 @@ def open_cases(
     if (folder / "imagesTr").is_dir():
         return RawCases(folder, fold)
     return PreprocessedCases(folder, fold, plans, configuration)
+
+
+def open_cases_of_pool(record: dict, dataset_dir: str | Path) -> Cases:
+    """Open the cases of a pool's fold with its plans and configuration; whether they are the same, the caller checks.
+
+    Args:
+        record: content of `pool.json`.
+        dataset_dir: as for `open_cases`.
+    """
+    space = record["space"]
+    plans = {name: space[key] for name, key in (("plans", "plans_name"), ("configuration", "configuration"))
+             if key in space}  # fmt: skip
+    return open_cases(dataset_dir, record["provenance"]["fold"], **plans)

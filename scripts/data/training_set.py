@@ -48,9 +48,25 @@ class TrainingSet:
         """Image channels alone."""
         return self.cases.description.num_image_channels
 
+    @property
+    def grid_spacing(self) -> tuple[float, ...]:
+        """Millimetres per voxel along the axes of the grid `(height, width[, depth])`."""
+        depth, *plane = self.cases.spacing
+        geometry = self.geometry
+        flat = geometry.plane if isinstance(geometry, VolumeGeometry) else geometry
+        steps = [step * room / size for step, room, size in zip(plane, flat.canvas, flat.spatial_size, strict=True)]
+        if isinstance(geometry, VolumeGeometry):
+            steps.append(depth * geometry.depth / geometry.spatial_size[2])
+        return tuple(steps)
+
     def training_tensor(self) -> torch.Tensor:
         """All training items `(item, channels + labels, height, width[, depth])`."""
         return torch.stack([item["image"] for item in self.training])
+
+
+def item_name(item: dict[str, Any]) -> str:
+    """What a reader finds an item of a training set by."""
+    return f"{item['case']}, slice {item['slice']}" if "slice" in item else str(item["case"])
 
 
 def load_training_set(

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scripts.data.cases import Case, Cases, open_cases
+from scripts.data.cases import Case, Cases, open_cases_of_pool
 from scripts.data.description import DatasetDescription
 from scripts.data.geometry import SliceGeometry
 from scripts.data.pool import load_sample, read_pool
@@ -115,9 +115,7 @@ def open_pool(pool_dir: str | Path, dataset_dir: str | Path, num_samples: int | 
     """
     record = read_pool(pool_dir)
     space, provenance = record["space"], record["provenance"]
-    plans = {name: space[key] for name, key in (("plans", "plans_name"), ("configuration", "configuration"))
-             if key in space}  # fmt: skip
-    cases = open_cases(dataset_dir, provenance["fold"], **plans)
+    cases = open_cases_of_pool(record, dataset_dir)
     if cases.space["sha256"] != space["sha256"]:
         different = sorted(key for key in {*cases.space, *space} if cases.space.get(key) != space.get(key))
         raise InputError(

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scripts.data.cases import Case, Cases, open_cases
+from scripts.data.cases import Case, Cases, open_cases_of_pool
 from scripts.data.description import DatasetDescription
 from scripts.data.pool import load_sample, read_pool
 from scripts.report.sheets import SheetRow, outside_black, sample_sheet
@@ -30,10 +30,7 @@ def pool_cases(pool_dir: str | Path, dataset_dir: str | Path | None) -> Cases | 
     """The cases of the fold that a pool's generator learnt from, to be shown beside it; None without a data set."""
     if dataset_dir is None:
         return None
-    provenance = read_pool(pool_dir)["provenance"]
-    plans = {name: provenance["space"][key] for name, key in (("plans", "plans_name"), ("configuration",) * 2)
-             if key in provenance["space"]}  # fmt: skip
-    return open_cases(dataset_dir, provenance["fold"], **plans)
+    return open_cases_of_pool(read_pool(pool_dir), dataset_dir)
 
 
 def pool_sheet(

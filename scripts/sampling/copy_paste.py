@@ -12,10 +12,9 @@ import torch
 from scripts.data.cases import Cases, open_cases
 from scripts.data.copy_paste import draw_margin, paste, signed_distance
 from scripts.data.files import json_sha256
-from scripts.data.geometry import VolumeGeometry
 from scripts.data.pool import write_pool
 from scripts.data.provenance import build_provenance, package_versions
-from scripts.data.training_set import TrainingSet, load_training_set
+from scripts.data.training_set import TrainingSet, item_name, load_training_set
 from scripts.errors import InputError
 from scripts.sampling.sampler import Sampler
 
@@ -52,7 +51,7 @@ class CopyPasteSampler(Sampler):
                 "choose a fold with more training cases",
             )
         self.depths = {case: data.cases.load(case).label.shape[0] for case in self.patients}
-        self.spacing = grid_spacing(data)
+        self.spacing = data.grid_spacing
         bundle = {"name": "copy_paste", "version": package_versions().get("synthaug", "unknown")}
         self.provenance = build_provenance(data, bundle, seed, {}, {"background_share": BACKGROUND_SHARE})
         self.provenance["weights_sha256"] = json_sha256([data.seen, data.geometry.as_record(), seed])
@@ -85,26 +84,11 @@ class CopyPasteSampler(Sampler):
         foreground = (donor["image"][channels:] >= 0.5).any(dim=0).numpy()
         margin = draw_margin(signed_distance(foreground, self.spacing), rng)
         joint = paste(recipient["image"], donor["image"], channels, margin, self.spacing)
-        return joint, {"donor": _name(donor), "recipient": _name(recipient), "margin": round(margin, 3)}
+        return joint, {"donor": item_name(donor), "recipient": item_name(recipient), "margin": round(margin, 3)}
 
     def _height(self, item: dict[str, Any]) -> float:
         """Where a slice lies in its volume, 0 to 1; the same for all volumes."""
         return (item["slice"] + 0.5) / self.depths[item["case"]] if "slice" in item else 0.5
-
-
-def _name(item: dict[str, Any]) -> str:
-    return f"{item['case']}, slice {item['slice']}" if "slice" in item else str(item["case"])
-
-
-def grid_spacing(data: TrainingSet) -> list[float]:
-    """Millimetres per voxel along the axes of the training grid `(height, width[, depth])`."""
-    depth, *plane = data.cases.spacing
-    geometry = data.geometry
-    flat = geometry.plane if isinstance(geometry, VolumeGeometry) else geometry
-    steps = [step * room / size for step, room, size in zip(plane, flat.canvas, flat.spatial_size, strict=True)]
-    if isinstance(geometry, VolumeGeometry):
-        steps.append(depth * geometry.depth / geometry.spatial_size[2])
-    return steps
 
 
 def write_copy_paste(

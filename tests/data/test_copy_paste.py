@@ -13,7 +13,7 @@ from scripts.data.mixing import load_pool
 from scripts.data.pool import load_sample, read_pool
 from scripts.data.training_set import load_training_set
 from scripts.errors import InputError
-from scripts.sampling.copy_paste import CopyPasteSampler, grid_spacing, own_size, write_copy_paste
+from scripts.sampling.copy_paste import CopyPasteSampler, own_size, write_copy_paste
 
 from .toy import write_preprocessed, write_raw
 
@@ -63,7 +63,7 @@ def test_pasted_voxels_are_the_donors_and_nothing_else_changes(data):
         )
         assert facts["donor"].partition(",")[0] != facts["recipient"].partition(",")[0]
         tumour = donor[1:].any(dim=0).numpy()
-        region = torch.from_numpy(signed_distance(tumour, grid_spacing(data)) <= facts["margin"] + 5e-4)
+        region = torch.from_numpy(signed_distance(tumour, data.grid_spacing) <= facts["margin"] + 5e-4)
         assert torch.equal(joint[:, region], donor[:, region])
         assert torch.equal(joint[:, ~region], recipient[:, ~region])
         if facts["margin"] > 0:  # the whole tumour, its labels as they were
