@@ -251,6 +251,7 @@ class Checkpoints:
         self.save_dict = {name: value for name, value in save_dict.items() if value is not None}
         self.model = save_dict["network"] if model is None else model
         self.resumed_at: int | None = None
+        self.saving: Any = None
 
     def attach(self, engine: Engine) -> None:
         """Act at the start, every `interval` epochs and at the end; attach it before the handlers that write.
@@ -260,8 +261,17 @@ class Checkpoints:
         engine.add_event_handler(Events.STARTED, self._resume)
         if not first_rank():
             return
-        engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self._save)
+        engine.add_event_handler(Events.STARTED, self._save_from_now_on)
         engine.add_event_handler(Events.COMPLETED, self._finish)
+
+    def _save_from_now_on(self, engine: Engine) -> None:
+        """Save epochs; attached at the start, and so after all others, which have then done their part of an epoch.
+
+        A training that is killed before the others have, such as the log of the losses, runs the epoch again.
+        """
+        if self.saving is None:
+            event = Events.EPOCH_COMPLETED(every=self.interval)
+            self.saving = engine.add_event_handler(event, self._save)
 
     def _resume(self, engine: Engine) -> None:
         path = self.ckpt_dir / CHECKPOINT

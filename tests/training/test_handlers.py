@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from torch import nn
 
 from scripts.data.cases import open_cases
@@ -96,6 +96,21 @@ def test_model_file_holds_the_given_model(tmp_path):
         assert torch.equal(stored["weight"], (model or network).weight)
         whole = torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)
         assert torch.equal(whole["network"]["weight"], network.weight)
+
+
+def test_an_epoch_is_saved_when_every_handler_is_done_with_it(tmp_path):
+    """A training killed in a later handler, such as the log of the losses, runs the epoch again."""
+    engine, died = Engine(lambda *_: None), []
+    Checkpoints(tmp_path, {"network": nn.Linear(2, 2)}).attach(engine)
+
+    @engine.on(Events.EPOCH_COMPLETED(once=2))
+    def die(_):
+        died.append(True)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        engine.run([0], max_epochs=3)
+    assert died and torch.load(tmp_path / "checkpoint.pt", weights_only=True)["trainer"]["iteration"] == 1
 
 
 def test_broken_numbers_are_named():
