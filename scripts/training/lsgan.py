@@ -36,6 +36,9 @@ class LSGANUpdate:
         generator: source of the noise.
         average: running mean of the generator's weights, which is what samples are drawn from.
         real_label: target of the real samples' scores, in (0, 1]; below 1 it is one-sided label smoothing.
+        shift: largest translation of what the discriminator sees, as a share of the grid, in [0, 0.5]; 0 is none.
+            Real and fake samples are moved at random alike (DiffAugment, Zhao et al. 2020): a discriminator of few
+            cases then learns them by heart later.
         gradient_clip: largest norm of the gradient of either network, or None.
         autocast: see `scripts.training.steps.autocast_dtype`.
         device: where the networks lie.
@@ -51,15 +54,18 @@ class LSGANUpdate:
         generator: torch.Generator,
         average: AveragedModel,
         real_label: float = 0.9,
+        shift: float = 0.0,
         gradient_clip: float | None = None,
         autocast: str | None = None,
         device: torch.device | str = "cpu",
     ):
         if not 0 < real_label <= 1:
             raise InputError(f"real_label {real_label}", "a number in (0, 1]", "1 is no label smoothing, use 0.9")
+        if not 0 <= shift <= 0.5:
+            raise InputError(f"shift {shift}", "a number in [0, 0.5], a share of the grid", "use 0 or 0.125")
         self.discriminator, self.discriminator_optimizer = discriminator, discriminator_optimizer
         self.generator, self.average = generator, average
-        self.real_label, self.gradient_clip = real_label, gradient_clip
+        self.real_label, self.shift, self.gradient_clip = real_label, shift, gradient_clip
         self.device_type, self.autocast_dtype = torch.device(device).type, autocast_dtype(autocast, device)
 
     def __call__(self, engine: Any, batch: dict) -> dict[str, float]:
@@ -74,12 +80,13 @@ class LSGANUpdate:
         noise = noise.to(real)
         with self._autocast():
             fake = network(noise)
-            on_real, on_fake = self.discriminator(torch.cat([real, fake.detach()])).chunk(2)
+            seen = self._moved(real), self._moved(fake)
+            on_real, on_fake = self.discriminator(torch.cat([seen[0], seen[1].detach()])).chunk(2)
         judging = discriminator_loss(on_real, on_fake, self.real_label)
         self._descend("discriminator", judging, self.discriminator, self.discriminator_optimizer, step)
         self.discriminator.requires_grad_(False)
         with self._autocast():
-            making = generator_loss(self.discriminator(fake), self.real_label)
+            making = generator_loss(self.discriminator(seen[1]), self.real_label)
         self._descend("generator", making, network, engine.optimizer, step)
         self.discriminator.requires_grad_(True)
         self.average.update_parameters(network)
@@ -91,6 +98,18 @@ class LSGANUpdate:
             "score_fake": on_fake.mean(),
         }
         return mean_terms(named)
+
+    def _moved(self, x: Tensor) -> Tensor:
+        """Every sample of a batch translated by whole pixels, zeros coming in, with gradients."""
+        if not self.shift:
+            return x
+        size = torch.tensor(x.shape[2:])
+        largest = (self.shift * size).long()
+        drawn = draw_rows(lambda n: torch.rand((n, len(size)), generator=self.generator), len(x), self.generator)
+        steps = (drawn * (2 * largest + 1)).long() - largest
+        # `pad` counts from the last axis; a negative width crops
+        widths = torch.stack([steps, -steps], dim=-1).flip(1).flatten(1).tolist()
+        return torch.stack([nn.functional.pad(item, width) for item, width in zip(x, widths, strict=True)])
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device_type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
