@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -57,12 +57,14 @@ class Cases:
         fold: training and validation ids.
         space: record of axes, spacing and normalisation; `space["sha256"]` names it.
         is_3d: the space is that of a 3D configuration, which is resampled along depth too.
+        plans: nnU-Net's plans of the space where no folder holds them.
     """
 
     description: DatasetDescription
     fold: Fold
     space: dict
     is_3d: bool = False
+    plans: dict | None = None
 
     def load(self, case_id: str) -> Case:
         """Read and check one case."""
@@ -241,7 +243,10 @@ class RawCases(Cases):
                 "restore the files",
             )
         self.fold = read_fold(dataset_dir, labels, fold, store=False)
-        axis, spacing = self._slice_axis(labels[0])
+        self.space = self._space_of(labels[0])
+
+    def _space_of(self, case_id: str) -> dict:
+        axis, spacing = self._slice_axis(case_id)
         space = {
             "kind": "raw",
             "slice_axis": axis,
@@ -249,7 +254,7 @@ class RawCases(Cases):
             "normalization_schemes": None,
             "use_mask_for_norm": None,
         }
-        self.space = {**space, "sha256": json_sha256(space)}
+        return {**space, "sha256": json_sha256(space)}
 
     def _image_paths(self, case_id: str) -> list[Path]:
         ending = self.description.file_ending
@@ -257,6 +262,9 @@ class RawCases(Cases):
             self.dataset_dir / "imagesTr" / f"{case_id}_{channel:04d}{ending}"
             for channel in range(self.description.num_image_channels)
         ]
+
+    def _label_path(self, case_id: str) -> Path:
+        return self.dataset_dir / "labelsTr" / f"{case_id}{self.description.file_ending}"
 
     def _load_file(self, path: Path):
         from monai.transforms import LoadImage
@@ -276,17 +284,27 @@ class RawCases(Cases):
         axis = max(range(3), key=lambda i: (spacing[i], i))
         return axis, [spacing[i] for i in array_axes(axis)]
 
-    def _read(self, case_id: str) -> Case:
+    def _load_pair(self, case_id: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Image float32 `(channel, x, y, z)`, label int16 `(x, y, z)` and their affine, checked against each other."""
         images = [self._load_file(path) for path in self._image_paths(case_id)]
-        label = self._load_file(self.dataset_dir / "labelsTr" / f"{case_id}{self.description.file_ending}")
+        label = self._load_file(self._label_path(case_id))
         for path, image in zip(self._image_paths(case_id), images, strict=True):
-            if image.shape != label.shape or not np.allclose(image.affine, label.affine, atol=1e-3):
+            if image.shape[1:] != label.shape[1:] or not np.allclose(image.affine, label.affine, atol=1e-3):
                 raise InputError(
                     f"{path.name} {tuple(image.shape[1:])} and its label {tuple(label.shape[1:])} "
                     "do not lie on the same grid",
                     "the same shape and affine",
                     "resample the label to its image",
                 )
+        integers = np.nan_to_num(np.asarray(label[0])).astype(np.int16)
+        if not np.array_equal(integers, np.asarray(label[0])):
+            raise InputError(
+                f"the label of case {case_id} holds values that are no integers", "integers", "mend the label"
+            )
+        return np.concatenate([np.asarray(image, np.float32) for image in images]), integers, np.asarray(label.affine)
+
+    def _read(self, case_id: str) -> Case:
+        image, label, _ = self._load_pair(case_id)
         axis, spacing = self._slice_axis(case_id)
         if axis != self.space["slice_axis"] or not np.allclose(spacing, self.space["spacing"], rtol=0.05):
             raise InputError(
@@ -295,14 +313,8 @@ class RawCases(Cases):
                 "resample the cases to one spacing, or let nnU-Net preprocess them and give that folder",
             )
         order = array_axes(axis)
-        image = np.stack([np.asarray(channel[0], np.float32).transpose(order) for channel in images])
-        values = np.asarray(label[0]).transpose(order)
-        integers = np.nan_to_num(values).astype(np.int16)
-        if not np.array_equal(integers, values):
-            raise InputError(
-                f"the label of case {case_id} holds values that are no integers", "integers", "mend the label"
-            )
-        return Case(case_id, image, integers, np.ones(integers.shape, bool))
+        image, label = image.transpose(0, *(1 + axis for axis in order)), label.transpose(order)
+        return Case(case_id, image, label, np.ones(label.shape, bool))
 
 
 def open_cases(
@@ -355,3 +367,29 @@ def open_cases_of_pool(record: dict, dataset_dir: str | Path) -> Cases:
     plans = {name: space[key] for name, key in (("plans", "plans_name"), ("configuration", "configuration"))
              if key in space}  # fmt: skip
     return open_cases(dataset_dir, record["provenance"]["fold"], **plans)
+
+
+def open_cases_of_generator(record: dict, dataset_dir: str | Path) -> Cases:
+    """As `open_cases_of_pool`, and checked: the data set that the pool's generator was trained on, split as then.
+
+    Training cases are those of the provenance, whatever the folds say now; every other case of them is held out.
+
+    Raises:
+        InputError: it has another space, other channels or labels, or lacks a training case.
+    """
+    space, provenance = record["space"], record["provenance"]
+    cases = open_cases_of_pool(record, dataset_dir)
+    seen, known = [case["id"] for case in provenance["cases"]], {*cases.fold.train, *cases.fold.val}
+    found, expected, wrong = cases.description.as_record(), record["dataset"], ""
+    if cases.space["sha256"] != space["sha256"]:
+        different = sorted(key for key in {*cases.space, *space} if cases.space.get(key) != space.get(key))
+        wrong = f"is in another space than the pool ({', '.join(different)})"
+    elif different := [key for key in expected if key != "name" and found.get(key) != expected[key]]:
+        wrong = f"has other {' and '.join(different)} than the pool"
+    elif missing := sorted({*seen} - known):
+        wrong = f"lacks {len(missing)} cases that the generator was trained on: {', '.join(missing[:5])}"
+    if wrong:
+        wanted = f"the data set that the generator was trained on ({provenance['dataset']}, {space['kind']})"
+        raise InputError(f"{dataset_dir} {wrong}", wanted, "give that folder as --dataset_dir")
+    cases.fold = replace(cases.fold, train=seen, val=sorted(known - {*seen}))
+    return cases

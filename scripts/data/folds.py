@@ -82,5 +82,10 @@ def read_fold(dataset_dir: str | Path, case_ids: list[str], fold: int | str, sto
     return _fold(fold, list(chosen["train"]), list(chosen["val"]))
 
 
+def listed_fold(case_ids: list[str]) -> Fold:
+    """Cases that somebody listed: all of them train."""
+    return _fold("listed", case_ids, [])
+
+
 def _fold(name: int | str, train: list[str], val: list[str]) -> Fold:
     return Fold(name, train, val, hashlib.sha256(json.dumps([train, val]).encode()).hexdigest())

@@ -49,7 +49,7 @@ class ModelSpace:
     @classmethod
     def of(cls, data: TrainingSet) -> ModelSpace:
         """The space of a training set."""
-        plans = read_plans(data.cases) if isinstance(data.cases, PreprocessedCases) else None
+        plans = read_plans(data.cases) if isinstance(data.cases, PreprocessedCases) else data.cases.plans
         return cls(data.cases.description, data.cases.space, data.scaling, data.geometry, plans)
 
     @classmethod
@@ -140,12 +140,28 @@ class ModelSpace:
                 f"plans with one of {', '.join(READERS)}",
                 "plan the data set with one of these readers",
             )
-        manager, configuration = self._nnunet()
-        properties: dict[str, Any] = {"spacing": spacing[::-1].tolist()}
-        data, seg, properties = configuration.preprocessor_class(verbose=False).run_case_npy(
-            array.transpose(0, 3, 2, 1), None, properties, manager, configuration, {}
-        )
+        data, seg, properties = self._preprocess(array, None, spacing)
         return _case(name, data, self._inside(seg[0])), properties
+
+    def to_case(self, name: str, image: MetaTensor, label: np.ndarray) -> Case:
+        """Image `(channel, x, y, z)` and label `(x, y, z)` of files as nnU-Net preprocesses a training case."""
+        spacing = np.asarray(affine_to_spacing(image.affine, 3))
+        data, seg, _ = self._preprocess(np.asarray(image, np.float32), label, spacing)
+        return Case(name, data, np.maximum(seg[0], 0).astype(np.int16), self._inside(seg[0]))
+
+    @property
+    def is_3d(self) -> bool:
+        """The space is that of a 3D configuration of nnU-Net."""
+        return self.plans is not None and len(self._nnunet()[1].spacing) == 3
+
+    def _preprocess(self, image: np.ndarray, label: np.ndarray | None, spacing: np.ndarray) -> tuple[Any, Any, dict]:
+        manager, configuration = self._nnunet()
+        known = self.description
+        labels = {"labels": known.labels, "regions_class_order": known.regions_class_order}
+        return configuration.preprocessor_class(verbose=False).run_case_npy(
+            image.transpose(0, 3, 2, 1), None if label is None else label.transpose(2, 1, 0)[None],
+            {"spacing": spacing[::-1].tolist()}, manager, configuration, labels,
+        )  # fmt: skip
 
     def _inside(self, seg: np.ndarray) -> np.ndarray:
         """Where nnU-Net's mask of a masked normalisation is; everywhere without one."""

@@ -41,15 +41,32 @@ def check_trained(
         "the network that was trained",
         "give the config files and settings of the training, such as configs/unetr.json",
     )
-    pool = provenance["training"]["pool"] or {"generator_cases": []}
-    seen = {case["id"] for case in provenance["cases"]} | set(pool["generator_cases"])
-    if leaked := sorted(seen & {item["case"] for item in items}):
+    seen = _seen(provenance)
+    known = {*(case["id"] for case in seen["cases"]), *seen["generator_cases"]}
+    if leaked := sorted(known & {item["case"] for item in items}):
         raise InputError(
             f"the network, or the generator of its pool, was trained on {', '.join(leaked)}",
             "cases that they never saw",
             f"evaluate on fold {provenance['fold']}, on which it was trained, or on test cases",
         )
     return provenance
+
+
+def earlier_training(ckpt_dir: str | Path) -> dict[str, Any]:
+    """What the weights in a models folder have learnt from, for the record of a training that starts from them."""
+    folder = Path(ckpt_dir)
+    provenance = read_provenance(folder / "provenance.json", folder / "model.pt")
+    return {"weights_sha256": provenance["weights_sha256"], **_seen(provenance)}
+
+
+def _seen(provenance: Mapping[str, Any]) -> dict[str, list]:
+    """All cases that the weights, and the generators of pools, have learnt from, in this training and before it."""
+    training = provenance["training"]
+    before = training.get("started_from") or {"cases": [], "generator_cases": []}
+    pool = training["pool"] or {"generator_cases": []}
+    cases = {(case["id"], case["sha256"]): case for case in (*before["cases"], *provenance["cases"])}
+    generator_cases = sorted({*before["generator_cases"], *pool["generator_cases"]})
+    return {"cases": list(cases.values()), "generator_cases": generator_cases}
 
 
 def evaluation_facts(ckpt_dir: str | Path, split: str) -> dict[str, Any]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from monai.transforms import Transform
 
 from scripts.data.cases import PHANTOM_NAME, Cases, PreprocessedCases, RawCases, open_cases
 from scripts.errors import InputError
@@ -88,8 +91,21 @@ def labelled_items(cases: Cases, split: str, raw_dir: str | Path | None = None) 
 
 def case_name(meta: dict[str, Any], saver: Any) -> dict[str, str]:
     """Names a saved prediction after its case, for MONAI's `SaveImage`: CASE_0000.nii.gz becomes CASE."""
-    path = Path(str(meta["filename_or_obj"]))
-    return {"subject": path.name.rpartition("_0000.")[0] or path.stem}
+    return {"subject": case_of(str(meta["filename_or_obj"]))}
+
+
+def case_of(image: str | Path | Sequence[str | Path]) -> str:
+    """The case that an image file, or the first of those of the channels, is named after."""
+    path = Path(image if isinstance(image, (str, Path)) else image[0])
+    return Path(path.name.removesuffix(".gz")).stem.removesuffix("_0000")
+
+
+class NameCase(Transform):
+    """Gives an item without `"case"` the name of its image, before that is loaded."""
+
+    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """Name."""
+        return {"case": case_of(data["image"]), **data}
 
 
 def _raw_item(folder: Path, part: str, case: str, ending: str) -> dict[str, Any]:

@@ -237,6 +237,7 @@ class Checkpoints:
         interval: epochs between checkpoints.
         device: where the training runs.
         model: what `model.pt` holds, an object with `state_dict`; `save_dict["network"]` unless given.
+        resume: go on from a checkpoint that is there; else it is replaced.
     """
 
     def __init__(
@@ -246,8 +247,9 @@ class Checkpoints:
         interval: int = 1,
         device: torch.device | str = "cpu",
         model: Any = None,
+        resume: bool = True,
     ):
-        self.ckpt_dir, self.interval, self.device = Path(ckpt_dir), interval, device
+        self.ckpt_dir, self.interval, self.device, self.resume = Path(ckpt_dir), interval, device, resume
         self.save_dict = {name: value for name, value in save_dict.items() if value is not None}
         self.model = save_dict["network"] if model is None else model
         self.resumed_at: int | None = None
@@ -276,7 +278,7 @@ class Checkpoints:
     def _resume(self, engine: Engine) -> None:
         path = self.ckpt_dir / CHECKPOINT
         # An engine that has run before is in a round of federated learning, and has just been given other weights.
-        if engine.state.iteration > 0 or not path.is_file():
+        if engine.state.iteration > 0 or not self.resume or not path.is_file():
             return
         max_epochs = engine.state.max_epochs  # may have grown since
         try:
