@@ -322,7 +322,7 @@ def verify(*bundles: str) -> str:
     return f"{len(folders)} bundles passed every check"
 
 
-def pack(bundle: str, output_dir: str, checkpoint: str | None = None) -> Path:
+def pack(bundle: str, output_dir: str, checkpoint: str | None = None, url: str | None = None) -> Path:
     """Pack a bundle as a zip file that runs where this project is not installed; prints its SHA-256 and its path.
 
     The same bundle and weights give the same bytes.
@@ -332,11 +332,12 @@ def pack(bundle: str, output_dir: str, checkpoint: str | None = None) -> Path:
         output_dir: Where NAME_v0.1.0.zip is written.
         checkpoint: The model.pt of a finished training, with its provenance.json beside it; by default the one in the
             bundle's own models folder.
+        url: Where you put weights of more than 25 MB, for large_files.yml; they are written beside the zip.
     """
     from scripts.chain.bundle_files import bundle_dir
     from scripts.packaging.pack import pack_bundle
 
-    return pack_bundle(bundle_dir(bundle), output_dir, checkpoint)
+    return pack_bundle(bundle_dir(bundle), output_dir, checkpoint, url)
 
 
 def obedience(pool_dir: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -18,9 +19,10 @@ from scripts.packed import check_same_bundle
 if TYPE_CHECKING:
     import torch
 
-# What `python -m monai.bundle run` itself understands.
+# What `python -m monai.bundle run` itself understands, and hands on to the workflow that it makes.
 RUN_ARGUMENTS = {
     "run_id", "init_id", "final_id", "meta_file", "config_file", "logging_file", "tracking", "args_file",
+    "workflow_name", "workflow_type", "properties_path",
 }  # fmt: skip
 
 
@@ -75,15 +77,14 @@ def refuse_unknown_keys(workflow: Any) -> None:
     Raises:
         InputError: names the nearest known setting.
     """
-    from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
-
     files = sorted(Path(workflow.config_root_path).glob("*.json"))
     known = {key.split("#")[0].lstrip("+") for file in files for key in json.loads(file.read_text())}
-    # what MONAI itself adds: the metadata, and the settings of its tracking and of its federated learning
-    tracking: Any = DEFAULT_MLFLOW_SETTINGS["configs"]
-    known |= {"_meta_", "run_name", *tracking}
-    for name in workflow.parser.get():
-        if name not in known:
+    # what MONAI itself adds: the metadata, and the settings of tracking, one of which federated learning always gives
+    known |= {"_meta_", *_tracking_settings("mlflow")}
+    config = workflow.parser.get()
+    for name in config:
+        # what something refers to has an effect: tracking may bring settings of its own
+        if name not in known and not re.search(rf"@{re.escape(name)}\b", str(config)):
             near = difflib.get_close_matches(name, known, n=1)
             raise InputError(
                 f"unknown setting {name}",
@@ -96,32 +97,51 @@ def refuse_unknown_overrides(argv: Sequence[str] | None = None) -> None:
     """Refuse `--name value` on the command line of a bundle run when no config file defines `name`.
 
     MONAI adds unknown names to the configuration without a word, so that `--num_sample 500` would draw the default
-    number. Does nothing when the configuration is not run from the command line.
+    number. Does nothing when the configuration is not run from MONAI's command line.
 
     Raises:
         InputError: names the nearest known setting.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    given = [word[2:].split("=")[0] for word in arguments if word.startswith("--")]
-    if "config_file" not in given:
-        return
-    position = next(i for i, word in enumerate(arguments) if word.startswith("--config_file"))
-    word = arguments[position]
-    files = word.split("=", 1)[1] if "=" in word else arguments[position + 1]
+    if argv is None:
+        program, *argv = sys.argv
+        if Path(program).parts[-3:] != ("monai", "bundle", "__main__.py"):
+            return
+    from fire.parser import DefaultParseValue  # MONAI's command line is Fire's
     from monai.bundle import ConfigParser
 
-    config: dict = {}
-    for file in files.strip("[]").split(","):
-        config |= ConfigParser.load_config_file(file.strip(" '\""))
-    for word, value in zip(arguments, [*arguments[1:], ""], strict=True):
-        if word.startswith("--") and "None" in (value, *word.split("=")[1:]):
-            raise InputError(f"{word} None, which MONAI drops without a word", "'$None'", f"write {word} '$None'")
+    given: dict[str, Any] = {}
+    for word, following in zip(argv, [*argv[1:], ""], strict=False):
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            given[name.replace("-", "_")] = DefaultParseValue(value if equals else following)
+    for name, value in given.items():
+        if value is None:
+            raise InputError(f"--{name} None, which MONAI drops without a word", "'$None'", f"write --{name} '$None'")
+    if "args_file" in given:
+        given = {**ConfigParser.load_config_file(given["args_file"]), **given}
+    if "config_file" not in given:
+        return
+    config = ConfigParser.load_config_files(given["config_file"])
+    if "tracking" in given:
+        config = {**_tracking_settings(given["tracking"]), **config}
     for name in given:
         if name not in RUN_ARGUMENTS:
-            _check_name(name, config, files)
+            _check_name(name, config, given["config_file"])
 
 
-def _check_name(name: str, config: dict, files: str) -> None:
+def _tracking_settings(tracking: str | dict) -> dict[str, Any]:
+    """What MONAI's `tracking` adds to the top of a configuration; the handlers among it go to the engines."""
+    from monai.bundle import ConfigParser
+    from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
+
+    if isinstance(tracking, str) and tracking in DEFAULT_EXP_MGMT_SETTINGS:
+        settings: Any = DEFAULT_EXP_MGMT_SETTINGS[tracking]
+    else:
+        settings = ConfigParser.load_config_files(tracking)
+    return {key: value for key, value in settings["configs"].items() if key not in settings["handlers_id"]}
+
+
+def _check_name(name: str, config: dict, files: Any) -> None:
     """Follow `a#b#c` into the configuration; the last part may add to what a target takes only where it is known."""
     level: Any = config
     for depth, part in enumerate(name.replace("::", "#").lstrip("+").split("#")):

@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scripts.data.cases import Case, open_cases_of_pool
-from scripts.data.folds import Fold
+from scripts.data.cases import Case, open_cases_of_generator
 from scripts.data.pool import load_sample, read_pool
 from scripts.data.training_set import TrainingSet, item_name, load_training_set
 from scripts.errors import InputError
@@ -81,10 +80,7 @@ class AuditData:
 
 
 def load_audit_data(pool_dir: str | Path, dataset_dir: str | Path, track: Track) -> AuditData:
-    """Read a pool and the data set of its generator.
-
-    Training cases are those that the pool's provenance names, whatever the folds say now; every other case of the
-    fold's split is held out.
+    """Read a pool and the data set of its generator, see `open_cases_of_generator`.
 
     Raises:
         InputError: no finished pool, files of it that cannot be read, or another or a changed data set.
@@ -106,31 +102,16 @@ def load_audit_data(pool_dir: str | Path, dataset_dir: str | Path, track: Track)
 
 
 def _open_data(record: dict, dataset_dir: str | Path) -> TrainingSet:
-    space, provenance = record["space"], record["provenance"]
-    wanted = f"the data set that the generator was trained on ({provenance['dataset']}, {space['kind']})"
-    remedy = "give that folder as --dataset_dir"
-    cases = open_cases_of_pool(record, dataset_dir)
-    if cases.space["sha256"] != space["sha256"]:
-        different = sorted(key for key in {*cases.space, *space} if cases.space.get(key) != space.get(key))
-        raise InputError(f"{dataset_dir} is in another space than the pool ({', '.join(different)})", wanted, remedy)
-    found, expected = cases.description.as_record(), record["dataset"]
-    if different := [key for key in expected if key != "name" and found.get(key) != expected[key]]:
-        raise InputError(f"{dataset_dir} has other {' and '.join(different)} than the pool", wanted, remedy)
-    seen = {case["id"]: case["sha256"] for case in provenance["cases"]}
-    known = [*cases.fold.train, *cases.fold.val]
-    if missing := sorted(set(seen) - set(known)):
-        raise InputError(
-            f"{dataset_dir} lacks {len(missing)} cases that the generator was trained on: {', '.join(missing[:5])}",
-            wanted, remedy,
-        )  # fmt: skip
-    cases.fold = Fold(provenance["fold"], list(seen), sorted(set(known) - set(seen)), provenance["split_sha256"])
+    provenance = record["provenance"]
+    cases = open_cases_of_generator(record, dataset_dir)
     # The same seed and share choose the slices without foreground that the generator saw.
     share = provenance["training"].get("background_share", 0.1)
     data = load_training_set(cases, provenance["geometry"]["spatial_size"], share, provenance["seed"])
+    seen = {case["id"]: case["sha256"] for case in provenance["cases"]}
     if changed := [case["id"] for case in data.seen if seen[case["id"]] != case["sha256"]]:
         raise InputError(
             f"{len(changed)} cases that changed since the generator was trained on them: {', '.join(changed[:5])}",
-            wanted,
+            f"the data set that the generator was trained on ({provenance['dataset']})",
             "preprocess them as before, or train the generator again",
         )
     return data

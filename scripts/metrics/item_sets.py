@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scripts.data.cases import Case, Cases, open_cases_of_pool
+from scripts.data.cases import Case, Cases, open_cases_of_generator
 from scripts.data.description import DatasetDescription
 from scripts.data.geometry import SliceGeometry
 from scripts.data.pool import load_sample, read_pool
@@ -104,33 +104,15 @@ class OpenedPool:
 
 
 def open_pool(pool_dir: str | Path, dataset_dir: str | Path, num_samples: int | None = None) -> OpenedPool:
-    """Open a pool and the data set that its generator was trained on, in the pool's own space.
+    """Open a pool and the data set of its generator, see `open_cases_of_generator`.
 
-    Training cases are those that the pool's provenance names, whatever the folds say now; every other case of the
-    fold's split is held out. Of the samples that no audit dropped, `num_samples` are taken, spread evenly over the
-    pool (None: all).
+    Of the samples that no audit dropped, `num_samples` are taken, spread evenly over the pool (None: all).
 
     Raises:
-        InputError: no finished pool, no samples left, or a data set of other space or cases.
+        InputError: no finished pool, no samples left, or another data set.
     """
     record = read_pool(pool_dir)
-    space, provenance = record["space"], record["provenance"]
-    cases = open_cases_of_pool(record, dataset_dir)
-    if cases.space["sha256"] != space["sha256"]:
-        different = sorted(key for key in {*cases.space, *space} if cases.space.get(key) != space.get(key))
-        raise InputError(
-            f"{dataset_dir} is in another space than the pool ({', '.join(different)})",
-            f"the data set that the generator was trained on ({provenance['dataset']}, {space['kind']})",
-            "give that folder as --dataset_dir",
-        )
-    seen = {case["id"]: case["sha256"] for case in provenance["cases"]}
-    known = [*cases.fold.train, *cases.fold.val]
-    if missing := sorted(set(seen) - set(known)):
-        raise InputError(
-            f"{dataset_dir} lacks cases that the generator was trained on: {', '.join(missing[:5])}",
-            "the data set that the generator was trained on",
-            "give that folder as --dataset_dir",
-        )
+    cases = open_cases_of_generator(record, dataset_dir)
     kept = [sample["id"] for sample in record["samples"] if sample.get("decision", "keep") == "keep"]
     if not kept or (num_samples is not None and num_samples < 2):
         raise InputError(
@@ -141,8 +123,8 @@ def open_pool(pool_dir: str | Path, dataset_dir: str | Path, num_samples: int | 
     if num_samples is not None and num_samples < len(kept):
         kept = [kept[i] for i in np.linspace(0, len(kept) - 1, num_samples).astype(int)]
     _, label = load_sample(pool_dir, kept[0], cases.description.num_image_channels)
-    held_out = sorted(set(known) - set(seen))
-    return OpenedPool(Path(pool_dir), record, cases, sorted(seen), held_out, kept, label.shape)  # type: ignore[arg-type]
+    training, held_out = sorted(cases.fold.train), cases.fold.val
+    return OpenedPool(Path(pool_dir), record, cases, training, held_out, kept, label.shape)  # type: ignore[arg-type]
 
 
 def read_samples(pool: OpenedPool, track: Track) -> ItemSet:

@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import yaml
 from monai.bundle import ConfigParser
 
 from scripts.data.files import file_sha256
@@ -20,20 +21,24 @@ DATE = (1980, 1, 1, 0, 0, 0)  # the earliest that zip knows; the true one would 
 PACKED = "scripts/packed.json"
 
 
-def pack_bundle(bundle: Path, output_dir: str | Path, checkpoint: str | Path | None = None) -> Path:
+def pack_bundle(
+    bundle: Path, output_dir: str | Path, checkpoint: str | Path | None = None, url: str | None = None
+) -> Path:
     """Write `NAME_vVERSION.zip`, print its SHA-256, and return its path.
 
     It holds the folder NAME: configs (self-contained: what they take from each other stands in each), docs, licence,
     models/model.pt with its provenance, and those parts of this project that the configs need, as `scripts`. Weights
-    of more than 25 MB stay beside the zip, and `large_files.yml` names them: the zoo wants them on a server.
+    of more than 25 MB stay beside the zip, and `large_files.yml` says where they are: the zoo wants them on a server.
 
     Args:
         bundle: its folder.
         output_dir: where the file goes.
         checkpoint: model.pt of a finished training with provenance.json beside it; the bundle's own by default.
+        url: the address at which you put weights of more than 25 MB; smaller ones need none.
 
     Raises:
-        InputError: no weights, weights of another bundle or version, or a version that the changelog does not know.
+        InputError: no weights, weights of another bundle or version, a version that the changelog does not know, or
+            large weights without an address.
     """
     metadata = json.loads((bundle / "configs/metadata.json").read_text())
     name, version = metadata["name"], metadata["version"]
@@ -50,16 +55,22 @@ def pack_bundle(bundle: Path, output_dir: str | Path, checkpoint: str | Path | N
             f"{weights} of the bundle {trained['name']} {trained['version']}", f"weights of {name} {version}",
             "give the --checkpoint of a training of this bundle, or pack the version that trained it",
         )  # fmt: skip
+    output = Path(output_dir)
+    large, beside = weights.stat().st_size > LARGEST, output / f"{name}_v{version}_model.pt"
+    if large and not str(url).startswith(("https://", "http://")):
+        raise InputError(
+            f"{weights} of {weights.stat().st_size / 2**20:.0f} MB, url {url}",
+            f"weights of at most {LARGEST >> 20} MB, or the address, https://..., that they will have",
+            f"give --url, and put the file {beside.name} there, which is then written beside the zip",
+        )
     files = {**_configs(bundle), **_rest(bundle), **_code(bundle, {"bundle": name, "version": version})}
     files["models/provenance.json"] = record.read_bytes()
-    output = Path(output_dir)
     output.mkdir(parents=True, exist_ok=True)
-    if weights.stat().st_size > LARGEST:
-        large = output / f"{name}_v{version}_model.pt"
-        _replace(large, weights.read_bytes())
-        files["large_files.yml"] = _large_files(large, file_sha256(large)).encode()
-        print(f"{weights.stat().st_size / 2**20:.0f} MB of weights: put {large} on a server, "
-              "and its address into large_files.yml")  # fmt: skip
+    if large:
+        _replace(beside, weights.read_bytes())
+        entry = {"path": "models/model.pt", "url": url, "hash_val": file_sha256(beside), "hash_type": "sha256"}
+        files["large_files.yml"] = yaml.safe_dump({"large_files": [entry]}, sort_keys=False).encode()
+        print(f"put {beside} at {url}")
     else:
         files["models/model.pt"] = weights.read_bytes()
     path = output / f"{name}_v{version}.zip"
@@ -103,16 +114,6 @@ def _code(bundle: Path, identity: dict[str, str]) -> dict[str, bytes]:
     digest = hashlib.sha256(b"".join(f"{name}\0".encode() + files[name] for name in sorted(files))).hexdigest()
     files[PACKED] = (json.dumps({**identity, "code_sha256": digest}, indent=4) + "\n").encode()
     return files
-
-
-def _large_files(weights: Path, sha256: str) -> str:
-    return (
-        "large_files:\n"
-        "- path: models/model.pt\n"
-        f"  url: https://example.org/{weights.name}  # the address where you put this file\n"
-        f"  hash_val: {sha256}\n"
-        "  hash_type: sha256\n"
-    )
 
 
 def _write(path: Path, folder: str, files: dict[str, bytes]) -> None:

@@ -250,7 +250,7 @@ def test_bad_settings_end_in_one_clear_error(wrong, words, dataset, tmp_path):
     assert not (tmp_path / "models").exists()
 
 
-def test_unknown_overrides_name_the_nearest(monkeypatch):
+def test_unknown_overrides_name_the_nearest(monkeypatch, tmp_path):
     monkeypatch.chdir(bundle("hvae"))
     start = ["run", "--config_file", "['configs/inference.json','configs/vae.json']"]
     refuse_unknown_overrides([*start, "--num_samples", "3", "--sampler#device", "cpu"])
@@ -263,3 +263,24 @@ def test_unknown_overrides_name_the_nearest(monkeypatch):
         refuse_unknown_overrides([*start, "--condition", "None"])
     with pytest.raises(InputError, match="did you mean --seed"):
         refuse_unknown_overrides(["run", "--config_file=configs/inference.json", "--sed=3"])
+    (tmp_path / "args.json").write_text(json.dumps({"config_file": "configs/inference.json", "sed": 3}))
+    with pytest.raises(InputError, match="did you mean --seed"):
+        refuse_unknown_overrides(["run", "--args_file", str(tmp_path / "args.json")])
+
+
+def test_settings_of_tracking_are_known_where_there_is_tracking(monkeypatch, tmp_path):
+    monkeypatch.chdir(bundle("hvae"))
+    start = ["run", "--config_file", "configs/train.json", "--workflow_type", "train"]
+    given = ["--experiment_name", "e", "--run-name=r", "--tracking_uri", "http://host:5000", "--output_dir", "o",
+             "--save_execute_config", "False"]  # fmt: skip
+    refuse_unknown_overrides([*start, *given, "--tracking", "mlflow"])
+    with pytest.raises(InputError, match="unknown setting --experiment_name"):
+        refuse_unknown_overrides([*start, *given])
+    with pytest.raises(InputError, match="did you mean --run_name"):
+        refuse_unknown_overrides([*start, "--tracking=mlflow", "--run_nam", "r"])
+    with pytest.raises(InputError, match="unknown setting --trainer"):  # which MONAI would not read
+        refuse_unknown_overrides([*start, "--tracking=mlflow", "--trainer", "r"])
+    own = {"handlers_id": {"trainer": {"id": "train#trainer", "handlers": "train#handlers"}},
+           "configs": {"server": "http://host:5000", "trainer": {}}}  # fmt: skip
+    (tmp_path / "own.json").write_text(json.dumps(own))
+    refuse_unknown_overrides([*start, "--tracking", str(tmp_path / "own.json"), "--server", "other"])

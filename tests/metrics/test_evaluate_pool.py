@@ -352,7 +352,7 @@ def test_what_does_not_belong_together_is_refused(data, tmp_path):
     with pytest.raises(InputError, match="another space"):
         run(other, data)
     unknown = [{"id": "toy_900", "sha256": "0"}]
-    with pytest.raises(InputError, match="lacks cases .*toy_900"):
+    with pytest.raises(InputError, match="lacks 1 cases .*toy_900"):
         run(write_pool(tmp_path / "unknown", cases, items, provenance={"cases": unknown}), data)
     changed = [{"id": case_id, "sha256": "0"} for case_id in cases.fold.train]
     with pytest.raises(InputError, match="has changed"):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from scripts.data.files import file_sha256, write_json
 from scripts.data.pool import read_pool
@@ -76,13 +77,19 @@ def test_same_input_gives_the_same_bytes(tmp_path, capsys):
 
 def test_large_weights_stay_beside_the_zip(tmp_path, monkeypatch):
     monkeypatch.setattr(pack, "LARGEST", 1000)
-    model = weights(tmp_path / "models", "lsgan", size=1000)
-    path = pack_bundle(ROOT / "bundles/lsgan", tmp_path, model)
-    beside = tmp_path / "lsgan_v0.1.0_model.pt"
+    model, url = weights(tmp_path / "models", "lsgan", size=1000), "https://host/a: b #1/model.pt"
+    for wrong in (None, "host/model.pt"):
+        with pytest.raises(InputError, match="give --url"):
+            pack_bundle(ROOT / "bundles/lsgan", tmp_path / "dist", model, wrong)
+    assert not (tmp_path / "dist").exists()
+    path = pack_bundle(ROOT / "bundles/lsgan", tmp_path / "dist", model, url)
+    beside = tmp_path / "dist/lsgan_v0.1.0_model.pt"
     assert beside.read_bytes() == model.read_bytes()
     with zipfile.ZipFile(path) as archive:
         assert "lsgan/models/model.pt" not in archive.namelist()
-        assert hashlib.sha256(beside.read_bytes()).hexdigest() in archive.read("lsgan/large_files.yml").decode()
+        (entry,) = yaml.safe_load(archive.read("lsgan/large_files.yml"))["large_files"]
+    assert entry["path"] == "models/model.pt" and entry["url"] == url and entry["hash_type"] == "sha256"
+    assert entry["hash_val"] == hashlib.sha256(beside.read_bytes()).hexdigest()
 
 
 def test_what_does_not_belong_together_is_refused(tmp_path):
