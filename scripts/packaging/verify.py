@@ -120,7 +120,9 @@ class Bundle:
 
     def check_evaluation(self) -> str:
         """evaluate.json over train.json, as federated learning takes it, runs and leaves numbers."""
-        where = {**self._where, "output_dir": str(self.work / "evaluation")}
+        where: dict[str, Any] = {**self._where, "output_dir": str(self.work / "evaluation")}
+        if self._models == Path("models"):
+            where["dataset_dir"] = None  # the bundle's own phantom: weights that come with it know which cases they saw
         workflow = self._workflow("train", ["train", "evaluate"], **where)
         workflow.run()
         metrics = {name: round(float(value), 4) for name, value in workflow.evaluator.state.metrics.items()}
@@ -228,7 +230,7 @@ class Bundle:
             x = x if noise else low + (high - low) * x
             return x, network(x)
 
-    def _workflow(self, kind: str, configs: Sequence[str], **where: str) -> Any:
+    def _workflow(self, kind: str, configs: Sequence[str], **where: Any) -> Any:
         files = [f"configs/{name}.json" for name in configs]
         known = set(ConfigParser.load_config_files(files))
         settings = {**SHORT, "dataset_dir": self._phantom, **(where or self._where)}

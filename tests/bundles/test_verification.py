@@ -51,7 +51,7 @@ def test_what_is_broken_is_found(copy):
     assert "name other" in broken(name="other")
     path.write_text(json.dumps(metadata))
     (copy / "docs/data_license.txt").unlink()
-    (copy / "models").mkdir()
+    (copy / "models").mkdir(exist_ok=True)
     assert "missing: docs/data_license.txt" in findings(copy)
     shutil.copy(ROOT / "LICENSE", copy / "docs/data_license.txt")
     with open(copy / "models/model.pt", "wb") as file:
