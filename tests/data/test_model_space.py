@@ -203,7 +203,8 @@ def test_cases_that_were_learnt_from_are_not_evaluated(tmp_path):
     from scripts.data.files import file_sha256
 
     record = {
-        "format_version": 1, "network": {"name": "UNet", "channels": [8]}, "fold": 0, "cases": [{"id": "a", "sha256": "1"}],
+        "format_version": 1, "network": {"name": "UNet", "channels": [8]}, "fold": 0,
+        "cases": [{"id": "a", "sha256": "1"}],
         "training": {"pool": {"generator_cases": ["a", "b"]}}, "weights_sha256": file_sha256(tmp_path / "model.pt"),
     }  # fmt: skip
     (tmp_path / "provenance.json").write_text(json.dumps(record))
