@@ -143,7 +143,7 @@ def measure_times(preset: str, device: str, rounds: int) -> dict[str, list[float
         for name, network in networks.items():
             steps = PRESETS[preset][name][2]
             if count == 0 and steps is not None:
-                steps = (steps[0], min(steps[1], 3))
+                steps = (steps[0], min(steps[1], 2))
             elapsed = timed(lambda network=network, steps=steps: draw(network, steps, device), device)
             if count:
                 seconds[name].append(elapsed)
