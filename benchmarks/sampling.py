@@ -52,6 +52,7 @@ PAPER_PRESET = {
     "SBLDM, DDPM 1000": ("sbldm", ["paper"], ("ddpm", 1000)),
 }
 PRESETS = {"cpu": CPU_PRESET, "paper": PAPER_PRESET}
+SHORT = ("ddim", 2)
 
 
 def build(bundle: str, overlays: list[str], device: str) -> tuple[torch.nn.Module, list[int]]:
@@ -127,7 +128,7 @@ def measure_alone(preset: str, name: str, device: str, full: bool) -> dict:
         record["seconds_one_pass"] = one_pass(network, steps, device)
     else:
         # The peak of memory does not depend on how many steps there are.
-        draw(network, None if steps is None else (steps[0], min(steps[1], 2)), device)
+        draw(network, steps and SHORT, device)
     if device == "cuda":
         record["peak_mib"] = torch.cuda.max_memory_allocated() / 2**20
     else:
@@ -142,8 +143,8 @@ def measure_times(preset: str, device: str, rounds: int) -> dict[str, list[float
     for count in range(rounds + 1):
         for name, network in networks.items():
             steps = PRESETS[preset][name][2]
-            if count == 0 and steps is not None:
-                steps = (steps[0], min(steps[1], 2))
+            if count == 0:
+                steps = steps and SHORT
             elapsed = timed(lambda network=network, steps=steps: draw(network, steps, device), device)
             if count:
                 seconds[name].append(elapsed)
