@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -107,10 +106,10 @@ def timed(call, device: str) -> float:
     return time.perf_counter() - start
 
 
-def resident() -> float:
-    """Resident size of this process in MiB, now."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+def resident(key: str) -> float:
+    """Resident size of this process in MiB: `VmRSS` now, `VmHWM` at its largest (`ru_maxrss` counts the parent's)."""
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(key)) / 1024
 
 
 def measure_alone(preset: str, name: str, device: str, full: bool) -> dict:
@@ -118,7 +117,7 @@ def measure_alone(preset: str, name: str, device: str, full: bool) -> dict:
     bundle, overlays, steps = PRESETS[preset][name]
     if device == "cuda":
         torch.zeros(1, device=device)
-    before = resident()
+    before = resident("VmRSS")
     network, spatial_size = build(bundle, overlays, device)
     record = {
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
@@ -132,7 +131,7 @@ def measure_alone(preset: str, name: str, device: str, full: bool) -> dict:
     if device == "cuda":
         record["peak_mib"] = torch.cuda.max_memory_allocated() / 2**20
     else:
-        record["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
+        record["peak_mib"] = resident("VmHWM") - before
     return record
 
 
