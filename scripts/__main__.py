@@ -10,7 +10,7 @@ from typing import Any
 
 from nnunet_plugin.__main__ import COMMANDS as PLUGIN_COMMANDS
 from nnunet_plugin.__main__ import run_commands
-from scripts.errors import InputError
+from scripts.runtime.errors import InputError
 
 
 def phantom(
@@ -33,7 +33,7 @@ def phantom(
         channels: 1, or 4 with flair: T1, T1c, T2, FLAIR and the regions of BraTS.
         shape: Voxels along x, y, z; by default a size for a CPU.
     """
-    from scripts.data.phantom import write_phantom
+    from scripts.phantom.dataset import write_phantom
 
     grid = None if shape is None else tuple(shape)
     return write_phantom(output_dir, modality, cases, test_cases, seed, channels, grid)
@@ -105,7 +105,7 @@ def demo(output_dir: str = "synthaug_demo", seed: int = 0) -> Path:
     from scripts.chain.pipeline import run_chain
     from scripts.chain.settings import ChainSettings
     from scripts.data.cases import PHANTOM_NAME
-    from scripts.data.phantom import write_phantom
+    from scripts.phantom.dataset import write_phantom
 
     dataset_dir = Path(output_dir) / PHANTOM_NAME
     if not dataset_dir.exists():
@@ -150,7 +150,7 @@ def convert(
         ct: hecktor: CT as the second channel.
         crop: hecktor: the side of the cube around the tumour in mm; 256 by default.
     """
-    from scripts.data.converters import convert as convert_dataset
+    from scripts.converters import convert as convert_dataset
 
     options: dict[str, Any] = {"modalities": modalities, "target": target, "ct": ct, "crop": crop}
     given = {name: value for name, value in options.items() if value is not None}
@@ -299,7 +299,7 @@ def bundle_path(name: str) -> Path:
     Args:
         name: Such as dhvae.
     """
-    from scripts.chain.bundle_files import bundle_dir
+    from scripts.packaging.bundle_files import bundle_dir
 
     return bundle_dir(name)
 
@@ -312,7 +312,7 @@ def verify(*bundles: str) -> str:
     Args:
         bundles: Names such as dhvae; all bundles by default.
     """
-    from scripts.chain.bundle_files import bundle_dir, bundle_names
+    from scripts.packaging.bundle_files import bundle_dir, bundle_names
     from scripts.packaging.verify import verify_bundles
 
     folders = [bundle_dir(name) for name in bundles or bundle_names()]
@@ -334,7 +334,7 @@ def pack(bundle: str, output_dir: str, checkpoint: str | None = None, url: str |
             bundle's own models folder.
         url: Where you put weights of more than 25 MB, for large_files.yml; they are written beside the zip.
     """
-    from scripts.chain.bundle_files import bundle_dir
+    from scripts.packaging.bundle_files import bundle_dir
     from scripts.packaging.pack import pack_bundle
 
     return pack_bundle(bundle_dir(bundle), output_dir, checkpoint, url)

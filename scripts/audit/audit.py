@@ -15,16 +15,16 @@ from scripts.audit.agreement import SegmenterSettings, find_agreement
 from scripts.audit.duplicates import find_duplicates
 from scripts.audit.items import load_audit_data
 from scripts.audit.memorisation import find_copies
+from scripts.audit.pictures import TITLES, audit_figure
 from scripts.audit.plausibility import plausibility_checks
 from scripts.audit.result import AuditResult, percent
 from scripts.audit.thresholds import check_levels
-from scripts.data.files import write_json
-from scripts.data.pool import read_pool
-from scripts.errors import InputError
 from scripts.networks.features import train_segmentation_features
-from scripts.report.audit import TITLES, audit_figure
+from scripts.pool.writing import read_pool
 from scripts.report.figures import save_png
-from scripts.settings import local_device
+from scripts.runtime.errors import InputError
+from scripts.runtime.files import write_json
+from scripts.runtime.settings import local_device
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from scripts.data.cases import Case, open_cases_of_generator
-from scripts.data.pool import load_sample, read_pool
 from scripts.data.training_set import TrainingSet, item_name, load_training_set
-from scripts.errors import InputError
+from scripts.pool.writing import load_sample, read_pool
+from scripts.runtime.errors import InputError
 
 Track = Callable[[list, str], Iterable]  # passes a list through and shows a bar of that name
 

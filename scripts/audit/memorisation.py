@@ -22,8 +22,8 @@ from torch.nn import functional
 
 from scripts.audit.items import AuditData, Items, Track
 from scripts.audit.thresholds import Check
-from scripts.errors import InputError
 from scripts.networks.features import SegmentationFeatures
+from scripts.runtime.errors import InputError
 
 THUMBNAIL = 16  # pixels of the longest side
 SHIFT = 1 / 32  # largest shift, as a share of the longest side

@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.chain.bundle_files import bundle_command, bundle_dir, known_settings
-from scripts.chain.nnunet import (
+from scripts.chain.settings import ChainSettings
+from scripts.data.cases import open_cases
+from scripts.data.description import DatasetDescription, read_description
+from scripts.experiment.nnunet_commands import (
     CPU_PLANS,
     cpu_plans_command,
     nnunet_environment,
@@ -27,13 +29,11 @@ from scripts.chain.nnunet import (
     train_command,
     training_settings,
 )
-from scripts.chain.record import FinishedRun, chain_record, choose_device, device_words, num_processes
-from scripts.chain.settings import ChainSettings
-from scripts.chain.stages import Environment, count_fraction, follow, pattern_fraction
-from scripts.data.cases import open_cases
-from scripts.data.description import DatasetDescription, read_description
-from scripts.data.files import file_sha256, write_json, write_text
-from scripts.errors import InputError, refuse_changes
+from scripts.experiment.record import FinishedRun, chain_record, choose_device, device_words, num_processes
+from scripts.experiment.stages import Environment, count_fraction, follow, pattern_fraction
+from scripts.packaging.bundle_files import bundle_command, bundle_dir, known_settings
+from scripts.runtime.errors import InputError, refuse_changes
+from scripts.runtime.files import file_sha256, write_json, write_text
 
 
 @dataclass(frozen=True)

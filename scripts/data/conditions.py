@@ -20,7 +20,7 @@ from scipy.special import softmax
 
 from scripts.data.mask_features import mask_features
 from scripts.data.training_set import TrainingSet
-from scripts.errors import InputError
+from scripts.runtime.errors import InputError
 
 # Columns of each feature; three of them are depth, height, width. Millimetres, squared or cubed.
 FEATURES = {

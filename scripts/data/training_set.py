@@ -13,7 +13,7 @@ import torch
 from scripts.data.cases import Case, Cases
 from scripts.data.geometry import SliceGeometry, VolumeGeometry, fit_geometry
 from scripts.data.scaling import Scaling
-from scripts.errors import InputError
+from scripts.runtime.errors import InputError
 
 logger = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.errors import InputError
 from scripts.experiment.protocol import NNUNET, read_protocol
 from scripts.experiment.run_folder import RunFolder
 from scripts.experiment.schedule import Cluster, Executor, Processes, Schedule
+from scripts.runtime.errors import InputError
 
 EXECUTORS = ("processes", "slurm", "local")
 

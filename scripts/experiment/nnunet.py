@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from scripts.chain.nnunet import (
+from scripts.data.description import DatasetDescription, read_description
+from scripts.experiment.dataset import link_dataset
+from scripts.experiment.nnunet_commands import (
     CPU_PLANS,
     cpu_plans_command,
     nnunet_environment,
@@ -16,13 +18,11 @@ from scripts.chain.nnunet import (
     train_command,
     training_settings,
 )
-from scripts.chain.record import choose_device
-from scripts.data.description import DatasetDescription, read_description
-from scripts.data.files import write_json
-from scripts.errors import InputError
-from scripts.experiment.dataset import link_dataset
 from scripts.experiment.protocol import NNUNET_SETTINGS
+from scripts.experiment.record import choose_device
 from scripts.metrics.segmentation import compare_label_maps, summarise_cases
+from scripts.runtime.errors import InputError
+from scripts.runtime.files import write_json
 
 NAME = "experiment"
 TOLERANCE = 2.0

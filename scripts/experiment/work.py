@@ -14,16 +14,16 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from scripts.chain.bundle_files import bundle_command, bundle_dir, known_settings
-from scripts.chain.record import choose_device, device_words, num_parameters
-from scripts.chain.stages import follow
-from scripts.data.files import write_json
-from scripts.data.pool import read_pool
 from scripts.data.provenance import code_revision, package_versions, read_provenance
-from scripts.errors import InputError
 from scripts.experiment.cells import Cell
 from scripts.experiment.protocol import ADDED, COPY_PASTE, NNUNET, SEGMENTATION
+from scripts.experiment.record import choose_device, device_words, num_parameters
 from scripts.experiment.run_folder import RunFolder, settings_sha256
+from scripts.experiment.stages import follow
+from scripts.packaging.bundle_files import bundle_command, bundle_dir, known_settings
+from scripts.pool.writing import read_pool
+from scripts.runtime.errors import InputError
+from scripts.runtime.files import write_json
 
 DONE, FAILED, BUSY = 0, 1, 75
 

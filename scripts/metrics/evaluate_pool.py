@@ -15,7 +15,6 @@ import torch
 from tqdm import tqdm
 
 from scripts.data.provenance import code_revision, package_versions
-from scripts.errors import InputError
 from scripts.metrics.distributions import frechet_distance, kernel_distance, kernel_distance_subsets
 from scripts.metrics.extractors import in_batches, pooled_features, pretrained_extractors
 from scripts.metrics.fidelity import (
@@ -35,6 +34,7 @@ from scripts.metrics.masks import SMOOTHING, empty_share, feature_distance, feat
 from scripts.metrics.prdc import prdc
 from scripts.metrics.resampling import Bootstrap, weighted_mean
 from scripts.networks.features import AlexNetFeatures, FeatureExtractor, train_segmentation_features
+from scripts.runtime.errors import InputError
 
 logger = logging.getLogger(__name__)
 

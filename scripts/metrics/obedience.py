@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from scripts.data.conditions import FEATURES, to_vector
-from scripts.errors import InputError
 from scripts.metrics.comparison import FEWEST_PATIENTS
+from scripts.runtime.errors import InputError
 
 
 class Measure(NamedTuple):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from scripts.errors import InputError
 from scripts.metrics.distributions import Weights
 from scripts.metrics.resampling import weighted_mean
+from scripts.runtime.errors import InputError
 
 
 def prdc(

@@ -18,8 +18,8 @@ from monai.metrics import compute_dice, compute_hausdorff_distance, compute_iou,
 from monai.utils import CommonKeys as Keys
 
 from scripts.data.description import DatasetDescription
-from scripts.data.files import write_json, write_text
-from scripts.errors import InputError
+from scripts.runtime.errors import InputError
+from scripts.runtime.files import write_json, write_text
 
 logger = logging.getLogger(__name__)
 

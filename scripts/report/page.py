@@ -33,7 +33,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scripts.errors import InputError
 from scripts.report.answer import (
     answer,
     both_seeds_words,
@@ -48,6 +47,7 @@ from scripts.report.answer import (
 from scripts.report.figures import png_bytes, write_whole
 from scripts.report.html import document, escaped, html_figure, html_table, setting_rows
 from scripts.report.plots import loss_figure, paired_dice_figure, read_series, share_figure
+from scripts.runtime.errors import InputError
 
 
 def _file(path: str | os.PathLike, folder: Path, what: str) -> Path:

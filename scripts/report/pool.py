@@ -10,7 +10,7 @@ import numpy as np
 
 from scripts.data.cases import Case, Cases, open_cases_of_pool
 from scripts.data.description import DatasetDescription
-from scripts.data.pool import load_sample, read_pool
+from scripts.pool.writing import load_sample, read_pool
 from scripts.report.sheets import SheetRow, outside_black, sample_sheet
 from scripts.report.sweep import sweep_sheet
 

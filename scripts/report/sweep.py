@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 
 from scripts.data.conditions import UNITS
 from scripts.data.description import DatasetDescription
-from scripts.data.pool import load_sample, read_pool
-from scripts.errors import InputError
+from scripts.pool.writing import load_sample, read_pool
 from scripts.report.figures import COLOURS, new_figure, plain_style, points, save_png
 from scripts.report.sheets import BACKGROUND, grey_window, mask_contours, outside_black, to_grey
+from scripts.runtime.errors import InputError
 
 _TEXT, _FAINT = "#eeeeee", "#aaaaaa"
 _MARGIN, _GAP, _HEAD, _FOOT = 28, 8, 100, 40

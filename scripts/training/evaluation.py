@@ -7,11 +7,11 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 
-from scripts.data.files import write_json
 from scripts.data.provenance import read_provenance
 from scripts.data.training_set import TrainingSet
-from scripts.errors import InputError
-from scripts.settings import first_rank
+from scripts.runtime.errors import InputError
+from scripts.runtime.files import write_json
+from scripts.runtime.settings import first_rank
 from scripts.training.handlers import MODEL
 
 

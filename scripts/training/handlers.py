@@ -16,11 +16,11 @@ import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import Checkpoint
 
-from scripts.data.files import file_sha256, json_sha256, write_json
 from scripts.data.provenance import build_provenance, write_provenance
 from scripts.data.training_set import TrainingSet
-from scripts.errors import InputError, refuse_changes
-from scripts.settings import first_rank
+from scripts.runtime.errors import InputError, refuse_changes
+from scripts.runtime.files import file_sha256, json_sha256, write_json
+from scripts.runtime.settings import first_rank
 from scripts.training.parallel import wait_for_ranks
 from scripts.training.tracking import log_file
 

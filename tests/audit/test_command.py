@@ -11,7 +11,7 @@ from scripts.__main__ import COMMANDS
 from scripts.audit.agreement import SegmenterSettings
 from scripts.audit.audit import audit_pool
 from scripts.audit.thresholds import LEVELS
-from scripts.errors import InputError
+from scripts.runtime.errors import InputError
 
 from .planted import load, write_heads, write_planted
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 import yaml
 
-from scripts.data.files import file_sha256, write_json
-from scripts.data.pool import read_pool
-from scripts.errors import InputError
 from scripts.packaging import pack
 from scripts.packaging.pack import pack_bundle
+from scripts.pool.writing import read_pool
+from scripts.runtime.errors import InputError
+from scripts.runtime.files import file_sha256, write_json
 
 from ..data.toy import write_preprocessed
 
