@@ -11,14 +11,14 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from scripts.report.figures import COLOURS, new_figure, plain_style, points
-from scripts.report.sheets import grey_window, mask_contours
+from ..report.figures import COLOURS, new_figure, plain_style, points
+from ..report.sheets import grey_window, mask_contours
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from scripts.audit.result import AuditResult
-    from scripts.audit.thresholds import Check
+    from .result import AuditResult
+    from .thresholds import Check
 
 _INK, _FAINT = "#222222", "#777777"
 _POOL, _REAL = COLOURS[4], COLOURS[6]

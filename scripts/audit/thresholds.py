@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from scripts.metrics.comparison import FEWEST_PATIENTS
-from scripts.runtime.errors import InputError
+from ..metrics.comparison import FEWEST_PATIENTS
+from ..runtime.errors import InputError
 
 # Which share of real items each check may drop.
 LEVELS = {

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from scripts.converters.brats import plan_brats
-from scripts.converters.hecktor import plan_hecktor
-from scripts.converters.msd import plan_msd
-from scripts.converters.raw_dataset import Conversion, hold_out, is_whole, refuse_draw, write_dataset
-from scripts.runtime.errors import InputError
+from ..runtime.errors import InputError
+from .brats import plan_brats
+from .hecktor import plan_hecktor
+from .msd import plan_msd
+from .raw_dataset import Conversion, hold_out, is_whole, refuse_draw, write_dataset
 
 FORMATS: dict[str, tuple[Callable[..., Conversion], tuple[str, ...]]] = {
     "brats": (plan_brats, ("modalities", "target")),

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from scripts.converters.nifti import (
+from ..runtime.errors import InputError
+from .nifti import (
     copy_checked,
     open_nifti,
     read_voxels,
@@ -19,8 +20,7 @@ from scripts.converters.nifti import (
     refuse_other_grids,
     write_like,
 )
-from scripts.converters.raw_dataset import Conversion, SourceCase
-from scripts.runtime.errors import InputError
+from .raw_dataset import Conversion, SourceCase
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from scripts.converters.nifti import named_files, read_voxels, refuse_labels, refuse_missing
-from scripts.converters.raw_dataset import Conversion, SourceCase, is_whole
-from scripts.runtime.errors import InputError
+from ..runtime.errors import InputError
+from .nifti import named_files, read_voxels, refuse_labels, refuse_missing
+from .raw_dataset import Conversion, SourceCase, is_whole
 
 TARGETS: dict[str, dict[str, int | list[int]]] = {
     "GTVp": {"background": 0, "GTVp": 1},

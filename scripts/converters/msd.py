@@ -13,7 +13,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from scripts.converters.nifti import (
+from ..runtime.errors import InputError
+from .nifti import (
     copy_checked,
     named_files,
     open_nifti,
@@ -23,8 +24,7 @@ from scripts.converters.nifti import (
     refuse_other_grids,
     write_like,
 )
-from scripts.converters.raw_dataset import Conversion, SourceCase
-from scripts.runtime.errors import InputError
+from .raw_dataset import Conversion, SourceCase
 
 
 def plan_msd(source: Path) -> Conversion:

@@ -10,7 +10,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from scripts.runtime.errors import InputError
+from ..runtime.errors import InputError
 
 
 def named_files(folder: Path) -> dict[str, Path]:

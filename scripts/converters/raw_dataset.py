@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from scripts.data.folds import NUM_FOLDS, five_folds
-from scripts.runtime.errors import InputError
-from scripts.runtime.files import write_json
+from ..data.folds import NUM_FOLDS, five_folds
+from ..runtime.errors import InputError
+from ..runtime.files import write_json
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from scripts.experiment.stages import Environment
+from .stages import Environment
 
 CPU_PLANS = "nnUNetPlansCPU"
 TRAINER = "nnUNetTrainerSynthAug"

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.data.description import DatasetDescription
-from scripts.data.provenance import code_revision, package_versions, read_provenance
-from scripts.pool.writing import read_pool
-from scripts.runtime.files import write_text
+from ..data.description import DatasetDescription
+from ..data.provenance import code_revision, package_versions, read_provenance
+from ..pool.writing import read_pool
+from ..runtime.files import write_text
 
 
 @dataclass(frozen=True)

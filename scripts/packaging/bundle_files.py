@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.runtime.errors import InputError
+from ..runtime.errors import InputError
 
 
 def bundle_dir(name: str) -> Path:

@@ -12,9 +12,9 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
-from scripts.phantom import flair, pet
-from scripts.phantom.fields import Case
-from scripts.runtime.errors import InputError
+from ..runtime.errors import InputError
+from . import flair, pet
+from .fields import Case
 
 _SMALLEST, _LARGEST = (32, 32, 8), 512
 _DATASETS = {

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from scripts.phantom.fields import (
+from .fields import (
     Array,
     Case,
     ellipsoid,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from scripts.phantom.fields import (
+from .fields import (
     Array,
     Case,
     ellipsoid,

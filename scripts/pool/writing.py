@@ -19,11 +19,11 @@ import nibabel as nib
 import numpy as np
 from torch.utils.data import IterableDataset
 
-from scripts.data.cases import array_axes
-from scripts.data.mask_features import mask_features
-from scripts.runtime.errors import InputError
-from scripts.runtime.files import write_json, write_text
-from scripts.runtime.ranks import PeerError, Ranks
+from ..data.cases import array_axes
+from ..data.mask_features import mask_features
+from ..runtime.errors import InputError
+from ..runtime.files import write_json, write_text
+from ..runtime.ranks import PeerError, Ranks
 
 FORMAT = "synthaug-pool"
 FORMAT_VERSION = 1

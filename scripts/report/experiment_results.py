@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from scripts.metrics.comparison import FEWEST_PATIENTS, bootstrap_interval, compare_paired, holm, mean_over_labels
-from scripts.runtime.errors import InputError
+from ..metrics.comparison import FEWEST_PATIENTS, bootstrap_interval, compare_paired, holm, mean_over_labels
+from ..runtime.errors import InputError
 
 MEASURES = ("dice", "iou", "hd95", "nsd")
 PRIMARY = "dice"

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.runtime.errors import InputError
+from .errors import InputError
 
 FILE = Path(__file__).parents[1] / "packed.json"  # written by `synthaug pack`
 REMEDY = "use a process for each bundle, or install synthaug, which holds all of them"

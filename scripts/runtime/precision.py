@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from scripts.runtime.errors import InputError
+from .errors import InputError
 
 AUTOCAST = ("auto", "bfloat16", None)
 

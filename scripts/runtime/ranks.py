@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
-from scripts.runtime.errors import InputError
+from .errors import InputError
 
 # A rank may draw for hours while the others wait; one that died is noticed at once.
 PATIENCE = timedelta(days=30)

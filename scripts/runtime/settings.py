@@ -13,8 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from scripts.runtime.errors import InputError
-from scripts.runtime.packed import check_same_bundle
+from .errors import InputError
+from .packed import check_same_bundle
 
 if TYPE_CHECKING:
     import torch

@@ -6,7 +6,7 @@ from typing import Any
 
 from monai.bundle import ConfigWorkflow
 
-from scripts.runtime.settings import refuse_unknown_keys
+from .settings import refuse_unknown_keys
 
 
 class StrictWorkflow(ConfigWorkflow):

@@ -12,12 +12,12 @@ import torch
 from monai.inferers import Inferer, SimpleInferer
 from torch import nn
 
-from scripts.data.description import DatasetDescription
-from scripts.data.geometry import geometry_from_record
-from scripts.data.provenance import read_provenance
-from scripts.data.scaling import Scaling
-from scripts.runtime.errors import InputError
-from scripts.runtime.precision import autocast_dtype
+from ..data.description import DatasetDescription
+from ..data.geometry import geometry_from_record
+from ..data.provenance import read_provenance
+from ..data.scaling import Scaling
+from ..runtime.errors import InputError
+from ..runtime.precision import autocast_dtype
 
 # A generator that makes fewer than one usable sample in this many is not sampled on and on.
 MAX_CANDIDATES_PER_SAMPLE = 50

@@ -10,7 +10,7 @@ import torch
 from monai.transforms import Compose, RandFlipd, RandRotated, RandSpatialCropd, Resized, Transform
 from monai.utils import CommonKeys as Keys
 
-from scripts.runtime.errors import InputError
+from ..runtime.errors import InputError
 
 FACTORS = {"none": 1, "x2": 2, "x3": 3, "x5": 5}
 ROTATION = np.pi / 12  # largest angle in plane

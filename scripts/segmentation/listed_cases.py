@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from monai.data import Dataset, MetaTensor
 
-from scripts.data.cases import Case, Cases, RawCases, open_cases
-from scripts.data.folds import listed_fold
-from scripts.runtime.errors import InputError
-from scripts.segmentation.model_space import ModelSpace
-from scripts.segmentation.whole_cases import case_of
+from ..data.cases import Case, Cases, RawCases, open_cases
+from ..data.folds import listed_fold
+from ..runtime.errors import InputError
+from .model_space import ModelSpace
+from .whole_cases import case_of
 
 Listed = list[Mapping[str, Any]]
 

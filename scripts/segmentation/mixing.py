@@ -18,11 +18,12 @@ from nnunet_plugin.mixing import REAL, draw, epoch_plan
 from nnunet_plugin.pool_format import Pool, read_pool, read_sample
 from nnunet_plugin.preprocessed import check_leakage, check_space
 from nnunet_plugin.settings import SynthAugSettings
-from scripts.data.cases import Case, Cases, array_axes
-from scripts.data.scaling import Scaling
-from scripts.data.training_set import TrainingSet, _on_grid
-from scripts.runtime.errors import InputError
-from scripts.segmentation.augmentation import augmentation_factor
+
+from ..data.cases import Case, Cases, array_axes
+from ..data.scaling import Scaling
+from ..data.training_set import TrainingSet, _on_grid
+from ..runtime.errors import InputError
+from .augmentation import augmentation_factor
 
 
 class Refused(InputError):

@@ -16,12 +16,12 @@ from monai.data.utils import affine_to_spacing, orientation_ras_lps
 from monai.transforms import InvertibleTransform, MapTransform
 from monai.utils import TraceKeys
 
-from scripts.data.cases import Case, PreprocessedCases, array_axes
-from scripts.data.description import DatasetDescription
-from scripts.data.geometry import SliceGeometry, VolumeGeometry, geometry_from_record
-from scripts.data.scaling import Scaling
-from scripts.data.training_set import TrainingSet
-from scripts.runtime.errors import InputError
+from ..data.cases import Case, PreprocessedCases, array_axes
+from ..data.description import DatasetDescription
+from ..data.geometry import SliceGeometry, VolumeGeometry, geometry_from_record
+from ..data.scaling import Scaling
+from ..data.training_set import TrainingSet
+from ..runtime.errors import InputError
 
 OUTSIDE = -100.0  # logit where nnU-Net cropped the image away: surely no foreground
 READERS = ("SimpleITKIO", "NibabelIO")  # of nnU-Net: those that leave the axes of a file as they are

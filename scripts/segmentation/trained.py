@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from scripts.data.provenance import read_provenance
-from scripts.runtime.errors import InputError, refuse_changes
+from ..data.provenance import read_provenance
+from ..runtime.errors import InputError, refuse_changes
 
 
 def trained_channels(ckpt_dir: str | Path) -> dict[str, int]:

@@ -8,8 +8,8 @@ from typing import Any
 
 from monai.transforms import Transform
 
-from scripts.data.cases import PHANTOM_NAME, Cases, PreprocessedCases, RawCases, open_cases
-from scripts.runtime.errors import InputError
+from ..data.cases import PHANTOM_NAME, Cases, PreprocessedCases, RawCases, open_cases
+from ..runtime.errors import InputError
 
 SPLITS = ("validation", "test")
 

@@ -11,14 +11,14 @@ from monai.utils import CommonKeys as Keys
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from scripts.data.training_set import TrainingSet
-from scripts.losses.least_squares import discriminator_loss, generator_loss
-from scripts.runtime.errors import InputError
-from scripts.runtime.noise import draw_rows
-from scripts.runtime.precision import autocast_dtype, check_finite
-from scripts.sampling.sampler import latent_noise
-from scripts.training.handlers import TrainingRecord
-from scripts.training.parallel import average_gradients, mean_terms
+from ..data.training_set import TrainingSet
+from ..losses.least_squares import discriminator_loss, generator_loss
+from ..runtime.errors import InputError
+from ..runtime.noise import draw_rows
+from ..runtime.precision import autocast_dtype, check_finite
+from ..sampling.sampler import latent_noise
+from .handlers import TrainingRecord
+from .parallel import average_gradients, mean_terms
 
 logger = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 
-from scripts.runtime.errors import InputError
-from scripts.runtime.ranks import PATIENCE
+from ..runtime.errors import InputError
+from ..runtime.ranks import PATIENCE
 
 
 def join_ranks() -> None:
