@@ -374,7 +374,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 
 def main() -> int:
     """Run a command; returns the exit status: 1 after bad input, 2 after wrong usage (raised by Fire)."""
-    return run_commands(COMMANDS, "synthaug", errors=(InputError,))
+    return run_commands(COMMANDS, "synthaug")
 
 
 if __name__ == "__main__":

@@ -1,18 +1,11 @@
-"""The one error that users are meant to read."""
+"""The one error that users are meant to read, the plugin's; and what says how settings differ."""
 
 from collections.abc import Mapping
 from typing import Any
 
+from nnunet_plugin.errors import InputError
 
-class InputError(ValueError):
-    """Input that cannot be used: what was got, what is allowed, and how to mend it.
-
-    Raised before any long work starts, so that nothing is half-written. The command line prints it without
-    a traceback and exits with status 1.
-    """
-
-    def __init__(self, got: str, allowed: str, remedy: str):
-        super().__init__(f"{got}\n  allowed: {allowed}\n  remedy:  {remedy}")
+__all__ = ["InputError", "refuse_changes"]
 
 
 def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], what: str, allowed: str, remedy: str) -> None:

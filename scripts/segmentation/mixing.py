@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,6 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
-from nnunet_plugin.errors import InputError as PluginError
 from nnunet_plugin.mixing import REAL, draw, epoch_plan
 from nnunet_plugin.pool_format import Pool, read_pool, read_sample
 from nnunet_plugin.preprocessed import check_leakage, check_space
@@ -24,22 +22,6 @@ from ..data.scaling import Scaling
 from ..data.training_set import TrainingSet, _on_grid
 from ..runtime.errors import InputError
 from .augmentation import augmentation_factor
-
-
-class Refused(InputError):
-    """What the plugin refused, in its words."""
-
-    def __init__(self, error: PluginError):
-        ValueError.__init__(self, str(error))
-
-
-@contextmanager
-def refusals() -> Iterator[None]:
-    """Raise the plugin's `InputError` as that of this package, the only one that bundles show to their users."""
-    try:
-        yield
-    except PluginError as error:
-        raise Refused(error) from error
 
 
 def first_cases(cases: Cases, num_real_cases: int | None, seed: int = 0) -> Cases:
@@ -96,16 +78,15 @@ def load_pool(
         if num_synthetic:
             raise InputError(f"num_synthetic {num_synthetic} without a pool", "a pool", "set pool_dir")
         return PoolItems([], None)
-    with refusals():
-        pool = read_pool(pool_dir)
-        _check_pool(pool, data)
-        _check_cases(pool, cases)
-        wanted = len(pool.kept) if num_synthetic is None else num_synthetic
-        if not 0 <= wanted <= len(pool.kept):
-            raise InputError(
-                f"num_synthetic {wanted}", f"0 to {len(pool.kept)}, the kept samples of {pool_dir}", "sample more"
-            )
-        items = [{"image": _read_on_grid(pool, sample, data), "case": sample} for sample in pool.kept[:wanted]]
+    pool = read_pool(pool_dir)
+    _check_pool(pool, data)
+    _check_cases(pool, cases)
+    wanted = len(pool.kept) if num_synthetic is None else num_synthetic
+    if not 0 <= wanted <= len(pool.kept):
+        raise InputError(
+            f"num_synthetic {wanted}", f"0 to {len(pool.kept)}, the kept samples of {pool_dir}", "sample more"
+        )
+    items = [{"image": _read_on_grid(pool, sample, data), "case": sample} for sample in pool.kept[:wanted]]
     record = {
         "name": pool.folder.name,
         "sha256": pool.sha256,
@@ -163,9 +144,8 @@ class MixedOrder(Sampler[int]):
         self.batch_size, self.iterations, self.num_epochs, self.seed = batch_size, iterations, num_epochs, seed
         share = self.num_synthetic / len(items) if share is None else share
         pairs = None if steps is None else tuple((pair[0], pair[1]) for pair in steps)
-        with refusals():
-            mixed = SynthAugSettings("pool", share, schedule, share_end, pairs, warmup_epochs, finish_epochs, seed)
-            mixed.check_length(num_epochs)
+        mixed = SynthAugSettings("pool", share, schedule, share_end, pairs, warmup_epochs, finish_epochs, seed)
+        mixed.check_length(num_epochs)
         self.settings = mixed if self.num_synthetic else SynthAugSettings("none", share=0.0)
         self.epoch = 1
 
