@@ -260,6 +260,7 @@ _UNREADABLE = (
     zlib.error,
     nib.filebasedimages.ImageFileError,
     nib.spatialimages.HeaderDataError,
+    nib.wrapstruct.WrapStructError,
 )
 
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2, nnUNetDatasetNumpy
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import distributed as dist
 
-from .dataset import EpochPlans, Ledger, MixedDataset, planned
+from .dataset import EpochPlans, Ledger, MixedDataset, WritableCases, planned
 from .errors import InputError
 from .import_pool import read_import
 from .leakage import check_voxels, identify_cases
@@ -90,6 +90,8 @@ class SynthAugMixin(nnUNetTrainer):
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         """Return the training cases mixed with the pool's, and the real validation cases."""
         train, val = super().get_tr_and_val_datasets()
+        if self.dataset_class is nnUNetDatasetNumpy:
+            train, val = WritableCases(train), WritableCases(val)
         settings = self.synthaug_settings
         dataset = PreprocessedDataset(Path(self.preprocessed_dataset_folder_base), self.dataset_json)
         record = read_import(dataset, settings.pool, self.fold)
