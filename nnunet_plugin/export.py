@@ -32,6 +32,9 @@ def export_model(
         output: The folder to write; by default nnUNetTrainer__PLANS__CONFIGURATION beside the model.
         checkpoint: The file name of the checkpoints to export, from every fold that has it.
         overwrite: Replace an existing folder.
+
+    Example:
+        synthaug export-model nnUNetTrainerSynthAug__nnUNetPlansSynthAug__2d_syn50
     """
     model_folder = Path(model_folder)
     if output is None:

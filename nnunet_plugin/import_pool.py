@@ -77,6 +77,9 @@ def add_pool(
             num_iterations_per_epoch, num_val_iterations_per_epoch, optimizer (SGD or AdamW), initial_lr,
             weight_decay, seed.
         overwrite: Replace an imported pool, a configuration or stale plans of the same name.
+
+    Example:
+        synthaug add-pool pool_fold0 501 2d 0 --share 0.5
     """
     pool_name = Path(pool).resolve().name if pool_name is None else pool_name
     block = {
