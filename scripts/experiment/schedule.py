@@ -78,7 +78,7 @@ class Processes:
         variables |= {"PYTHONPATH": python_path(), "PYTHONUNBUFFERED": "1"}
         if self.devices:
             variables["CUDA_VISIBLE_DEVICES"] = self.devices[slot % len(self.devices)]
-        command = [sys.executable, "-m", "scripts.experiment.work", str(run.path), cell.id]
+        command = [sys.executable, "-m", f"{__package__}.work", str(run.path), cell.id]
         run.folder(cell.id).mkdir(parents=True, exist_ok=True)
         with open(run.log(cell.id), "a") as log:
             process = subprocess.Popen(
