@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
 import torch
 
-from nnunet_plugin.transplant.bank import Transplant, make_bank
+from nnunet_plugin.transplant.bank import Transplant
+from nnunet_plugin.transplant.making import LEAST_VARIATION, lesion_labels, make_bank, variation
 from nnunet_plugin.transplant.paste import blend, relabel
 from nnunet_plugin.transplant.render import render
 
@@ -77,7 +78,7 @@ class Transplants:
         seed: of the draws.
 
     Raises:
-        InputError: fewer than two training cases.
+        InputError: fewer than two training cases, or labels that are no lesions.
     """
 
     def __init__(self, data: TrainingSet, settings: TransplantSettings, seed: int):
@@ -97,8 +98,29 @@ class Transplants:
             raise InputError(
                 f"transplants between {len(self.names)} training case", "2 or more", "use more cases, or none of them"
             )
-        lesions = sorted({int(value) for label in self.labels for value in np.unique(label)} - {OUTSIDE, 0})
-        self.bank = make_bank(zip(self.images, self.labels, spacings, strict=True), self.dimension, lesions)
+        cases = zip(self.images, self.labels, spacings, strict=True)
+        self.bank = make_bank(cases, self.dimension, self._lesions(spacings), seed=seed)
+
+    def _lesions(self, spacings: list[tuple[float, ...]]) -> list[int]:
+        """The integers of label maps that are lesions.
+
+        Raises:
+            InputError: there are none.
+        """
+        known = sorted({int(value) for label in self.labels for value in np.unique(label)} - {OUTSIDE, 0})
+        voxels = [float(np.prod(spacing)) for spacing in spacings]
+        volumes: dict[int, Sequence[float]] = {
+            value: [float((label == value).sum()) * voxel for label, voxel in zip(self.labels, voxels, strict=True)]
+            for value in known
+        }
+        if not (found := lesion_labels(volumes)):
+            raise InputError(
+                "labels whose volume is alike in all cases, as that of an organ (coefficient of variation "
+                + ", ".join(f"label {value}: {variation(sizes):.2f}" for value, sizes in volumes.items()) + ")",
+                f"a label that varies as lesions do, by {LEAST_VARIATION} or more",
+                "train without transplant: an organ has one place",
+            )  # fmt: skip
+        return found
 
     def make(self, epoch: int, place: int) -> dict[str, Any]:
         """Item `{"image": (channels + labels, *spatial_size) in [0, 1], "case": the recipient, ...}`."""
