@@ -98,11 +98,17 @@ def test_killed_and_gone_on_with(tmp_path):
     assert again.returncode == 0 and "7 cells, 7 of them finished before" in again.stdout  # it decides no result
 
 
+CHILD = """
+import subprocess, sys, time
+from scripts.experiment.parent import end_with_parent
+end_with_parent(int(sys.argv[1]))
+subprocess.Popen(["sleep", "600"])
+print("up", flush=True)
+time.sleep(600)
+"""
 PARENT = """
-import os, subprocess, sys, time
-code = "import subprocess, sys, time; from scripts.experiment.parent import end_with_parent; " \\
-       "end_with_parent(int(sys.argv[1])); subprocess.Popen(['sleep', '600.25']); print('up', flush=True); time.sleep(600)"
-child = subprocess.Popen([sys.executable, "-c", code, str(os.getpid())], start_new_session=True)
+import os, subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", sys.argv[1], str(os.getpid())], start_new_session=True)
 print(child.pid, flush=True)
 child.wait()
 """
@@ -111,13 +117,13 @@ child.wait()
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks for processes in /proc")
 def test_cells_end_with_the_command_that_is_killed(tmp_path):
     """`kill -9` leaves it no time to end them: they notice, and end what they started."""
-    process = subprocess.Popen([sys.executable, "-c", PARENT], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    cell = int(process.stdout.readline())
-    assert process.stdout.readline() == "up\n"
-    group = [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/stat") if session_of(path) == cell]
-    assert cell in group and len(group) == 2
-    process.kill()
-    process.wait()
+    words = [sys.executable, "-c", PARENT, CHILD]
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        cell = int(process.stdout.readline())
+        assert process.stdout.readline() == "up\n"
+        group = [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/stat") if session_of(path) == cell]
+        assert cell in group and len(group) == 2
+        process.kill()
     while any(running(number) for number in group):  # pytest's own limit ends this if they do not
         time.sleep(0.1)
 
