@@ -59,7 +59,7 @@ def obedience_words(summary: Mapping[str, Any]) -> str:
             "farther": ": farther than shuffled",
             "undecided": ": not told apart from shuffled",
             "too few": ": too few to tell them apart",
-            None: ": says nothing of obedience, since shuffling need not change it",
+            None: "",
         }[found["verdict"]]
         lines.append(line + verdict + ".")
     unit = f"groups of a sweep over {summary['sweep']}" if summary["sweep"] else "samples"

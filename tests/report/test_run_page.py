@@ -108,7 +108,7 @@ def test_page_needs_nothing_but_itself(full):
     page = Page(html)
     assert html.startswith("<!DOCTYPE html>")
     sources = [value for _, name, value in page.attributes if name in ("src", "href", "srcset", "data", "action")]
-    assert len(sources) == 5  # samples, Dice by number and difference, dots, losses
+    assert len(sources) == 4  # samples, differences, dots, losses
     assert all(source.startswith("data:image/png;base64,iVBORw0KGgo") for source in sources)
     assert not re.search(r"https?://|@import|url\(|<script|<link", html)
     assert all(value for tag, name, value in page.attributes if (tag, name) == ("img", "alt"))
@@ -159,7 +159,7 @@ def test_figures_and_answer_carry_n_interval_and_seeds(full):
 def test_the_verdict_says_how_many_trainings_stand_behind_it(full):
     answered = re.search(r'<div class="answer">(.*?)</div>', page_of(full), re.S).group(1)
     assert "Behind this stand 4 trainings of segmenters, 2 of each of the 2 arms (fold 0, seeds 0, 1)" in answered
-    assert "1 training of generators, each with one pool" in answered
+    assert "one training of a generator, with one pool" in answered
 
 
 def test_no_difference_is_not_called_one(tmp_path):
