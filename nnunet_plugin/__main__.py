@@ -1,4 +1,4 @@
-"""Command line: `python -m nnunet_plugin add-pool | cpu-plans | ext-path | export-model`."""
+"""Command line: `python -m nnunet_plugin add-pool | cpu-plans | ext-path | export-model | hash-pool`."""
 
 import sys
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ COMMANDS: dict[str, Command | str] = {
     "cpu-plans": "nnunet_plugin.cpu_plans:write_cpu_plans",
     "ext-path": ext_path,
     "export-model": "nnunet_plugin.export:export_model",
+    "hash-pool": "nnunet_plugin.pool_format:hash_pool",
 }
 
 

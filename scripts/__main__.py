@@ -51,80 +51,87 @@ def run(
     configuration: str = "2d",
     num_samples: int = 400,
     share: float = 0.5,
-    fold: int = 0,
-    seeds: list | None = None,
+    folds: Any = 0,
+    seeds: Any = 0,
     num_epochs: int = 12,
     num_iterations_per_epoch: int = 40,
     full_plans: bool = False,
     seed: int = 0,
+    audit: bool = True,
+    processes: int | None = None,
+    devices: Any = None,
+    executor: str = "processes",
+    cluster: dict | None = None,
 ) -> Path:
-    """Train a generator on one fold, sample a pool, train nnU-Net without and with it, and report Dice on imagesTs.
+    """Train a generator, judge and audit its pool, train nnU-Net without and with it, and report Dice on imagesTs.
 
-    The same command again goes on where it stopped. Returns the path of the HTML report.
+    The same command goes on where it stopped; one with other settings repeats only what they change. Prints the path of
+    the HTML report.
 
     Args:
         dataset_dir: A raw nnU-Net data set, DatasetNNN_NAME, with imagesTs and labelsTs.
         output_dir: The working folder.
         bundle: The generator, such as dhvae or sbldm.
-        overlays: Further config files of the bundle, such as paper.json.
-        generator: Overrides of the bundle's train.json, such as {"max_epochs": 100}.
+        overlays: Further config files of the bundle, such as '["paper.json"]'.
+        generator: Settings of the bundle's train.json, such as '{"max_epochs": 100}'.
         configuration: nnU-Net's: 2d, or 3d_fullres for a generator of volumes.
-        num_samples: The size of the pool.
+        num_samples: Synthetic samples that nnU-Net gets: the first that the audit keeps of a quarter more.
         share: The synthetic share of nnU-Net's training samples.
-        fold: The fold that generator and nnU-Net train on.
-        seeds: One nnU-Net training per arm and seed.
+        folds: The folds that generators and nnU-Net train on, such as '[0,1]', or all.
+        seeds: One nnU-Net training per arm, fold and seed, such as '[0,1,2]'.
         num_epochs: Epochs of each nnU-Net training.
         num_iterations_per_epoch: Iterations of each of these epochs.
         full_plans: Train nnU-Net's own network instead of a small one for CPUs.
-        seed: The seed of the generator, the pool and the draws.
+        seed: The seed of the generator, the pool and the audit.
+        audit: Drop samples with implausible masks and copies of training cases.
+        processes: How many cells run at a time; they share the cores. By default one for each device, two without.
+        devices: GPUs, such as 0,1: one for each process in turn.
+        executor: processes (of this machine), or by submitit slurm or local.
+        cluster: Parameters of submitit, such as '{"slurm_partition": "gpu", "timeout_min": 600}'.
 
     Example:
         synthaug run /data/nnUNet_raw/Dataset501_LGG results/lgg --num_samples 400
     """
-    from .chain.pipeline import run_chain
-    from .chain.settings import ChainSettings
+    print(f"synthaug run: checking {dataset_dir} and the settings", flush=True)
+    from .experiment.run import run_dataset
 
-    lists: dict[str, Any] = {
-        "overlays": ([] if overlays is None else overlays),
-        "seeds": ([0] if seeds is None else seeds),
-    }
-    for name, value in lists.items():
-        if not isinstance(value, (list, tuple)):
-            raise InputError(f"--{name} {value!r}", "a list", f"write --{name} '[{value!r}]'")
-    if not isinstance(generator or {}, dict):
-        raise InputError(f"--generator {generator!r}", "settings", """write --generator '{"max_epochs": 100}'""")
-    settings = ChainSettings(
-        bundle, tuple(lists["overlays"]), tuple(sorted((generator or {}).items())), configuration,
-        num_samples, share, fold,
-        tuple(lists["seeds"]), num_epochs, num_iterations_per_epoch, full_plans, seed,
+    options = {
+        "bundle": bundle, "overlays": overlays or [], "generator": {} if generator is None else generator,
+        "configuration": configuration, "num_samples": num_samples, "share": share, "folds": folds, "seeds": seeds,
+        "num_epochs": num_epochs, "num_iterations_per_epoch": num_iterations_per_epoch, "full_plans": full_plans,
+        "seed": seed, "audit": audit,
+    }  # fmt: skip
+    return run_dataset(
+        dataset_dir, output_dir, options, processes=processes, devices=_devices(devices), executor=executor,
+        cluster=cluster, command=_command(),
     )  # fmt: skip
-    return run_chain(dataset_dir, output_dir, settings, shlex.join(["synthaug", *sys.argv[1:]]))
 
 
-def demo(output_dir: str = "synthaug_demo", seed: int = 0) -> Path:
-    """Run the whole chain on a phantom, on a CPU, in some ten minutes; prints the path of the HTML report.
+def demo(output_dir: str = "synthaug_demo", seed: int = 0, processes: int | None = None) -> Path:
+    """Run the whole chain on a phantom, in some six minutes on two cores; prints the path of the HTML report.
 
     Args:
         output_dir: The working folder; the same command again goes on where it stopped.
         seed: The seed of everything.
+        processes: How many cells run at a time; by default two.
 
     Example:
         synthaug demo --output_dir synthaug_demo
     """
-    from .chain.pipeline import run_chain
-    from .chain.settings import ChainSettings
-    from .data.cases import PHANTOM_NAME
-    from .phantom.dataset import write_phantom
+    print("synthaug demo: the whole chain on a phantom, about 6 minutes on two cores", flush=True)
+    from .experiment.run import run_demo
 
-    dataset_dir = Path(output_dir) / PHANTOM_NAME
-    if not dataset_dir.exists():
-        write_phantom(dataset_dir, cases=30, test_cases=12, seed=seed)
-    # First-order gradients and short trainings, so that two cores need no more than twenty minutes.
-    generator = (("first_order", True), ("max_epochs", 50))
-    settings = ChainSettings(
-        generator=generator, num_samples=300, num_epochs=10, num_iterations_per_epoch=30, seed=seed
-    )
-    return run_chain(dataset_dir, Path(output_dir) / "run", settings, shlex.join(["synthaug", *sys.argv[1:]]))
+    return run_demo(output_dir, seed, processes=processes, command=_command())
+
+
+def _command() -> str:
+    """What the user typed, for the report."""
+    return shlex.join(["synthaug", *sys.argv[1:]])
+
+
+def _devices(devices: Any) -> list[str]:
+    chosen = [] if devices is None else devices if isinstance(devices, (list, tuple)) else [devices]
+    return [str(device) for device in chosen]
 
 
 def convert(
@@ -268,7 +275,7 @@ def copy_paste(
 
 
 def experiment(
-    protocol: str,
+    protocol: str | None = None,
     output_dir: str | None = None,
     preset: str | None = None,
     dataset_dir: str | None = None,
@@ -277,10 +284,11 @@ def experiment(
     devices: Any = None,
     executor: str = "processes",
     cluster: dict | None = None,
-) -> Path:
+) -> Path | str:
     """Run an experiment: generators, pools, segmenters and evaluations of all its arms, folds and seeds.
 
-    The same command goes on where it stopped, and repeats nothing that is finished. Prints the path of the report.
+    Without a protocol, list what there is. The same command goes on where it stopped; one with other settings repeats
+    only what they change. Prints the path of the report.
 
     Args:
         protocol: smoke, image_quality, mask_quality, number_of_synthetic, number_of_real, segmenters, volumes, or a
@@ -289,7 +297,7 @@ def experiment(
         preset: smoke (minutes on a CPU), small (hours on a CPU) or paper (GPUs); by default the protocol's first.
         dataset_dir: An nnU-Net data set, raw or preprocessed; without, a phantom is made.
         raw_dir: The raw data set of a preprocessed one, for protocols that evaluate test cases.
-        processes: How many cells run at a time; they share the cores. By default one, or one for each device.
+        processes: How many cells run at a time; they share the cores. By default one for each device, two without.
         devices: GPUs, such as 0,1: one for each process in turn.
         executor: processes (of this machine), or by submitit slurm or local.
         cluster: Parameters of submitit, such as '{"slurm_partition": "gpu", "timeout_min": 600}'.
@@ -297,20 +305,23 @@ def experiment(
     Example:
         synthaug experiment number_of_synthetic --preset small --dataset_dir /data/nnUNet_preprocessed/Dataset501_LGG
     """
-    from .experiment.experiment import run_experiment
+    if protocol is not None:
+        print(f"synthaug experiment: checking {protocol} and its data", flush=True)
+    from .experiment.experiment import list_protocols, run_experiment
 
-    chosen = [] if devices is None else list(devices) if isinstance(devices, (list, tuple)) else [devices]
+    if protocol is None:
+        return list_protocols()
     return run_experiment(
         protocol, output_dir or f"synthaug_{Path(protocol).stem}", preset, dataset_dir, raw_dir, processes,
-        [str(device) for device in chosen], executor, cluster, shlex.join(["synthaug", *sys.argv[1:]]),
+        _devices(devices), executor, cluster, _command(),
     )  # fmt: skip
 
 
 def report(run_dir: str) -> Path:
-    """Write the report of an experiment, finished or not: report/report.html, its figures and tables.
+    """Write the report of a run or an experiment, finished or not: report/report.html, its figures and tables.
 
     Args:
-        run_dir: The --output_dir of the experiment.
+        run_dir: The --output_dir of the run, demo or experiment.
 
     Example:
         synthaug report results/lgg_table
