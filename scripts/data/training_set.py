@@ -86,7 +86,9 @@ def load_training_set(
         InputError: a case or a setting cannot be used, or nothing holds foreground.
     """
     if background_share is not None and not 0 <= background_share < 1:
-        raise InputError(f"background_share {background_share}", "a number in [0, 1), or null", "set --background_share")
+        raise InputError(
+            f"background_share {background_share}", "a number in [0, 1), or null", "set --background_share"
+        )
     kind = "slice" if len(spatial_size) == 2 else "volume"
     if kind == "slice" and cases.is_3d:
         raise InputError(

@@ -48,7 +48,9 @@ class ZScore:
         """Channels in [0, 1] `(channel, ...)` to mean 0 and standard deviation 1."""
         mean, sd = (torch.tensor(values).reshape(-1, *[1] * (image.ndim - 1)) for values in (self.mean, self.sd))
         normalised = (image - mean) / sd
-        return torch.where((image < MASK_MARGIN / 2).all(0, keepdim=True), 0.0, normalised) if self.masked else normalised
+        return (
+            torch.where((image < MASK_MARGIN / 2).all(0, keepdim=True), 0.0, normalised) if self.masked else normalised
+        )
 
     @property
     def background(self) -> torch.Tensor:
