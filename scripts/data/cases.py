@@ -274,6 +274,10 @@ class RawCases(Cases):
         except Exception as error:  # readers raise many kinds
             raise InputError(f"{path} cannot be read ({error})", "a readable image", "restore the file") from error
 
+    def affine_of(self, case_id: str) -> np.ndarray:
+        """Affine (RAS, x y z) of the files of a case."""
+        return np.asarray(self._load_file(self._label_path(case_id)).affine)
+
     def _slice_axis(self, case_id: str) -> tuple[int, list[float]]:
         image = self._load_file(self._image_paths(case_id)[0])
         if image.ndim != 4:
