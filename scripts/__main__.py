@@ -354,6 +354,67 @@ def obedience(pool_dir: str) -> str:
     return report_obedience(pool_dir)
 
 
+def reader(
+    pool: str,
+    dataset_dir: str,
+    output: str,
+    count: int = 40,
+    slices: int = 1,
+    seed: int = 0,
+) -> Path:
+    """Write a page on which a radiologist tells real images from synthetic ones: no server, works offline.
+
+    Half are samples that the audit keeps, half of patients that the generator never saw, in an order that the seed
+    shuffles. At the end the page gives the accuracy with its interval, and a JSON file to save.
+
+    Args:
+        pool: The folder of a finished pool.
+        dataset_dir: The data set that its generator learnt from.
+        output: The HTML file.
+        count: Images in all.
+        slices: Of volumes, slices in an image, to be scrolled through; the lesion is in the middle one.
+        seed: The seed of choice and order.
+    """
+    from .report.reader import write_reader
+
+    return write_reader(pool, dataset_dir, output, count, slices, seed)
+
+
+def adopt(
+    folder: str,
+    pool: str,
+    dataset_dir: str,
+    made_by: str,
+    saw: str = "unknown",
+    plans: str = "nnUNetPlans",
+    configuration: str | None = None,
+    preprocessed: bool = False,
+) -> str:
+    """Make a pool of images and masks from any other program, such as NV-Generate or your own GAN.
+
+    Geometry, labels and channels are checked against the data set. Prints what was recorded.
+
+    Args:
+        folder: Holds imagesTr and labelsTr, or images and labels: NIfTI files in nnU-Net's naming.
+        pool: The pool's folder, to be made.
+        dataset_dir: The data set that the pool is for, raw, or in nnUNet_preprocessed: volumes are then preprocessed.
+        made_by: The program or model, for every report.
+        saw: Whom of the data set the generator was trained on: none, all, unknown (counts as all), or a text file with
+            a case id in each line. A pool may not train a model that is validated on one of them.
+        plans: The plans of a preprocessed data set.
+        configuration: Its configuration; by default 2d for slices, 3d_fullres for volumes.
+        preprocessed: The files have axes, spacing and intensities of the preprocessed data set already.
+    """
+    from .pool.adopt import adopt_pool, user_word
+    from .pool.writing import read_pool
+    from .report.pool import pool_cases, pool_sheet
+
+    made = adopt_pool(folder, pool, dataset_dir, made_by, saw, plans, configuration, preprocessed)
+    record = read_pool(made)
+    pool_sheet(made, pool_cases(made, dataset_dir))
+    return f"{len(record['samples'])} samples. {user_word(record)}\n{made}"
+
+
 COMMANDS: dict[str, Callable[..., Any]] = {
     "demo": demo,
     "phantom": phantom,
@@ -365,6 +426,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "convert": convert,
     "audit": audit,
     "evaluate-pool": evaluate_pool,
+    "reader": reader,
+    "adopt": adopt,
     "copy-paste": copy_paste,
     "experiment": experiment,
     "report": report,

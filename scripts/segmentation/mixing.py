@@ -18,7 +18,7 @@ from nnunet_plugin.preprocessed import check_leakage, check_space
 from nnunet_plugin.settings import SynthAugSettings
 
 from ..data.cases import Case, Cases, array_axes
-from ..data.scaling import Scaling
+from ..data.scaling import sample_scaling
 from ..data.training_set import TrainingSet, _on_grid
 from ..runtime.errors import InputError
 from .augmentation import augmentation_factor
@@ -216,7 +216,7 @@ def _read_on_grid(pool: Pool, sample: str, data: TrainingSet) -> torch.Tensor:
     image, label = read_sample(pool, sample, cases.description.known_integers)
     if pool.is_raw:
         # Samples came to the scanner's units by this one map; a case of its own would be scaled by its extremes.
-        scaling = replace(Scaling.from_record(pool.content["provenance"]["scaling"]), per_case=False)
+        scaling = sample_scaling(pool.content["provenance"], pool.dimension)
         if pool.dimension == 3:  # raw volumes have the axes of the raw files
             order = [2 - axis for axis in array_axes(cases.space["slice_axis"])]
             image, label = (array.transpose(0, *(1 + axis for axis in order)) for array in (image, label))
