@@ -380,6 +380,31 @@ def reader(
     return write_reader(pool, dataset_dir, output, count, slices, seed)
 
 
+def datalist(
+    pool: str,
+    dataset_dir: str,
+    output: str,
+    fold: Any = 0,
+    share: float = 0.5,
+    seed: int = 0,
+) -> str:
+    """Write real cases and samples as a data list of MONAI, for Auto3DSeg and the model zoo's bundles.
+
+    A stock bundle that reads such lists trains on it with `--data_list_file_path OUT.json`; see the README for others.
+
+    Args:
+        pool: The folder of a finished pool of raw volumes.
+        dataset_dir: The raw data set that the pool is for.
+        output: The JSON file.
+        fold: The fold, a number or "all"; a pool whose generator saw its validation is refused.
+        share: Synthetic part of the training items.
+        seed: The seed of the draw from the pool.
+    """
+    from .segmentation.datalist import write_datalist
+
+    return write_datalist(pool, dataset_dir, output, fold, share, seed)
+
+
 def adopt(
     folder: str,
     pool: str,
@@ -428,6 +453,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "evaluate-pool": evaluate_pool,
     "reader": reader,
     "adopt": adopt,
+    "datalist": datalist,
     "copy-paste": copy_paste,
     "experiment": experiment,
     "report": report,

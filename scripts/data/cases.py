@@ -288,9 +288,17 @@ class RawCases(Cases):
         axis = max(range(3), key=lambda i: (spacing[i], i))
         return axis, [spacing[i] for i in array_axes(axis)]
 
+    def files_of(self, case_id: str) -> tuple[list[Path], Path]:
+        """The files of a case: its images, one a channel, and its label."""
+        return self._image_paths(case_id), self._label_path(case_id)
+
+    def affine_of(self, case_id: str) -> np.ndarray:
+        """Affine `(4, 4)` of a case, voxels along x, y, z to millimetres along R, A, S."""
+        return np.asarray(self._load_file(self._image_paths(case_id)[0]).affine)
+
     def _directions(self, case_id: str) -> list[int]:
-        affine = np.asarray(self._load_file(self._image_paths(case_id)[0]).affine)
-        return [1 if column[np.abs(column).argmax()] > 0 else -1 for column in affine[:3, :3].T]
+        columns = self.affine_of(case_id)[:3, :3].T
+        return [1 if column[np.abs(column).argmax()] > 0 else -1 for column in columns]
 
     def _load_pair(self, case_id: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Image float32 `(channel, x, y, z)`, label int16 `(x, y, z)` and their affine, checked against each other."""

@@ -203,17 +203,18 @@ class _Files:
         """One sample, `(channel, depth, height, width)` and `(depth, height, width)`, checked."""
         pair, description = self.pairs[index], self.cases.description
         images, label = [_load(path) for path in pair.images], _load(pair.label)
-        for path, image in zip(pair.images, images, strict=True):
-            if image.shape != label.shape or not np.allclose(image.affine, label.affine, atol=1e-3):
+        for path, file in zip(pair.images, images, strict=True):
+            if file.shape != label.shape or not np.allclose(file.affine, label.affine, atol=1e-3):
                 raise InputError(
-                    f"{path} {image.shape} and its label {label.shape} do not lie on the same grid",
+                    f"{path} {file.shape} and its label {label.shape} do not lie on the same grid",
                     "the same shape and affine",
                     "resample one to the other",
                 )
-        image, integers = np.stack([np.asarray(i.dataobj, np.float32) for i in images]), np.asarray(label.dataobj)
-        if not np.array_equal(integers, np.rint(np.nan_to_num(integers))):
+        image, values = np.stack([np.asarray(i.dataobj, np.float32) for i in images]), np.asarray(label.dataobj)
+        integers = np.nan_to_num(values).astype(np.int16)
+        if not np.array_equal(integers, values):
             raise InputError(f"{pair.label} holds values that are no integers", "labels", "mend the label")
-        case = Case(pair.name, image, integers.astype(np.int16), np.ones(label.shape, bool))
+        case = Case(pair.name, image, integers, np.ones(label.shape, bool))
         check_case(case, description)
         if description.ignore_label is not None and (integers == description.ignore_label).any():
             raise InputError(f"{pair.label} holds the label to ignore", "every voxel annotated", "leave it out")
@@ -334,7 +335,7 @@ class _Adopted:
         for index in candidates:
             case = self.files.load(index)
             image, label = (case.image, case.label) if self.dimension == 3 else (case.image[:, 0], case.label[0])
-            record = {"seed": index, "condition": None, "scores": {}, "file": case.id}
+            record: dict[str, Any] = {"seed": index, "condition": None, "scores": {}, "file": case.id}
             drawn.append({"image": image, "label": label.astype(np.uint8), "record": record})
         return drawn
 

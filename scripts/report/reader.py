@@ -89,7 +89,7 @@ def write_reader(
 
 def page(pictures: list[Picture], key: dict[str, Any], pool: OpenedPool) -> str:
     """The page of these pictures, all of one shape."""
-    content = {
+    content: dict[str, Any] = {
         "shape": [pictures[0].image.shape[0], *pictures[0].image.shape[2:]],
         "spacing": list(pool.cases.spacing[1:]),
         "channels": list(pool.description.channel_names.values()),

@@ -79,8 +79,8 @@ def load_pool(
             raise InputError(f"num_synthetic {num_synthetic} without a pool", "a pool", "set pool_dir")
         return PoolItems([], None)
     pool = read_pool(pool_dir)
-    _check_pool(pool, data)
-    _check_cases(pool, cases)
+    check_pool(pool, data.cases, len(data.geometry.spatial_size))
+    check_cases(pool, cases)
     wanted = len(pool.kept) if num_synthetic is None else num_synthetic
     if not 0 <= wanted <= len(pool.kept):
         raise InputError(
@@ -170,9 +170,8 @@ class MixedOrder(Sampler[int]):
         yield from np.where(plan == REAL, real, self.num_real + plan).tolist()
 
 
-def _check_pool(pool: Pool, data: TrainingSet) -> None:
-    """Raise an error when a pool is of another data set, dimension or space, or would leak."""
-    cases, dimension = data.cases, len(data.geometry.spatial_size)
+def check_pool(pool: Pool, cases: Cases, dimension: int) -> None:
+    """Raise `InputError` when a pool is of another data set, dimension or space than the cases."""
     described, ours = pool.content["dataset"], cases.description.as_record()
     if different := sorted(key for key in ours if described.get(key) != ours[key]):
         raise InputError(
@@ -183,7 +182,7 @@ def _check_pool(pool: Pool, data: TrainingSet) -> None:
     if pool.dimension != dimension:
         raise InputError(
             f"a pool of dimension {pool.dimension}",
-            f"a pool of dimension {dimension}, as spatial_size {list(data.geometry.spatial_size)}",
+            f"a pool of dimension {dimension}, as spatial_size",
             "train on slices with a pool of slices, on volumes with a pool of volumes",
         )
     space = pool.content["space"]
@@ -199,8 +198,8 @@ def _check_pool(pool: Pool, data: TrainingSet) -> None:
         check_space(space, pool.dimension, cases.space, {**cases.space, "spacing": spacing})
 
 
-def _check_cases(pool: Pool, cases: Cases) -> None:
-    """Raise an error when the generator saw a validation case of the fold, or cases that nobody knows."""
+def check_cases(pool: Pool, cases: Cases) -> None:
+    """Raise `InputError` when the generator saw a validation case of the fold, or cases that nobody knows."""
     check_leakage(pool.generator_cases, (), cases.fold.val, cases.fold.name)
     if unknown := sorted(set(pool.generator_cases) - {*cases.fold.train, *cases.fold.val}):
         raise InputError(
