@@ -1,4 +1,4 @@
-"""`synthaug adopt`: images and masks that another program made, checked against a data set, become a pool."""
+"""Images and masks that another program made, checked against a data set, become a pool."""
 
 from __future__ import annotations
 

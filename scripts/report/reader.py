@@ -40,19 +40,23 @@ def write_reader(
     slices: int = 1,
     seed: int = 0,
 ) -> Path:
-    """Write a page that shows real and synthetic images one after another, in an order that the seed shuffles.
+    """Write a page on which a radiologist tells real images from synthetic ones, in an order that a seed shuffles.
 
-    Half of them are of patients that the generator never saw (of its training patients where it saw all), and half are
-    samples that the audit keeps. Each shows foreground, in a field of the median size of the real cases, on the pool's
-    grid and in the generator's scaling; all are windowed and encoded alike, so that only the picture tells them apart.
+    No server: the page works offline, and ends with the accuracy, its interval, and a JSON file to save. Half of the
+    images are of patients that the generator never saw (of its training patients where it saw all), half are samples
+    that the audit keeps. Each shows foreground, in a field of the median size of the real cases, on the pool's grid and
+    in the generator's scaling; all are windowed and encoded alike, so that only the picture tells them apart.
 
     Args:
-        pool_dir: a finished pool, of slices or volumes.
-        dataset_dir: the data set that its generator was trained on.
-        output: the HTML file; the same arguments give the same bytes.
-        count: images in all; an odd number is one less.
-        slices: of a pool of volumes, how many slices, one on another, an image has; the lesion is in the middle one.
-        seed: of the choice and the order.
+        pool_dir: A finished pool, of slices or volumes.
+        dataset_dir: The data set that its generator was trained on.
+        output: The HTML file; the same arguments give the same bytes.
+        count: Images in all; an odd number is one less.
+        slices: Of volumes, the slices that an image has, to be scrolled through; the lesion is in the middle one.
+        seed: The seed of choice and order.
+
+    Example:
+        synthaug reader pool_fold0 /data/nnUNet_preprocessed/Dataset501_LGG reader.html --count 60
 
     Raises:
         InputError: pool, data set or settings cannot be used, or there are too few images.

@@ -25,22 +25,25 @@ def write_datalist(
     share: float = 0.5,
     seed: int = 0,
 ) -> str:
-    """Write a data list in the format of the Medical Segmentation Decathlon, with paths that are absolute.
+    """Write real cases and samples as a data list of MONAI, for Auto3DSeg and the model zoo's bundles.
 
-    `training` holds every real training case of the fold and as many kept samples as make `share` of all items: drawn
+    The format is that of the Medical Segmentation Decathlon, with absolute paths. `training` holds every real training case of the fold and as many kept samples as make `share` of all items: drawn
     by the seed, none twice while the pool lasts. `validation` holds the fold's validation cases, all real. No training
     item has a fold: the pool serves one alone, and Auto3DSeg takes `validation` as its only fold.
 
     Args:
-        pool_dir: a finished pool of raw volumes.
-        dataset_dir: the raw data set that it is for.
-        output: the JSON file.
-        fold: 0 to 4, or "all" (no validation).
-        share: of the samples among the training items, from 0 and below 1.
-        seed: of the draw.
+        pool_dir: A finished pool of raw volumes.
+        dataset_dir: The raw data set that it is for.
+        output: The JSON file.
+        fold: A number, or all (no validation); a pool whose generator saw the fold's validation is refused.
+        share: Synthetic part of the training items, from 0 and below 1.
+        seed: The seed of the draw.
 
     Returns:
         What was written, in words.
+
+    Example:
+        synthaug datalist pool_fold0 /data/nnUNet_raw/Dataset501_LGG list.json --fold 0 --share 0.5
 
     Raises:
         InputError: pool, data set and fold do not fit together, or the generator saw a validation case.
