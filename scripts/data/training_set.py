@@ -126,6 +126,13 @@ def load_training_set(
     return TrainingSet(training, validation, cases, seen, scaling, geometry)
 
 
+def own_size(cases: Cases, volumes: bool) -> list[int]:
+    """The largest height and width of the fold's training cases, and for volumes their median depth."""
+    shapes = np.array([case.label.shape for case in cases.training()])
+    plane = shapes[:, 1:].max(axis=0).tolist()
+    return [*plane, sorted(shapes[:, 0].tolist())[len(shapes) // 2]] if volumes else plane
+
+
 def _on_grid(
     case: Case, cases: Cases, scaling: Scaling, geometry: SliceGeometry | VolumeGeometry
 ) -> tuple[list[dict], list[dict]]:

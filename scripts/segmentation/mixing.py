@@ -14,7 +14,7 @@ from nnunet_plugin.pool_format import Pool, read_pool, read_sample
 from nnunet_plugin.preprocessed import check_leakage, check_space
 
 from ..data.cases import Case, Cases, array_axes
-from ..data.scaling import Scaling
+from ..data.scaling import sample_scaling
 from ..data.training_set import TrainingSet, _on_grid
 from ..runtime.errors import InputError
 from .augmentation import augmentation_factor
@@ -75,8 +75,8 @@ def load_pool(
             raise InputError(f"num_synthetic {num_synthetic} without a pool", "a pool", "set pool_dir")
         return PoolItems([], None)
     pool = read_pool(pool_dir)
-    _check_pool(pool, data)
-    _check_cases(pool, cases)
+    check_pool(pool, data.cases, len(data.geometry.spatial_size))
+    check_cases(pool, cases)
     wanted = len(pool.kept) if num_synthetic is None else num_synthetic
     if not 0 <= wanted <= len(pool.kept):
         raise InputError(
@@ -104,9 +104,8 @@ def mixed_items(data: TrainingSet, pool: PoolItems, augmentation: str = "none") 
     return real + [{**item, "item": i, "copy": 0, "synthetic": True} for i, item in enumerate(pool.items)]
 
 
-def _check_pool(pool: Pool, data: TrainingSet) -> None:
-    """Raise an error when a pool is of another data set, dimension or space, or would leak."""
-    cases, dimension = data.cases, len(data.geometry.spatial_size)
+def check_pool(pool: Pool, cases: Cases, dimension: int) -> None:
+    """Raise `InputError` when a pool is of another data set, dimension or space than the cases."""
     described, ours = pool.content["dataset"], cases.description.as_record()
     if different := sorted(key for key in ours if described.get(key) != ours[key]):
         raise InputError(
@@ -117,7 +116,7 @@ def _check_pool(pool: Pool, data: TrainingSet) -> None:
     if pool.dimension != dimension:
         raise InputError(
             f"a pool of dimension {pool.dimension}",
-            f"a pool of dimension {dimension}, as spatial_size {list(data.geometry.spatial_size)}",
+            f"a pool of dimension {dimension}, as spatial_size",
             "train on slices with a pool of slices, on volumes with a pool of volumes",
         )
     space = pool.content["space"]
@@ -133,8 +132,8 @@ def _check_pool(pool: Pool, data: TrainingSet) -> None:
         check_space(space, pool.dimension, cases.space, {**cases.space, "spacing": spacing})
 
 
-def _check_cases(pool: Pool, cases: Cases) -> None:
-    """Raise an error when the generator saw a validation case of the fold, or cases that nobody knows."""
+def check_cases(pool: Pool, cases: Cases) -> None:
+    """Raise `InputError` when the generator saw a validation case of the fold, or cases that nobody knows."""
     check_leakage(pool.generator_cases, (), cases.fold.val, cases.fold.name)
     if unknown := sorted(set(pool.generator_cases) - {*cases.fold.train, *cases.fold.val}):
         raise InputError(
@@ -150,7 +149,7 @@ def _read_on_grid(pool: Pool, sample: str, data: TrainingSet) -> torch.Tensor:
     image, label = read_sample(pool, sample, cases.description.known_integers)
     if pool.is_raw:
         # Samples came to the scanner's units by this one map; a case of its own would be scaled by its extremes.
-        scaling = replace(Scaling.from_record(pool.content["provenance"]["scaling"]), per_case=False)
+        scaling = sample_scaling(pool.content["provenance"], pool.dimension)
         if pool.dimension == 3:  # raw volumes have the axes of the raw files
             order = [2 - axis for axis in array_axes(cases.space["slice_axis"])]
             image, label = (array.transpose(0, *(1 + axis for axis in order)) for array in (image, label))
