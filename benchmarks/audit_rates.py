@@ -38,10 +38,10 @@ from scripts.audit.audit import run_audit  # noqa: E402
 from scripts.audit.result import AuditResult  # noqa: E402
 from scripts.audit.thresholds import patient_interval, wilson_interval  # noqa: E402
 from scripts.data.cases import Case, open_cases  # noqa: E402
-from scripts.data.files import write_json  # noqa: E402
-from scripts.data.pool import write_pool  # noqa: E402
 from scripts.data.provenance import build_provenance, code_revision, package_versions  # noqa: E402
 from scripts.data.training_set import TrainingSet, load_training_set  # noqa: E402
+from scripts.pool.writing import write_pool  # noqa: E402
+from scripts.runtime.files import write_json  # noqa: E402
 from scripts.sampling.sampler import Sampler  # noqa: E402
 
 MEMORISATION = {"memorisation_pixels", "memorisation_features"}

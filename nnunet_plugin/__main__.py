@@ -40,12 +40,11 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 def run_commands(
     commands: dict[str, Callable[..., Any]],
     name: str,
-    errors: tuple[type[Exception], ...] = (),
     argv: Sequence[str] | None = None,
 ) -> int:
     """Run one of the commands as the command line says, and print what it returns.
 
-    Returns the exit status: 1 after bad input (`InputError` or one of `errors`), 2 after wrong usage (raised by
+    Returns the exit status: 1 after bad input (`InputError`), 2 after wrong usage (raised by
     Fire).
     """
     bound = fire.Fire(
@@ -56,10 +55,9 @@ def run_commands(
     )
     if not isinstance(bound, _Bound):
         return 0
-    refusals: tuple[type[Exception], ...] = (InputError, *errors)
     try:
         result = bound._run()
-    except refusals as error:
+    except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if isinstance(result, dict):

@@ -1,4 +1,4 @@
-"""The one error that users of the plugin are meant to read (the plugin imports nothing from `scripts`)."""
+"""The one error that users are meant to read (the plugin imports nothing from `scripts`, which takes it from here)."""
 
 
 class InputError(ValueError):

@@ -1,5 +1,5 @@
 """Generative models that make images together with their masks: data, networks, losses, training, sampling, report."""
 
-from scripts.packed import guard
+from .runtime.packed import guard
 
 guard()

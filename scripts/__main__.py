@@ -10,7 +10,8 @@ from typing import Any
 
 from nnunet_plugin.__main__ import COMMANDS as PLUGIN_COMMANDS
 from nnunet_plugin.__main__ import run_commands
-from scripts.errors import InputError
+
+from .runtime.errors import InputError
 
 
 def phantom(
@@ -33,7 +34,7 @@ def phantom(
         channels: 1, or 4 with flair: T1, T1c, T2, FLAIR and the regions of BraTS.
         shape: Voxels along x, y, z; by default a size for a CPU.
     """
-    from scripts.data.phantom import write_phantom
+    from .phantom.dataset import write_phantom
 
     grid = None if shape is None else tuple(shape)
     return write_phantom(output_dir, modality, cases, test_cases, seed, channels, grid)
@@ -75,8 +76,8 @@ def run(
         full_plans: Train nnU-Net's own network instead of a small one for CPUs.
         seed: The seed of the generator, the pool and the draws.
     """
-    from scripts.chain.pipeline import run_chain
-    from scripts.chain.settings import ChainSettings
+    from .chain.pipeline import run_chain
+    from .chain.settings import ChainSettings
 
     lists: dict[str, Any] = {
         "overlays": ([] if overlays is None else overlays),
@@ -102,10 +103,10 @@ def demo(output_dir: str = "synthaug_demo", seed: int = 0) -> Path:
         output_dir: The working folder; the same command again goes on where it stopped.
         seed: The seed of everything.
     """
-    from scripts.chain.pipeline import run_chain
-    from scripts.chain.settings import ChainSettings
-    from scripts.data.cases import PHANTOM_NAME
-    from scripts.data.phantom import write_phantom
+    from .chain.pipeline import run_chain
+    from .chain.settings import ChainSettings
+    from .data.cases import PHANTOM_NAME
+    from .phantom.dataset import write_phantom
 
     dataset_dir = Path(output_dir) / PHANTOM_NAME
     if not dataset_dir.exists():
@@ -150,7 +151,7 @@ def convert(
         ct: hecktor: CT as the second channel.
         crop: hecktor: the side of the cube around the tumour in mm; 256 by default.
     """
-    from scripts.data.converters import convert as convert_dataset
+    from .converters import convert as convert_dataset
 
     options: dict[str, Any] = {"modalities": modalities, "target": target, "ct": ct, "crop": crop}
     given = {name: value for name, value in options.items() if value is not None}
@@ -183,8 +184,8 @@ def evaluate_pool(
         seed: The seed of pairs, draws and the own extractor's training.
         feature_steps: Training steps of the project's own extractor.
     """
-    from scripts.metrics.evaluate_pool import EvaluationSettings
-    from scripts.report.pool_metrics import write_pool_metrics
+    from .metrics.evaluate_pool import EvaluationSettings
+    from .report.pool_metrics import write_pool_metrics
 
     return write_pool_metrics(
         pool, dataset_dir, output, weights_inception=weights_inception, weights_alexnet=weights_alexnet,
@@ -209,7 +210,7 @@ def audit(
         dry_run: Say what would be dropped, and write nothing.
         seed: The seed of the segmenters, the feature extractor and the intervals.
     """
-    from scripts.audit.audit import audit_pool
+    from .audit.audit import audit_pool
 
     return audit_pool(pool, dataset_dir, thresholds, dry_run, seed)
 
@@ -238,8 +239,8 @@ def copy_paste(
         configuration: Its configuration: 2d, or 3d_fullres for volumes.
         spatial_size: A grid to bring cases to, such as '[64,64]'; slices stay as they are without.
     """
-    from scripts.report.pool import pool_sheet
-    from scripts.sampling.copy_paste import write_copy_paste
+    from .report.pool import pool_sheet
+    from .sampling.copy_paste import write_copy_paste
 
     pool = write_copy_paste(dataset_dir, output_dir, num_samples, fold, seed, plans, configuration, spatial_size)
     pool_sheet(pool)
@@ -273,7 +274,7 @@ def experiment(
         executor: processes (of this machine), or by submitit slurm or local.
         cluster: Parameters of submitit, such as '{"slurm_partition": "gpu", "timeout_min": 600}'.
     """
-    from scripts.experiment.experiment import run_experiment
+    from .experiment.experiment import run_experiment
 
     chosen = [] if devices is None else list(devices) if isinstance(devices, (list, tuple)) else [devices]
     return run_experiment(
@@ -288,7 +289,7 @@ def report(run_dir: str) -> Path:
     Args:
         run_dir: The --output_dir of the experiment.
     """
-    from scripts.report.experiment import write_experiment_report
+    from .report.experiment import write_experiment_report
 
     return write_experiment_report(run_dir)
 
@@ -299,7 +300,7 @@ def bundle_path(name: str) -> Path:
     Args:
         name: Such as dhvae.
     """
-    from scripts.chain.bundle_files import bundle_dir
+    from .packaging.bundle_files import bundle_dir
 
     return bundle_dir(name)
 
@@ -312,8 +313,8 @@ def verify(*bundles: str) -> str:
     Args:
         bundles: Names such as dhvae; all bundles by default.
     """
-    from scripts.chain.bundle_files import bundle_dir, bundle_names
-    from scripts.packaging.verify import verify_bundles
+    from .packaging.bundle_files import bundle_dir, bundle_names
+    from .packaging.verify import verify_bundles
 
     folders = [bundle_dir(name) for name in bundles or bundle_names()]
     failures = verify_bundles(folders, lambda line: print(line, flush=True))
@@ -334,8 +335,8 @@ def pack(bundle: str, output_dir: str, checkpoint: str | None = None, url: str |
             bundle's own models folder.
         url: Where you put weights of more than 25 MB, for large_files.yml; they are written beside the zip.
     """
-    from scripts.chain.bundle_files import bundle_dir
-    from scripts.packaging.pack import pack_bundle
+    from .packaging.bundle_files import bundle_dir
+    from .packaging.pack import pack_bundle
 
     return pack_bundle(bundle_dir(bundle), output_dir, checkpoint, url)
 
@@ -348,7 +349,7 @@ def obedience(pool_dir: str) -> str:
     Args:
         pool_dir: A finished pool of volumes, sampled from a conditional generator such as sbldm.
     """
-    from scripts.report.obedience import report_obedience
+    from .report.obedience import report_obedience
 
     return report_obedience(pool_dir)
 
@@ -373,7 +374,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 
 def main() -> int:
     """Run a command; returns the exit status: 1 after bad input, 2 after wrong usage (raised by Fire)."""
-    return run_commands(COMMANDS, "synthaug", errors=(InputError,))
+    return run_commands(COMMANDS, "synthaug")
 
 
 if __name__ == "__main__":

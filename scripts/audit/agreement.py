@@ -12,8 +12,8 @@ from monai.networks.nets import UNet
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scripts.audit.items import AuditData, Items, Track
-from scripts.audit.thresholds import Check
+from .items import AuditData, Items, Track
+from .thresholds import Check
 
 BATCH_VOXELS, LARGEST_BATCH = 16 * 64 * 64, 16
 BINS, ITEMS_PER_BIN = 3, 50  # how finely the threshold follows the size, and how many real items that takes

@@ -11,20 +11,20 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from scripts.audit.agreement import SegmenterSettings, find_agreement
-from scripts.audit.duplicates import find_duplicates
-from scripts.audit.items import load_audit_data
-from scripts.audit.memorisation import find_copies
-from scripts.audit.plausibility import plausibility_checks
-from scripts.audit.result import AuditResult, percent
-from scripts.audit.thresholds import check_levels
-from scripts.data.files import write_json
-from scripts.data.pool import read_pool
-from scripts.errors import InputError
-from scripts.networks.features import train_segmentation_features
-from scripts.report.audit import TITLES, audit_figure
-from scripts.report.figures import save_png
-from scripts.settings import local_device
+from ..networks.features import train_segmentation_features
+from ..pool.writing import read_pool
+from ..report.figures import save_png
+from ..runtime.errors import InputError
+from ..runtime.files import write_json
+from ..runtime.settings import local_device
+from .agreement import SegmenterSettings, find_agreement
+from .duplicates import find_duplicates
+from .items import load_audit_data
+from .memorisation import find_copies
+from .pictures import TITLES, audit_figure
+from .plausibility import plausibility_checks
+from .result import AuditResult, percent
+from .thresholds import check_levels
 
 logger = logging.getLogger(__name__)
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scripts.audit.items import AuditData, Track
-from scripts.audit.memorisation import Nearest, all_distances, thumbnails
-from scripts.audit.thresholds import Check
+from .items import AuditData, Track
+from .memorisation import Nearest, all_distances, thumbnails
+from .thresholds import Check
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scripts.data.cases import Case, open_cases_of_generator
-from scripts.data.pool import load_sample, read_pool
-from scripts.data.training_set import TrainingSet, item_name, load_training_set
-from scripts.errors import InputError
+from ..data.cases import Case, open_cases_of_generator
+from ..data.training_set import TrainingSet, item_name, load_training_set
+from ..pool.writing import load_sample, read_pool
+from ..runtime.errors import InputError
 
 Track = Callable[[list, str], Iterable]  # passes a list through and shows a bar of that name
 

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from scripts.audit.items import AuditData, Items, Track
-from scripts.audit.thresholds import Check
-from scripts.errors import InputError
-from scripts.networks.features import SegmentationFeatures
+from ..networks.features import SegmentationFeatures
+from ..runtime.errors import InputError
+from .items import AuditData, Items, Track
+from .thresholds import Check
 
 THUMBNAIL = 16  # pixels of the longest side
 SHIFT = 1 / 32  # largest shift, as a share of the longest side

@@ -9,10 +9,10 @@ import numpy as np
 from scipy import ndimage
 from torch import Tensor
 
-from scripts.audit.items import AuditData, Items, Track
-from scripts.audit.thresholds import Check
-from scripts.data.mask_features import mask_features
-from scripts.data.scaling import MASK_MARGIN
+from ..data.mask_features import mask_features
+from ..data.scaling import MASK_MARGIN
+from .items import AuditData, Items, Track
+from .thresholds import Check
 
 # How wide a feature spreads on either side of its median: to these quantiles, so that skewed ones are judged fairly.
 SIDES = (0.05, 0.95)

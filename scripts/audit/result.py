@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from scripts.audit.agreement import Agreement
-from scripts.audit.duplicates import Duplicates
-from scripts.audit.items import AuditData
-from scripts.audit.memorisation import Memorisation
-from scripts.audit.thresholds import Check, patient_interval, wilson_interval
-from scripts.data.provenance import code_revision, package_versions
+from ..data.provenance import code_revision, package_versions
+from .agreement import Agreement
+from .duplicates import Duplicates
+from .items import AuditData
+from .memorisation import Memorisation
+from .thresholds import Check, patient_interval, wilson_interval
 
 FORMAT, FORMAT_VERSION = "synthaug-audit", 1
 OWN = "audit: "  # how the reasons of an audit begin; other decisions are left as they are

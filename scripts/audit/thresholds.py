@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from scripts.errors import InputError
-from scripts.metrics.comparison import FEWEST_PATIENTS
+from ..metrics.comparison import FEWEST_PATIENTS
+from ..runtime.errors import InputError
 
 # Which share of real items each check may drop.
 LEVELS = {

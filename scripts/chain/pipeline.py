@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.chain.bundle_files import bundle_command, bundle_dir, known_settings
-from scripts.chain.nnunet import (
+from ..data.cases import open_cases
+from ..data.description import DatasetDescription, read_description
+from ..experiment.nnunet_commands import (
     CPU_PLANS,
     cpu_plans_command,
     nnunet_environment,
@@ -27,13 +28,12 @@ from scripts.chain.nnunet import (
     train_command,
     training_settings,
 )
-from scripts.chain.record import FinishedRun, chain_record, choose_device, device_words, num_processes
-from scripts.chain.settings import ChainSettings
-from scripts.chain.stages import Environment, count_fraction, follow, pattern_fraction
-from scripts.data.cases import open_cases
-from scripts.data.description import DatasetDescription, read_description
-from scripts.data.files import file_sha256, write_json, write_text
-from scripts.errors import InputError, refuse_changes
+from ..experiment.record import FinishedRun, chain_record, choose_device, device_words, num_processes
+from ..experiment.stages import Environment, count_fraction, follow, pattern_fraction
+from ..packaging.bundle_files import bundle_command, bundle_dir, known_settings
+from ..runtime.errors import InputError, refuse_changes
+from ..runtime.files import file_sha256, write_json, write_text
+from .settings import ChainSettings
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ class _Chain:
             progress=r"(\d+)/(\d+) \[",
             processes=num_processes(self.device),
         )
-        from scripts.report.pool import pool_sheet
+        from ..report.pool import pool_sheet
 
         cases = open_cases(self.preprocessed_set, s.fold, configuration=s.configuration)
         self.sheet = pool_sheet(self.pool, cases, path=self.out / "samples.png")
@@ -230,7 +230,7 @@ class _Chain:
         )
 
     def _report(self) -> Path:
-        from scripts.report.page import write_report
+        from ..report.page import write_report
 
         s = self.settings
         runs = [FinishedRun(arm.name, arm.share, arm.seed, self._results(arm)) for arm in self.arms]

@@ -6,9 +6,9 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from scripts.chain.bundle_files import bundle_dir
-from scripts.data.folds import NUM_FOLDS
-from scripts.errors import InputError
+from ..data.folds import NUM_FOLDS
+from ..packaging.bundle_files import bundle_dir
+from ..runtime.errors import InputError
 
 CONFIGURATIONS = ["2d", "3d_fullres"]
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from scripts.data.description import DatasetDescription, read_description
-from scripts.data.files import json_sha256
-from scripts.data.folds import Fold, read_fold
-from scripts.errors import InputError
+from ..runtime.errors import InputError
+from ..runtime.files import json_sha256
+from .description import DatasetDescription, read_description
+from .folds import Fold, read_fold
 
 PHANTOM_NAME = "Dataset801_PhantomFLAIR"
 
@@ -339,7 +339,7 @@ def open_cases(
     if dataset_dir is None or str(dataset_dir) == "":
         from filelock import FileLock
 
-        from scripts.data.phantom import write_phantom
+        from ..phantom.dataset import write_phantom
 
         dataset_dir = Path(phantom_dir) / PHANTOM_NAME
         dataset_dir.parent.mkdir(parents=True, exist_ok=True)

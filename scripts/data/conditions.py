@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from scipy.special import softmax
 
-from scripts.data.mask_features import mask_features
-from scripts.data.training_set import TrainingSet
-from scripts.errors import InputError
+from ..runtime.errors import InputError
+from .mask_features import mask_features
+from .training_set import TrainingSet
 
 # Columns of each feature; three of them are depth, height, width. Millimetres, squared or cubed.
 FEATURES = {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scripts.errors import InputError
+from ..runtime.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.data.files import write_json
-from scripts.errors import InputError
+from ..runtime.errors import InputError
+from ..runtime.files import write_json
 
 NUM_FOLDS = 5
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from scripts.errors import InputError
+from ..runtime.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ import platform
 import subprocess
 from pathlib import Path
 
-from scripts.data.files import file_sha256, write_json
-from scripts.data.training_set import TrainingSet
-from scripts.errors import InputError
-from scripts.packed import FILE as PACKED
+from ..runtime.errors import InputError
+from ..runtime.files import file_sha256, write_json
+from ..runtime.packed import FILE as PACKED
+from .training_set import TrainingSet
 
 FORMAT_VERSION = 1
 PACKAGES = ("torch", "monai", "numpy", "nnunetv2", "synthaug")

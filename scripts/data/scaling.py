@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scripts.data.cases import Case
+from .cases import Case
 
 # Share of [0, 1] kept free below the tissue of masked spaces, so that outside (0) and tissue can be told apart.
 MASK_MARGIN = 0.1

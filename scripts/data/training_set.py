@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from scripts.data.cases import Case, Cases
-from scripts.data.geometry import SliceGeometry, VolumeGeometry, fit_geometry
-from scripts.data.scaling import Scaling
-from scripts.errors import InputError
+from ..runtime.errors import InputError
+from .cases import Case, Cases
+from .geometry import SliceGeometry, VolumeGeometry, fit_geometry
+from .scaling import Scaling
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from scripts.experiment.protocol import COPY_PASTE, SEGMENTATION, is_reference
+from .protocol import COPY_PASTE, SEGMENTATION, is_reference
 
 KINDS = ("source", "data", "generator", "pool", "audit", "metrics", "train", "evaluate")
 # More than is asked for, so that enough are left after an audit.

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from scripts.chain.nnunet import nnunet_environment, preprocess_command
-from scripts.data.cases import PHANTOM_NAME, open_cases
-from scripts.data.files import write_json
-from scripts.data.folds import five_folds
-from scripts.data.mixing import first_cases
-from scripts.data.phantom import write_phantom
-from scripts.errors import InputError
+from ..data.cases import PHANTOM_NAME, open_cases
+from ..data.folds import five_folds
+from ..phantom.dataset import write_phantom
+from ..runtime.errors import InputError
+from ..runtime.files import write_json
+from ..segmentation.mixing import first_cases
+from .nnunet_commands import nnunet_environment, preprocess_command
 
 SPLITS = "splits_final.json"
 # Which patients make up "10 of them" is one choice for all seeds: each needs a generator of its own.

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.errors import InputError
-from scripts.experiment.protocol import NNUNET, read_protocol
-from scripts.experiment.run_folder import RunFolder
-from scripts.experiment.schedule import Cluster, Executor, Processes, Schedule
+from ..runtime.errors import InputError
+from .protocol import NNUNET, read_protocol
+from .run_folder import RunFolder
+from .schedule import Cluster, Executor, Processes, Schedule
 
 EXECUTORS = ("processes", "slurm", "local")
 
@@ -45,7 +45,7 @@ def run_experiment(
     Raises:
         InputError: the protocol or data cannot be used, or cells failed (their logs are named).
     """
-    from scripts.report.experiment import write_experiment_report
+    from ..report.experiment import write_experiment_report
 
     settings = read_protocol(protocol, preset)
     settings |= _data_settings(settings, dataset_dir, raw_dir)
@@ -75,7 +75,7 @@ def run_experiment(
 
 def _data_settings(settings: dict[str, Any], dataset_dir: Any, raw_dir: Any) -> dict[str, Any]:
     """Where the data are, checked, and in which space they will be."""
-    from scripts.data.description import read_description
+    from ..data.description import read_description
 
     paths = {}
     for name, value in (("dataset_dir", dataset_dir), ("raw_dir", raw_dir)):

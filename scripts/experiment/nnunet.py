@@ -7,7 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from scripts.chain.nnunet import (
+from ..data.description import DatasetDescription, read_description
+from ..metrics.segmentation import compare_label_maps, summarise_cases
+from ..runtime.errors import InputError
+from ..runtime.files import write_json
+from .dataset import link_dataset
+from .nnunet_commands import (
     CPU_PLANS,
     cpu_plans_command,
     nnunet_environment,
@@ -16,13 +21,8 @@ from scripts.chain.nnunet import (
     train_command,
     training_settings,
 )
-from scripts.chain.record import choose_device
-from scripts.data.description import DatasetDescription, read_description
-from scripts.data.files import write_json
-from scripts.errors import InputError
-from scripts.experiment.dataset import link_dataset
-from scripts.experiment.protocol import NNUNET_SETTINGS
-from scripts.metrics.segmentation import compare_label_maps, summarise_cases
+from .protocol import NNUNET_SETTINGS
+from .record import choose_device
 
 NAME = "experiment"
 TOLERANCE = 2.0
@@ -141,6 +141,6 @@ def _first_samples(pool: Path, number: int, target: Path) -> Path:
 
 def _unused_pool(s: dict[str, Any], dataset_dir: Path, folder: Path) -> Path:
     """A pool of one sample, of which a share of 0 draws nothing: a training's length stands beside its pool."""
-    from scripts.sampling.copy_paste import write_copy_paste
+    from ..sampling.copy_paste import write_copy_paste
 
     return write_copy_paste(dataset_dir, folder / "unused", 1, s["fold"], 0, s["plans"], s["configuration"])

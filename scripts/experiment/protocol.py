@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from scripts.chain.bundle_files import bundle_dir, known_settings
-from scripts.errors import InputError
+from ..packaging.bundle_files import bundle_dir, known_settings
+from ..runtime.errors import InputError
 
 PROTOCOLS = Path(__file__).parent / "protocols"
 COPY_PASTE = "copy_paste"

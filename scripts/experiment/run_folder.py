@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from scripts.data.files import json_sha256, write_json
-from scripts.errors import InputError, refuse_changes
-from scripts.experiment.cells import Cell, plan_cells
+from ..runtime.errors import InputError, refuse_changes
+from ..runtime.files import json_sha256, write_json
+from .cells import Cell, plan_cells
 
 FORMAT, FORMAT_VERSION = "synthaug-experiment", 1
 

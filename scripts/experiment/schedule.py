@@ -12,9 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from scripts.experiment.cells import Cell
-from scripts.experiment.run_folder import RunFolder
-from scripts.experiment.work import BUSY, DONE, FAILED, run_cell
+from .cells import Cell
+from .run_folder import RunFolder
+from .work import BUSY, DONE, FAILED, run_cell
 
 ROOT = Path(__file__).resolve().parents[2]
 POLL_SECONDS = 0.3

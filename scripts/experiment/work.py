@@ -14,16 +14,16 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from scripts.chain.bundle_files import bundle_command, bundle_dir, known_settings
-from scripts.chain.record import choose_device, device_words, num_parameters
-from scripts.chain.stages import follow
-from scripts.data.files import write_json
-from scripts.data.pool import read_pool
-from scripts.data.provenance import code_revision, package_versions, read_provenance
-from scripts.errors import InputError
-from scripts.experiment.cells import Cell
-from scripts.experiment.protocol import ADDED, COPY_PASTE, NNUNET, SEGMENTATION
-from scripts.experiment.run_folder import RunFolder, settings_sha256
+from ..data.provenance import code_revision, package_versions, read_provenance
+from ..packaging.bundle_files import bundle_command, bundle_dir, known_settings
+from ..pool.writing import read_pool
+from ..runtime.errors import InputError
+from ..runtime.files import write_json
+from .cells import Cell
+from .protocol import ADDED, COPY_PASTE, NNUNET, SEGMENTATION
+from .record import choose_device, device_words, num_parameters
+from .run_folder import RunFolder, settings_sha256
+from .stages import follow
 
 DONE, FAILED, BUSY = 0, 1, 75
 
@@ -104,13 +104,13 @@ def _pool(cell: Cell, run: RunFolder) -> Path:
 
 
 def _source(cell: Cell, run: RunFolder, folder: Path) -> dict[str, Any]:
-    from scripts.experiment.dataset import make_source  # imports MONAI, as do others; most cells need not wait for it
+    from .dataset import make_source  # imports MONAI, as do others; most cells need not wait for it
 
     return {name: run.within(path) for name, path in make_source(cell.settings, folder, call).items()}
 
 
 def _data(cell: Cell, run: RunFolder, folder: Path) -> dict[str, Any]:
-    from scripts.experiment.dataset import make_view
+    from .dataset import make_view
 
     s = cell.settings
     source = run.resolve(run.needed(cell, "source")["dataset_dir"])
@@ -129,8 +129,8 @@ def _generator(cell: Cell, run: RunFolder, folder: Path) -> dict[str, Any]:
 
 
 def _make_pool(cell: Cell, run: RunFolder, folder: Path) -> dict[str, Any]:
-    from scripts.report.pool import pool_sheet
-    from scripts.sampling.copy_paste import write_copy_paste
+    from ..report.pool import pool_sheet
+    from ..sampling.copy_paste import write_copy_paste
 
     s, start = cell.settings, time.monotonic()
     if s["bundle"] == COPY_PASTE:
@@ -159,8 +159,8 @@ def _make_pool(cell: Cell, run: RunFolder, folder: Path) -> dict[str, Any]:
 
 
 def _audit(cell: Cell, run: RunFolder, folder: Path) -> dict[str, Any]:
-    from scripts.audit.agreement import SegmenterSettings
-    from scripts.audit.audit import EXTRACTOR_STEPS, audit_pool
+    from ..audit.agreement import SegmenterSettings
+    from ..audit.audit import EXTRACTOR_STEPS, audit_pool
 
     options = cell.settings["options"]
     names = (("folds", "segmenter_folds"), ("steps", "segmenter_steps"))
@@ -178,8 +178,8 @@ def _num_kept(pool: Path) -> int:
 
 
 def _metrics(cell: Cell, run: RunFolder, folder: Path) -> dict[str, Any]:
-    from scripts.metrics.evaluate_pool import EvaluationSettings
-    from scripts.report.pool_metrics import write_pool_metrics
+    from ..metrics.evaluate_pool import EvaluationSettings
+    from ..report.pool_metrics import write_pool_metrics
 
     options = dict(cell.settings["options"])
     chosen = {key: options.pop(key) for key in ("feature_steps", "resamples") if key in options}
@@ -196,7 +196,7 @@ def _train(cell: Cell, run: RunFolder, folder: Path) -> dict[str, Any]:
     # An audit may leave fewer than were asked for; the report says how many there were.
     number = min(s["num_synthetic"], _num_kept(pool)) if pool else 0
     if s["bundle"] == NNUNET:
-        from scripts.experiment import nnunet
+        from . import nnunet
 
         return nnunet.train(s, _dataset(cell, run), pool, number, folder, call)
     mixing = {key: None if value == ADDED else value for key, value in s["mixing"].items() if key != "pool"}
@@ -220,7 +220,7 @@ def _evaluate(cell: Cell, run: RunFolder, folder: Path) -> dict[str, Any]:
     raw = run.needed(cell, "source").get("raw_dir")
     raw_dir = None if raw is None else run.resolve(raw)
     if s["bundle"] == NNUNET:
-        from scripts.experiment import nnunet
+        from . import nnunet
 
         return nnunet.evaluate(s, _dataset(cell, run), raw_dir, trained, folder, call)
     overrides = {"bundle_root": str(trained), **_place(cell, run), **s["settings"], "split": s["split"],

@@ -7,7 +7,7 @@ from monai.networks.nets import PatchDiscriminator
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from scripts.errors import InputError
+from ..runtime.errors import InputError
 
 # Without this flag MONAI puts a LeakyReLU in front of the squares, and scores below 0 hardly count.
 _least_squares = PatchAdversarialLoss(criterion="least_squares", no_activation_leastsq=True)

@@ -5,8 +5,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from scripts.errors import InputError
-from scripts.networks.features import FeatureExtractor
+from ..networks.features import FeatureExtractor
+from ..runtime.errors import InputError
 
 
 class FeatureReconstruction(NamedTuple):

@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ..data.noise import draw_rows
 from ..dynamics.leapfrog import PhaseState
 from ..dynamics.tempering import tempered_leapfrog
-from ..errors import InputError
 from ..networks.hvae import HVAE
+from ..runtime.errors import InputError
+from ..runtime.noise import draw_rows
 
 
 class HVAETerms(NamedTuple):

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from scripts.errors import InputError
+from ..runtime.errors import InputError
 
 Runs = Mapping[int, Mapping[str, float | None]]  # training seed -> patient -> value; None or NaN: not defined
 LabelRuns = Mapping[int, Mapping[str, Mapping[str, float | None]]]  # seed -> patient -> label -> value

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from scripts.data.provenance import code_revision, package_versions
-from scripts.errors import InputError
-from scripts.metrics.distributions import frechet_distance, kernel_distance, kernel_distance_subsets
-from scripts.metrics.extractors import in_batches, pooled_features, pretrained_extractors
-from scripts.metrics.fidelity import (
+from ..data.provenance import code_revision, package_versions
+from ..networks.features import AlexNetFeatures, FeatureExtractor, train_segmentation_features
+from ..runtime.errors import InputError
+from .distributions import frechet_distance, kernel_distance, kernel_distance_subsets
+from .extractors import in_batches, pooled_features, pretrained_extractors
+from .fidelity import (
     HIGHEST_PSNR,
     LearnedPerceptualDistance,
     PairMeasure,
@@ -30,11 +31,10 @@ from scripts.metrics.fidelity import (
     random_items,
     ssim,
 )
-from scripts.metrics.item_sets import ItemSet, OpenedPool, open_pool, read_cases, read_samples
-from scripts.metrics.masks import SMOOTHING, empty_share, feature_distance, feature_unit, mask_divergences
-from scripts.metrics.prdc import prdc
-from scripts.metrics.resampling import Bootstrap, weighted_mean
-from scripts.networks.features import AlexNetFeatures, FeatureExtractor, train_segmentation_features
+from .item_sets import ItemSet, OpenedPool, open_pool, read_cases, read_samples
+from .masks import SMOOTHING, empty_share, feature_distance, feature_unit, mask_divergences
+from .prdc import prdc
+from .resampling import Bootstrap, weighted_mean
 
 logger = logging.getLogger(__name__)
 

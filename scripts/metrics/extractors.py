@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scripts.errors import InputError
-from scripts.networks.features import (
+from ..networks.features import (
     ALEXNET_FILE,
     VGG16_FILE,
     AlexNetFeatures,
@@ -24,6 +23,7 @@ from scripts.networks.features import (
     sha256_prefix,
     weights_file,
 )
+from ..runtime.errors import InputError
 
 # The network of FID (Heusel et al. 2017) as ported by pytorch-fid and torch-fidelity, and torchvision's own.
 INCEPTION_FID_FILES = ("pt_inception-2015-12-05-6726825d.pth", "weights-inception-2015-12-05-6726825d.pth")

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scripts.metrics.distributions import Weights
-from scripts.networks.features import AlexNetFeatures, FeatureExtractor
+from ..networks.features import AlexNetFeatures, FeatureExtractor
+from .distributions import Weights
 
 # Identical images have an infinite PSNR; a mean over pairs needs a number. At 100 dB the root mean squared
 # difference is 1e-5 of the data range, below the rounding of any image file.

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scripts.data.cases import Case, Cases, open_cases_of_generator
-from scripts.data.description import DatasetDescription
-from scripts.data.geometry import SliceGeometry
-from scripts.data.pool import load_sample, read_pool
-from scripts.data.scaling import Scaling
-from scripts.errors import InputError
-from scripts.metrics.masks import tumour_features
+from ..data.cases import Case, Cases, open_cases_of_generator
+from ..data.description import DatasetDescription
+from ..data.geometry import SliceGeometry
+from ..data.scaling import Scaling
+from ..pool.writing import load_sample, read_pool
+from ..runtime.errors import InputError
+from .masks import tumour_features
 
 Track = Callable[[list[str], str], Iterable[str]]  # passes items through and shows a bar of that name
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import wasserstein_distance
 
-from scripts.data.mask_features import mask_features
-from scripts.metrics.distributions import Weights
-from scripts.metrics.resampling import weighted_mean
+from ..data.mask_features import mask_features
+from .distributions import Weights
+from .resampling import weighted_mean
 
 # Added to the count of every class at every pixel before KLD (Jeffreys' prior): a class that one set never shows
 # somewhere would make it infinite.

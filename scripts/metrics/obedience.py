@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from scripts.data.conditions import FEATURES, to_vector
-from scripts.errors import InputError
-from scripts.metrics.comparison import FEWEST_PATIENTS
+from ..data.conditions import FEATURES, to_vector
+from ..runtime.errors import InputError
+from .comparison import FEWEST_PATIENTS
 
 
 class Measure(NamedTuple):

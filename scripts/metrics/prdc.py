@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from scripts.errors import InputError
-from scripts.metrics.distributions import Weights
-from scripts.metrics.resampling import weighted_mean
+from ..runtime.errors import InputError
+from .distributions import Weights
+from .resampling import weighted_mean
 
 
 def prdc(

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from scripts.metrics.comparison import FEWEST_PATIENTS
+from .comparison import FEWEST_PATIENTS
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from monai.data.utils import affine_to_spacing
 from monai.metrics import compute_dice, compute_hausdorff_distance, compute_iou, compute_surface_dice
 from monai.utils import CommonKeys as Keys
 
-from scripts.data.description import DatasetDescription
-from scripts.data.files import write_json, write_text
-from scripts.errors import InputError
+from ..data.description import DatasetDescription
+from ..runtime.errors import InputError
+from ..runtime.files import write_json, write_text
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from monai.networks.nets import AutoencoderKL
 from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..runtime.errors import InputError
 
 
 class JointAutoencoder(nn.Module):

@@ -14,8 +14,8 @@ from monai.losses import DiceLoss
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scripts.data.files import file_sha256
-from scripts.errors import InputError
+from ..runtime.errors import InputError
+from ..runtime.files import file_sha256
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import InputError
+from ..runtime.errors import InputError
 
 STEP_SIZE_MODES = ("per_dimension", "shared", "fixed")
 

@@ -12,7 +12,7 @@ from monai.networks.nets.diffusion_model_unet import DiffusionUNetResnetBlock
 from monai.networks.schedulers import DDIMScheduler, DDPMScheduler
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..runtime.errors import InputError
 from .autoencoder import JointAutoencoder, SliceAutoencoder, check_levels
 
 # As in the authors' code of SBLDM; the latents must not be clipped to [-1, 1], MONAI's default.

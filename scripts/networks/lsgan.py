@@ -10,7 +10,7 @@ from monai.networks.layers.factories import Conv, Norm
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm as normalise_spectrally
 
-from scripts.errors import InputError
+from ..runtime.errors import InputError
 
 GROUP = 8  # feature channels that are normalised together
 

@@ -11,11 +11,11 @@ from typing import Any
 import yaml
 from monai.bundle import ConfigParser
 
-from scripts.data.files import file_sha256
-from scripts.data.provenance import read_provenance
-from scripts.errors import InputError
-from scripts.packaging.needed import SOURCES, needed_files
-from scripts.packaging.verify import LARGEST
+from ..data.provenance import read_provenance
+from ..runtime.errors import InputError
+from ..runtime.files import file_sha256
+from .needed import SOURCES, needed_files
+from .verify import LARGEST
 
 DATE = (1980, 1, 1, 0, 0, 0)  # the earliest that zip knows; the true one would change the bytes
 PACKED = "scripts/packed.json"

@@ -20,8 +20,8 @@ from monai.bundle import ConfigParser, ckpt_export, create_workflow, verify_meta
 from monai.data import load_net_with_metadata
 from torch import Tensor
 
-from scripts.data.phantom import write_phantom
-from scripts.packaging.needed import needed_packages
+from ..phantom.dataset import write_phantom
+from .needed import needed_packages
 
 SCHEMA = Path(__file__).with_name("metadata_schema.json")
 FILES = (

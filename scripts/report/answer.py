@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from scripts.errors import InputError
-from scripts.metrics.comparison import Runs, compare_paired, mean_over_labels, summarise
+from ..metrics.comparison import Runs, compare_paired, mean_over_labels, summarise
+from ..runtime.errors import InputError
 
 
 def signed(value: float) -> str:

@@ -7,10 +7,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from scripts.report.answer import interval_words, mean_and_spread, p_words, patients_words, signed
-from scripts.report.experiment_figures import Difference, Panel, Point, difference_figure, number_figure
-from scripts.report.experiment_pools import pool_section
-from scripts.report.experiment_results import (
+from .answer import interval_words, mean_and_spread, p_words, patients_words, signed
+from .experiment_figures import Difference, Panel, Point, difference_figure, number_figure
+from .experiment_pools import pool_section
+from .experiment_results import (
     LEVEL,
     MEASURES,
     PRIMARY,
@@ -23,10 +23,10 @@ from scripts.report.experiment_results import (
     read_results,
     steps,
 )
-from scripts.report.experiment_runs import run_section, unfinished_section
-from scripts.report.experiment_tables import write_tables
-from scripts.report.figures import png_bytes, save_png, write_whole
-from scripts.report.html import document, escaped, html_figure, html_table
+from .experiment_runs import run_section, unfinished_section
+from .experiment_tables import write_tables
+from .figures import png_bytes, save_png, write_whole
+from .html import document, escaped, html_figure, html_table
 
 _NAMES = {"dice": "DSC", "iou": "IoU", "hd95": "HD95 (mm)", "nsd": "NSD"}
 

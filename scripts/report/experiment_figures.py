@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from scripts.report.figures import COLOURS, new_figure, plain_style
+from .figures import COLOURS, new_figure, plain_style
 
 _INK = "#222222"
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from scripts.report.experiment_results import Results
-from scripts.report.html import escaped, html_figure, html_table
+from .experiment_results import Results
+from .html import escaped, html_figure, html_table
 
 # The others are in the CSV.
 SHOWN = ("synthetic vs training", "held-out vs training")

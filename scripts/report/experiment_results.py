@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from scripts.errors import InputError
-from scripts.metrics.comparison import FEWEST_PATIENTS, bootstrap_interval, compare_paired, holm, mean_over_labels
+from ..metrics.comparison import FEWEST_PATIENTS, bootstrap_interval, compare_paired, holm, mean_over_labels
+from ..runtime.errors import InputError
 
 MEASURES = ("dice", "iou", "hd95", "nsd")
 PRIMARY = "dice"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from scripts.report.experiment_results import Results
-from scripts.report.html import escaped, html_table, setting_rows
+from .experiment_results import Results
+from .html import escaped, html_table, setting_rows
 
 LIMITS = (
     "Intervals and p values cover the choice of patients. They do not cover the choice of training seeds (see the "

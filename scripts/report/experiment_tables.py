@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from scripts.data.files import write_text
-from scripts.report.experiment_pools import metric_rows
-from scripts.report.experiment_results import MEASURES, Results, Row, arm_summary, baseline_comparisons, comparisons
+from ..runtime.files import write_text
+from .experiment_pools import metric_rows
+from .experiment_results import MEASURES, Results, Row, arm_summary, baseline_comparisons, comparisons
 
 
 def write_tables(results: Results, folder: Path) -> None:

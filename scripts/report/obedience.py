@@ -11,11 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from scripts.data.conditions import FEATURES, to_vector
-from scripts.data.files import write_json
-from scripts.data.pool import read_pool
-from scripts.metrics.obedience import MEASURES, summarise_obedience
-from scripts.report.figures import COLOURS, new_figure, plain_style, save_png
+from ..data.conditions import FEATURES, to_vector
+from ..metrics.obedience import MEASURES, summarise_obedience
+from ..pool.writing import read_pool
+from ..runtime.files import write_json
+from .figures import COLOURS, new_figure, plain_style, save_png
 
 _INK, _FAINT, _DOT = "#222222", "#9a9a9a", COLOURS[6]
 AXES = ("depth", "height", "width")

@@ -33,8 +33,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scripts.errors import InputError
-from scripts.report.answer import (
+from ..runtime.errors import InputError
+from .answer import (
     answer,
     both_seeds_words,
     compare_arms,
@@ -45,9 +45,9 @@ from scripts.report.answer import (
     patients_words,
     signed,
 )
-from scripts.report.figures import png_bytes, write_whole
-from scripts.report.html import document, escaped, html_figure, html_table, setting_rows
-from scripts.report.plots import loss_figure, paired_dice_figure, read_series, share_figure
+from .figures import png_bytes, write_whole
+from .html import document, escaped, html_figure, html_table, setting_rows
+from .plots import loss_figure, paired_dice_figure, read_series, share_figure
 
 
 def _file(path: str | os.PathLike, folder: Path, what: str) -> Path:

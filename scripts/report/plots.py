@@ -11,9 +11,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from scripts.errors import InputError
-from scripts.metrics.comparison import Runs, compare_paired
-from scripts.report.figures import COLOURS, new_figure, plain_style
+from ..metrics.comparison import Runs, compare_paired
+from ..runtime.errors import InputError
+from .figures import COLOURS, new_figure, plain_style
 
 _INK, _FAINT, _LINE = "#222222", "#9a9a9a", "#0072B2"
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")

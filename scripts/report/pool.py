@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scripts.data.cases import Case, Cases, open_cases_of_pool
-from scripts.data.description import DatasetDescription
-from scripts.data.pool import load_sample, read_pool
-from scripts.report.sheets import SheetRow, outside_black, sample_sheet
-from scripts.report.sweep import sweep_sheet
+from ..data.cases import Case, Cases, open_cases_of_pool
+from ..data.description import DatasetDescription
+from ..pool.writing import load_sample, read_pool
+from .sheets import SheetRow, outside_black, sample_sheet
+from .sweep import sweep_sheet
 
 _GAP = 2  # pixels between the planes of a volume
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from scripts.data.files import write_json, write_text
-from scripts.metrics.evaluate_pool import EvaluationSettings, evaluate_pool
-from scripts.report.figures import COLOURS, new_figure, plain_style, points, save_png
+from ..metrics.evaluate_pool import EvaluationSettings, evaluate_pool
+from ..runtime.files import write_json, write_text
+from .figures import COLOURS, new_figure, plain_style, points, save_png
 
 
 def write_pool_metrics(

@@ -14,8 +14,8 @@ from matplotlib.lines import Line2D
 from PIL import Image
 from skimage.measure import find_contours
 
-from scripts.errors import InputError
-from scripts.report.figures import COLOURS, new_figure, plain_style, points, save_png
+from ..runtime.errors import InputError
+from .figures import COLOURS, new_figure, plain_style, points, save_png
 
 BACKGROUND = 17  # grey level of the sheet: dark, yet not the black of the images, so that their frame shows
 _TEXT, _FAINT = "#eeeeee", "#aaaaaa"

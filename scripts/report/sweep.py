@@ -8,12 +8,12 @@ import numpy as np
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from scripts.data.conditions import UNITS
-from scripts.data.description import DatasetDescription
-from scripts.data.pool import load_sample, read_pool
-from scripts.errors import InputError
-from scripts.report.figures import COLOURS, new_figure, plain_style, points, save_png
-from scripts.report.sheets import BACKGROUND, grey_window, mask_contours, outside_black, to_grey
+from ..data.conditions import UNITS
+from ..data.description import DatasetDescription
+from ..pool.writing import load_sample, read_pool
+from ..runtime.errors import InputError
+from .figures import COLOURS, new_figure, plain_style, points, save_png
+from .sheets import BACKGROUND, grey_window, mask_contours, outside_black, to_grey
 
 _TEXT, _FAINT = "#eeeeee", "#aaaaaa"
 _MARGIN, _GAP, _HEAD, _FOOT = 28, 8, 100, 40

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from scripts.data.cases import Cases, open_cases
-from scripts.data.copy_paste import draw_margin, paste, signed_distance
-from scripts.data.files import json_sha256
-from scripts.data.pool import write_pool
-from scripts.data.provenance import build_provenance, package_versions
-from scripts.data.training_set import TrainingSet, item_name, load_training_set
-from scripts.errors import InputError
-from scripts.sampling.sampler import Sampler
+from ..data.cases import Cases, open_cases
+from ..data.provenance import build_provenance, package_versions
+from ..data.training_set import TrainingSet, item_name, load_training_set
+from ..pool.writing import write_pool
+from ..runtime.errors import InputError
+from ..runtime.files import json_sha256
+from .pasting import draw_margin, paste, signed_distance
+from .sampler import Sampler
 
 # Slices without a tumour are recipients, too; a tumour is pasted into whatever lies at its height.
 BACKGROUND_SHARE = 0.5

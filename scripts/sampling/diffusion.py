@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from scripts.data.conditions import ConditionModel
-from scripts.sampling.sampler import Sampler, latent_noise
+from ..data.conditions import ConditionModel
+from .sampler import Sampler, latent_noise
 
 
 class DiffusionSampler(Sampler):

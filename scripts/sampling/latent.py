@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from scripts.sampling.sampler import Sampler, latent_noise
+from .sampler import Sampler, latent_noise
 
 
 class LatentSampler(Sampler):

@@ -12,12 +12,12 @@ import torch
 from monai.inferers import Inferer, SimpleInferer
 from torch import nn
 
-from scripts.data.description import DatasetDescription
-from scripts.data.geometry import geometry_from_record
-from scripts.data.provenance import read_provenance
-from scripts.data.scaling import Scaling
-from scripts.errors import InputError
-from scripts.training.steps import autocast_dtype
+from ..data.description import DatasetDescription
+from ..data.geometry import geometry_from_record
+from ..data.provenance import read_provenance
+from ..data.scaling import Scaling
+from ..runtime.errors import InputError
+from ..runtime.precision import autocast_dtype
 
 # A generator that makes fewer than one usable sample in this many is not sampled on and on.
 MAX_CANDIDATES_PER_SAMPLE = 50
@@ -45,7 +45,7 @@ class Sampler:
         device: where to compute.
         min_foreground: voxels of foreground in the sample's own space that it must have.
         samples_per_pass: how many candidates the network makes at once.
-        autocast: see `scripts.training.steps.autocast_dtype`.
+        autocast: see `scripts.runtime.precision.autocast_dtype`.
         compile: compile the network with `torch.compile`; pays for large networks and many samples.
         threads: threads on the CPU; a pool that has to be made faster is shared by several processes instead.
         inferer: what calls the network; MONAI's SimpleInferer unless given.

@@ -9,16 +9,16 @@ import torch
 from monai.utils import CommonKeys as Keys
 from torch import Tensor, nn
 
-from scripts.data.noise import draw_rows
-from scripts.data.provenance import read_provenance
-from scripts.errors import InputError
-from scripts.losses.adversarial import discriminator_loss, generator_loss
-from scripts.losses.autoencoder import autoencoder_objective
-from scripts.networks.autoencoder import slice_positions
-from scripts.training.averaging import WeightAverage
-from scripts.training.handlers import CHECKPOINT, MODEL
-from scripts.training.parallel import average_gradients, mean_terms
-from scripts.training.steps import autocast_dtype, check_finite
+from ..data.provenance import read_provenance
+from ..losses.adversarial import discriminator_loss, generator_loss
+from ..losses.autoencoder import autoencoder_objective
+from ..networks.autoencoder import slice_positions
+from ..runtime.errors import InputError
+from ..runtime.noise import draw_rows
+from ..runtime.precision import autocast_dtype, check_finite
+from .averaging import WeightAverage
+from .handlers import CHECKPOINT, MODEL
+from .parallel import average_gradients, mean_terms
 
 
 def volume_slices(items: list[dict[str, Any]]) -> list[dict[str, Any]]:

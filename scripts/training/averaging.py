@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from scripts.errors import InputError
+from ..runtime.errors import InputError
 
 
 class WeightAverage(AveragedModel):

@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from scripts.data.noise import draw_rows
-from scripts.data.training_set import TrainingSet
-from scripts.errors import InputError
-from scripts.networks.latent_diffusion import LatentDiffusion
-from scripts.training.averaging import WeightAverage
-from scripts.training.parallel import average_gradients, mean_terms
-from scripts.training.steps import autocast_dtype, check_finite
+from ..data.training_set import TrainingSet
+from ..networks.latent_diffusion import LatentDiffusion
+from ..runtime.errors import InputError
+from ..runtime.noise import draw_rows
+from ..runtime.precision import autocast_dtype, check_finite
+from .averaging import WeightAverage
+from .parallel import average_gradients, mean_terms
 
 NOISE_LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss}
 QUARTILES = 4

@@ -7,12 +7,12 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 
-from scripts.data.files import write_json
-from scripts.data.provenance import read_provenance
-from scripts.data.training_set import TrainingSet
-from scripts.errors import InputError
-from scripts.settings import first_rank
-from scripts.training.handlers import MODEL
+from ..data.provenance import read_provenance
+from ..data.training_set import TrainingSet
+from ..runtime.errors import InputError
+from ..runtime.files import write_json
+from ..runtime.settings import first_rank
+from .handlers import MODEL
 
 
 def check_held_out(data: TrainingSet, ckpt_dir: str | Path) -> None:

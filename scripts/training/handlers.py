@@ -16,13 +16,13 @@ import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import Checkpoint
 
-from scripts.data.files import file_sha256, json_sha256, write_json
-from scripts.data.provenance import build_provenance, write_provenance
-from scripts.data.training_set import TrainingSet
-from scripts.errors import InputError, refuse_changes
-from scripts.settings import first_rank
-from scripts.training.parallel import wait_for_ranks
-from scripts.training.tracking import log_file
+from ..data.provenance import build_provenance, write_provenance
+from ..data.training_set import TrainingSet
+from ..runtime.errors import InputError, refuse_changes
+from ..runtime.files import file_sha256, json_sha256, write_json
+from ..runtime.settings import first_rank
+from .parallel import wait_for_ranks
+from .tracking import log_file
 
 logger = logging.getLogger(__name__)
 
@@ -178,9 +178,9 @@ class SampleGrid:
         """Draw the picture; the noise is the same at every epoch, so that progress can be seen."""
         from torch.utils.tensorboard import SummaryWriter
 
-        from scripts.report.figures import save_png
-        from scripts.report.sheets import draw_sheet
-        from scripts.sampling.sampler import latent_noise
+        from ..report.figures import save_png
+        from ..report.sheets import draw_sheet
+        from ..sampling.sampler import latent_noise
 
         description, channels = self.data.cases.description, self.data.num_image_channels
         items = [item["image"] for item in self.data.training if item["image"][channels:].any()]

@@ -8,13 +8,13 @@ import torch
 from monai.utils import CommonKeys as Keys
 from torch import nn
 
-from scripts.data.noise import draw_rows
-from scripts.errors import InputError
-from scripts.losses.adversarial import discriminator_loss, generator_loss
-from scripts.losses.feature_reconstruction import FeatureReconstructionLoss
-from scripts.losses.hvae import hvae_objective
-from scripts.training.parallel import average_gradients, mean_terms
-from scripts.training.steps import autocast_dtype, check_finite
+from ..losses.adversarial import discriminator_loss, generator_loss
+from ..losses.feature_reconstruction import FeatureReconstructionLoss
+from ..losses.hvae import hvae_objective
+from ..runtime.errors import InputError
+from ..runtime.noise import draw_rows
+from ..runtime.precision import autocast_dtype, check_finite
+from .parallel import average_gradients, mean_terms
 
 
 class HVAEUpdate:

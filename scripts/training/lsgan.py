@@ -11,14 +11,14 @@ from monai.utils import CommonKeys as Keys
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from scripts.data.noise import draw_rows
-from scripts.data.training_set import TrainingSet
-from scripts.errors import InputError
-from scripts.losses.least_squares import discriminator_loss, generator_loss
-from scripts.sampling.sampler import latent_noise
-from scripts.training.handlers import TrainingRecord
-from scripts.training.parallel import average_gradients, mean_terms
-from scripts.training.steps import autocast_dtype, check_finite
+from ..data.training_set import TrainingSet
+from ..losses.least_squares import discriminator_loss, generator_loss
+from ..runtime.errors import InputError
+from ..runtime.noise import draw_rows
+from ..runtime.precision import autocast_dtype, check_finite
+from ..sampling.sampler import latent_noise
+from .handlers import TrainingRecord
+from .parallel import average_gradients, mean_terms
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class LSGANUpdate:
             Real and fake samples are moved at random alike (DiffAugment, Zhao et al. 2020): a discriminator of few
             cases then learns them by heart later.
         gradient_clip: largest norm of the gradient of either network, or None.
-        autocast: see `scripts.training.steps.autocast_dtype`.
+        autocast: see `scripts.runtime.precision.autocast_dtype`.
         device: where the networks lie.
 
     Raises:

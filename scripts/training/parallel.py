@@ -17,8 +17,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 
-from scripts.data.ranks import PATIENCE
-from scripts.errors import InputError
+from ..runtime.errors import InputError
+from ..runtime.ranks import PATIENCE
 
 
 def join_ranks() -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from monai.utils import CommonKeys as Keys
 
-from scripts.training.parallel import average_gradients, mean_terms
-from scripts.training.steps import autocast_dtype, check_finite
+from ..runtime.precision import autocast_dtype, check_finite
+from .parallel import average_gradients, mean_terms
 
 
 class Predictor(torch.nn.Module):

@@ -10,9 +10,9 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from scripts.data.cases import open_cases
-from scripts.data.pool import write_pool
 from scripts.data.provenance import build_provenance
 from scripts.data.training_set import TrainingSet, load_training_set
+from scripts.pool.writing import write_pool
 from scripts.sampling.sampler import Sampler
 
 SHAPE = (6, 40, 36)  # depth, height, width

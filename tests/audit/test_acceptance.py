@@ -11,7 +11,7 @@ from nnunet_plugin.pool_format import read_pool as read_by_plugin
 from scripts.audit.agreement import SegmenterSettings
 from scripts.audit.audit import audit_pool, run_audit
 from scripts.audit.thresholds import LEVELS
-from scripts.errors import InputError
+from scripts.runtime.errors import InputError
 
 from .planted import load, write_heads, write_planted
 

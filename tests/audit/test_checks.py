@@ -9,7 +9,7 @@ from scripts.audit.items import Items
 from scripts.audit.memorisation import NEXT_PATIENTS, flips, patient_distances, thumbnails
 from scripts.audit.plausibility import Body, joint_scores, range_scores
 from scripts.audit.thresholds import LEVELS, Check, check_levels, patient_interval, wilson_interval
-from scripts.errors import InputError
+from scripts.runtime.errors import InputError
 
 
 def all_of(items, title):

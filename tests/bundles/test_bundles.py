@@ -13,12 +13,12 @@ import torch
 from monai.bundle import ConfigParser
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from scripts.data.pool import read_pool
-from scripts.errors import InputError
-from scripts.settings import refuse_unknown_overrides
+from scripts.pool.writing import read_pool
+from scripts.runtime.errors import InputError
+from scripts.runtime.settings import refuse_unknown_overrides
 
 from ..data.toy import write_preprocessed
-from ..data.toy_generator import contents
+from ..pool.toy_generator import contents
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLES = sorted(path.parent for path in (ROOT / "bundles").glob("*/configs"))

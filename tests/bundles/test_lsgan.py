@@ -13,8 +13,8 @@ import torch
 from monai.bundle import ConfigParser
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from scripts.data.pool import read_pool
 from scripts.networks.lsgan import Discriminator
+from scripts.pool.writing import read_pool
 
 from ..data.toy import write_preprocessed
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from monai.bundle import create_workflow
 
-from scripts.chain.bundle_files import bundle_dir
-from scripts.data.pool import read_pool
-from scripts.errors import InputError
+from scripts.packaging.bundle_files import bundle_dir
+from scripts.pool.writing import read_pool
+from scripts.runtime.errors import InputError
 
-from ..data.toy_generator import NETWORK, make_generator
+from ..pool.toy_generator import NETWORK, make_generator
 
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
 
@@ -62,11 +62,11 @@ def test_two_bundles_in_one_process(trained):
 def test_unknown_settings_are_refused_in_python_too(trained, tmp_path):
     wrong = {"config_file": config("dhvae"), "workflow_type": "infer", "logging_file": False, "num_sample": 2}
     with pytest.raises(InputError, match="did you mean num_samples"):
-        create_workflow("scripts.workflow.StrictWorkflow", **wrong, **trained)
+        create_workflow("scripts.runtime.workflow.StrictWorkflow", **wrong, **trained)
     plain = create_workflow(**wrong, **trained)
     with pytest.raises(RuntimeError) as error:  # MONAI's own workflow says it when it runs
         plain.run()
     assert "did you mean num_samples" in str(error.value.__cause__)
     assert not Path(tmp_path / "pool").exists() and not Path(tmp_path / "pool.partial").exists()
     del wrong["num_sample"]
-    create_workflow("scripts.workflow.StrictWorkflow", **wrong, num_samples=2, **trained)
+    create_workflow("scripts.runtime.workflow.StrictWorkflow", **wrong, num_samples=2, **trained)

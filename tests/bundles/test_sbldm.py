@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts.data.pool import read_pool
+from scripts.pool.writing import read_pool
 
 from ..data.toy import write_preprocessed
 from .two_stages import ROOT, network, run

@@ -15,7 +15,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow, verify_net_in_out
 
 from scripts.data.cases import open_cases
 from scripts.data.training_set import load_training_set
-from scripts.errors import InputError
+from scripts.runtime.errors import InputError
 from scripts.training.handlers import Checkpoints
 
 from ..data.toy_nnunet import AFFINE, write_dataset, write_pool

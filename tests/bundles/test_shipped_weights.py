@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from scripts.data.phantom import write_phantom
-from scripts.data.pool import load_sample, read_pool
 from scripts.data.provenance import read_provenance
+from scripts.phantom.dataset import write_phantom
+from scripts.pool.writing import load_sample, read_pool
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -72,7 +72,8 @@ def test_overlays_change_what_is_there(name, overlay):
 def test_the_phantom_of_two_processes_is_written_once(tmp_path):
     from concurrent.futures import ThreadPoolExecutor
 
-    from scripts.data import cases, phantom
+    from scripts.data import cases
+    from scripts.phantom import dataset as phantom
 
     written = []
 

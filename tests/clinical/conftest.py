@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from monai.bundle import create_workflow
 
-from scripts.data.phantom import write_phantom
 from scripts.packaging.pack import pack_bundle
+from scripts.phantom.dataset import write_phantom
 
 BUNDLE = Path(__file__).resolve().parents[2] / "bundles/segmentation"
 # Neither program can be told settings of a bundle: the packed one is a small one.

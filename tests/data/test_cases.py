@@ -11,7 +11,7 @@ from scripts.data.cases import open_cases
 from scripts.data.description import read_description
 from scripts.data.folds import five_folds
 from scripts.data.scaling import Scaling
-from scripts.errors import InputError
+from scripts.runtime.errors import InputError
 
 from .toy import toy_case, write_preprocessed, write_raw
 

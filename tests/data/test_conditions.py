@@ -11,10 +11,10 @@ from scripts.data.cases import open_cases
 from scripts.data.conditions import MARGIN, ConditionModel, to_features, to_vector
 from scripts.data.mask_features import mask_features
 from scripts.data.training_set import load_training_set
-from scripts.errors import InputError
+from scripts.runtime.errors import InputError
 
+from ..pool.volume_pool import toy_model
 from .toy import write_preprocessed
-from .volume_pool import toy_model
 
 LOGARITHMIC = [0, 1, 2, 6, 7, 8]
 

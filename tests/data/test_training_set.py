@@ -10,7 +10,7 @@ from scripts.data.geometry import SliceGeometry, VolumeGeometry, fit_geometry, g
 from scripts.data.provenance import build_provenance, read_provenance, trained_num_channels, write_provenance
 from scripts.data.scaling import Scaling
 from scripts.data.training_set import load_training_set
-from scripts.errors import InputError
+from scripts.runtime.errors import InputError
 
 from .toy import write_preprocessed, write_raw
 

@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 
 from scripts.data.cases import Cases
-from scripts.data.files import json_sha256
+from scripts.runtime.files import json_sha256
 
 from .toy import toy_case, write_description
 

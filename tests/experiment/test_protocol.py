@@ -3,9 +3,9 @@
 import pytest
 import yaml
 
-from scripts.errors import InputError
 from scripts.experiment.cells import plan_cells
 from scripts.experiment.protocol import PROTOCOLS, read_protocol
+from scripts.runtime.errors import InputError
 
 from .fake import PROTOCOL, settings, write_protocol
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from scripts.errors import InputError
 from scripts.experiment.dataset import make_view
 from scripts.experiment.experiment import run_experiment
 from scripts.experiment.run_folder import RunFolder
 from scripts.experiment.work import BUSY, run_cell
+from scripts.runtime.errors import InputError
 
 from ..data.toy import write_preprocessed, write_raw
 from .fake import write_protocol

@@ -2,10 +2,10 @@
 
 import pytest
 
-from scripts.errors import InputError
 from scripts.experiment.cells import plan_cells
 from scripts.experiment.run_folder import RunFolder
 from scripts.experiment.schedule import BUSY, DONE, FAILED, Processes, Schedule
+from scripts.runtime.errors import InputError
 
 from .fake import PROTOCOL, finish, settings, start, write_result
 

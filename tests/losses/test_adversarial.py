@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from scripts.errors import InputError
 from scripts.losses.adversarial import discriminator_loss, generator_loss, patch_discriminator
+from scripts.runtime.errors import InputError
 
 
 class Scores(nn.Module):

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from scripts.errors import InputError
 from scripts.losses.feature_reconstruction import FeatureReconstructionLoss
 from scripts.networks.features import SegmentationFeatures
+from scripts.runtime.errors import InputError
 
 
 @pytest.fixture

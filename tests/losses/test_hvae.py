@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from scripts.errors import InputError
 from scripts.losses.hvae import hvae_objective
 from scripts.networks.hvae import HVAE
+from scripts.runtime.errors import InputError
 
 _spec = importlib.util.spec_from_file_location("plain_hvae", Path(__file__).with_name("plain_hvae.py"))
 plain = importlib.util.module_from_spec(_spec)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from scripts.errors import InputError
 from scripts.metrics.comparison import bootstrap_interval, compare_paired, mean_over_labels, summarise
+from scripts.runtime.errors import InputError
 
 
 def named(values):

@@ -12,11 +12,11 @@ from torchvision.models import alexnet
 
 from scripts.data.cases import open_cases
 from scripts.data.scaling import Scaling
-from scripts.errors import InputError
 from scripts.metrics.evaluate_pool import EvaluationSettings, _paired_figures, _Progress, evaluate_pool
 from scripts.metrics.fidelity import psnr
 from scripts.metrics.item_sets import ItemSet
 from scripts.report.pool_metrics import write_pool_metrics
+from scripts.runtime.errors import InputError
 from tests.data import toy
 
 SETTINGS = EvaluationSettings(neighbours=2, resamples=20, feature_steps=2)

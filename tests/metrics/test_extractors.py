@@ -10,7 +10,6 @@ from torch.nn import functional
 from torchvision.models import alexnet, vgg16
 from torchvision.models.inception import Inception3
 
-from scripts.errors import InputError
 from scripts.metrics.extractors import (
     INCEPTION_FID_FILES,
     INCEPTION_FILE,
@@ -20,6 +19,7 @@ from scripts.metrics.extractors import (
     pretrained_extractors,
 )
 from scripts.networks.features import ALEXNET_FILE, VGG16_FILE, SegmentationFeatures
+from scripts.runtime.errors import InputError
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from scripts.data.conditions import to_features, to_vector
-from scripts.errors import InputError
 from scripts.metrics.obedience import compare_features, summarise_obedience
+from scripts.runtime.errors import InputError
 
-from ..data.volume_pool import toy_model
+from ..pool.volume_pool import toy_model
 
 FEW = {"resamples": 200, "shuffles": 200}
 

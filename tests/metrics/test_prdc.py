@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from scripts.errors import InputError
 from scripts.metrics.prdc import prdc
+from scripts.runtime.errors import InputError
 
 
 def plain(a, b, k=3):

@@ -11,7 +11,6 @@ from scipy.ndimage import binary_erosion
 from scipy.spatial.distance import cdist
 
 from scripts.data.description import DatasetDescription
-from scripts.errors import InputError
 from scripts.metrics.segmentation import (
     PatientMetric,
     PatientReport,
@@ -19,6 +18,7 @@ from scripts.metrics.segmentation import (
     compare_masks,
     summarise_cases,
 )
+from scripts.runtime.errors import InputError
 
 # MONAI 1.6 warns of what it calls itself.
 pytestmark = pytest.mark.filterwarnings("ignore:.*always_return_as_numpy:FutureWarning")

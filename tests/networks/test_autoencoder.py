@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from scripts.errors import InputError
 from scripts.networks.autoencoder import JointAutoencoder, SliceAutoencoder, slice_positions
+from scripts.runtime.errors import InputError
 
 TINY = {"channels": [8, 8], "num_res_blocks": 1, "latent_channels": 2, "attention_levels": [False, True],
         "norm_groups": 4}  # fmt: skip

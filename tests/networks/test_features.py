@@ -11,7 +11,6 @@ from torch import nn
 from torch.nn import functional
 from torchvision.models import alexnet, vgg16
 
-from scripts.errors import InputError
 from scripts.networks import features
 from scripts.networks.features import (
     AlexNetFeatures,
@@ -20,6 +19,7 @@ from scripts.networks.features import (
     feature_extractor,
     train_segmentation_features,
 )
+from scripts.runtime.errors import InputError
 
 
 @pytest.fixture(scope="module")

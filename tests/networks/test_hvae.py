@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from scripts.dynamics.leapfrog import PhaseState, leapfrog_step
-from scripts.errors import InputError
 from scripts.networks.hvae import HVAE, WeightStandardisedConv2d
+from scripts.runtime.errors import InputError
 
 TINY = {"channels": (8, 16, 16), "norm_groups": 4, "attention_heads": 2, "attention_head_dim": 4}
 

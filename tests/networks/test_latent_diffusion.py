@@ -8,8 +8,8 @@ from monai.inferers import DiffusionInferer
 from monai.networks.schedulers import DDPMScheduler
 from torch import nn
 
-from scripts.errors import InputError
 from scripts.networks.latent_diffusion import SCHEDULE, Denoiser, EvenDDIMScheduler, LatentDiffusion, ScaleShiftBlock
+from scripts.runtime.errors import InputError
 
 TINY = {
     "num_channels": 2, "spatial_size": [16, 16], "channels": [8, 8], "num_res_blocks": 1, "latent_channels": 2,

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn.utils import parametrize
 
-from scripts.errors import InputError
 from scripts.networks.lsgan import Discriminator, Generator
+from scripts.runtime.errors import InputError
 
 SIZES = [(16, 24), (8, 16, 4)]
 

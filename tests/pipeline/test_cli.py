@@ -9,10 +9,10 @@ import pytest
 
 from scripts.chain import pipeline
 from scripts.chain.pipeline import run_chain
-from scripts.chain.record import read_dice
 from scripts.chain.settings import ChainSettings
 from scripts.data.description import read_description
-from scripts.errors import InputError
+from scripts.experiment.record import read_dice
+from scripts.runtime.errors import InputError
 
 from ..data.toy import write_raw
 

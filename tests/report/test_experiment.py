@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from scripts.errors import InputError
 from scripts.metrics.comparison import bootstrap_interval, holm
 from scripts.report.experiment import answer_words, write_experiment_report
 from scripts.report.experiment_results import Row, arm_summary, baseline_comparisons, comparisons, read_results
+from scripts.runtime.errors import InputError
 
 from ..experiment.fake import PATIENTS, PROTOCOL, dice, finish, start
 

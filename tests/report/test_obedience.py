@@ -6,13 +6,13 @@ import re
 import pytest
 
 from scripts.__main__ import COMMANDS
-from scripts.data.pool import read_pool, write_pool
-from scripts.errors import InputError
 from scripts.metrics.obedience import summarise_obedience
+from scripts.pool.writing import read_pool, write_pool
 from scripts.report.figures import png_bytes
 from scripts.report.obedience import obedience_figure, obedience_words
+from scripts.runtime.errors import InputError
 
-from ..data.volume_pool import ToySampler
+from ..pool.volume_pool import ToySampler
 
 SWEEP = {"sweep": {"feature": "volume", "start": 2000, "stop": 8000, "steps": 2}, "centre": [48, 40, 32]}
 

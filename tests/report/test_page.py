@@ -8,10 +8,10 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from scripts.errors import InputError
 from scripts.report.answer import answer, compare_arms
 from scripts.report.page import write_report
 from scripts.report.sheets import sample_sheet
+from scripts.runtime.errors import InputError
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 

@@ -6,9 +6,9 @@ import warnings
 import numpy as np
 import pytest
 
-from scripts.errors import InputError
 from scripts.report.figures import png_bytes
 from scripts.report.plots import loss_figure, paired_dice_figure, read_series, share_figure
+from scripts.runtime.errors import InputError
 
 
 def test_csv_and_jsonl_agree_and_the_last_row_of_an_iteration_counts(tmp_path):

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from scripts.data.cases import open_cases
-from scripts.data.pool import load_sample, read_pool, write_pool
+from scripts.pool.writing import load_sample, read_pool, write_pool
 from scripts.report import pool as pool_module
 from scripts.report.pool import _planes, pool_sheet
 from scripts.report.sheets import draw_sheet
 
-from ..data.test_pool import make_generator
 from ..data.toy import write_preprocessed
-from ..data.volume_pool import SPACING, ToySampler
+from ..pool.test_pool import make_generator
+from ..pool.volume_pool import SPACING, ToySampler
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import pytest
 from PIL import Image
 from scipy.ndimage import binary_dilation, binary_erosion, zoom
 
-from scripts.errors import InputError
 from scripts.report.figures import png_bytes
 from scripts.report.sheets import (
     SheetRow,
@@ -17,6 +16,7 @@ from scripts.report.sheets import (
     mask_contours,
     sample_sheet,
 )
+from scripts.runtime.errors import InputError
 
 LABELS = {"background": 0, "tumour": 1, "oedema": 2}
 

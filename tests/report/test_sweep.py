@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scripts.data.pool import load_sample, read_pool, write_pool
-from scripts.errors import InputError
+from scripts.pool.writing import load_sample, read_pool, write_pool
 from scripts.report.pool import pool_sheet
 from scripts.report.sweep import _figure, sweep_sheet
+from scripts.runtime.errors import InputError
 
-from ..data.volume_pool import SPACING, ToySampler
+from ..pool.volume_pool import SPACING, ToySampler
 
 SWEEP = {"sweep": {"feature": "volume", "start": 2000, "stop": 8000, "steps": 3}, "centre": [48, 40, 32]}
 

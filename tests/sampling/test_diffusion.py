@@ -9,11 +9,11 @@ import torch
 
 from scripts.data.cases import open_cases
 from scripts.data.conditions import ConditionModel
-from scripts.data.pool import load_sample, read_pool, write_pool
 from scripts.data.provenance import build_provenance, write_provenance
 from scripts.data.training_set import load_training_set
-from scripts.errors import InputError
 from scripts.networks.latent_diffusion import LatentDiffusion
+from scripts.pool.writing import load_sample, read_pool, write_pool
+from scripts.runtime.errors import InputError
 from scripts.sampling.diffusion import DiffusionSampler
 
 from ..data.toy import write_preprocessed

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.errors import InputError
 from scripts.networks.hvae import HVAE
+from scripts.runtime.errors import InputError
 from scripts.sampling.latent import LatentSampler
 from scripts.sampling.sampler import Sampler
 
-from ..data.toy_generator import make_generator, open_generator
+from ..pool.toy_generator import make_generator, open_generator
 
 
 @pytest.fixture(scope="module")

@@ -6,14 +6,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from scripts.data.files import file_sha256
-from scripts.errors import InputError
 from scripts.losses.adversarial import generator_loss, patch_discriminator
 from scripts.losses.autoencoder import autoencoder_objective
 from scripts.networks.autoencoder import JointAutoencoder, SliceAutoencoder
+from scripts.runtime.errors import InputError
+from scripts.runtime.files import file_sha256
+from scripts.runtime.precision import TrainingDiverged
 from scripts.training.autoencoder import AutoencoderEvaluation, AutoencoderUpdate, load_autoencoder, volume_slices
 from scripts.training.averaging import WeightAverage
-from scripts.training.steps import TrainingDiverged
 
 TINY = {"channels": [8, 8], "num_res_blocks": 1, "latent_channels": 2, "attention_levels": [False, False],
         "norm_groups": 4}  # fmt: skip

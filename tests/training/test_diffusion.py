@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from scripts.errors import InputError
 from scripts.networks.latent_diffusion import LatentDiffusion
+from scripts.runtime.errors import InputError
+from scripts.runtime.precision import TrainingDiverged
 from scripts.training.averaging import WeightAverage
 from scripts.training.diffusion import DiffusionEvaluation, DiffusionUpdate, LatentSet
-from scripts.training.steps import TrainingDiverged
 
 
 def tiny(**settings):

@@ -11,8 +11,8 @@ from torch import nn
 from scripts.data.cases import open_cases
 from scripts.data.training_set import load_training_set
 from scripts.report import sheets
+from scripts.runtime.precision import TrainingDiverged, check_finite
 from scripts.training.handlers import Checkpoints, SampleGrid
-from scripts.training.steps import TrainingDiverged, check_finite
 
 from ..data.toy import write_preprocessed
 

@@ -5,14 +5,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from scripts.errors import InputError
 from scripts.losses.adversarial import generator_loss, patch_discriminator
 from scripts.losses.feature_reconstruction import FeatureReconstructionLoss
 from scripts.losses.hvae import hvae_objective
 from scripts.networks.features import SegmentationFeatures
 from scripts.networks.hvae import HVAE
+from scripts.runtime.errors import InputError
+from scripts.runtime.precision import TrainingDiverged
 from scripts.training.hvae import HVAEUpdate
-from scripts.training.steps import TrainingDiverged
 
 
 @pytest.fixture

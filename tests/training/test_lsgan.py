@@ -10,11 +10,11 @@ from ignite.engine import Engine, Events
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from scripts.errors import InputError
 from scripts.losses.least_squares import discriminator_loss, generator_loss
 from scripts.networks.lsgan import Discriminator, Generator
+from scripts.runtime.errors import InputError
+from scripts.runtime.precision import TrainingDiverged
 from scripts.training.lsgan import CollapseMonitor, LSGANEvaluation, LSGANUpdate
-from scripts.training.steps import TrainingDiverged
 
 REAL = torch.rand(6, 2, 16, 16, generator=torch.Generator().manual_seed(3))
 

@@ -16,9 +16,9 @@ from monai.fl.client import MonaiAlgo
 from monai.fl.utils.constants import ExtraItems
 from monai.fl.utils.exchange_object import ExchangeObject
 
-from scripts.data.phantom import write_phantom
-from scripts.data.pool import read_pool
 from scripts.data.provenance import write_provenance
+from scripts.phantom.dataset import write_phantom
+from scripts.pool.writing import read_pool
 
 pytestmark = [
     pytest.mark.slow,

@@ -8,7 +8,7 @@ import sys
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from scripts.data.phantom import write_phantom
+from scripts.phantom.dataset import write_phantom
 
 from .test_federated import BUNDLES, MORE, NETWORKS
 

@@ -1,0 +1,50 @@
+"""What the steps of all training schemes share: the type to compute in, and the stop where a number breaks."""
+
+from __future__ import annotations
+
+import torch
+
+from .errors import InputError
+
+AUTOCAST = ("auto", "bfloat16", None)
+
+
+def autocast_dtype(autocast: str | None, device: torch.device | str) -> torch.dtype | None:
+    """The type to compute in: "bfloat16", None (float32), or "auto": bfloat16 where the device has it in hardware.
+
+    Raises:
+        InputError: another word.
+    """
+    if autocast not in AUTOCAST:
+        raise InputError(f"autocast {autocast!r}", f"one of {list(AUTOCAST)}", "set autocast")
+    if autocast == "auto":
+        if torch.device(device).type == "cuda":
+            helps = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:  # emulated, bfloat16 is far slower than float32; torch says only here what the CPU has
+            helps = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+        autocast = "bfloat16" if helps else None
+    return torch.bfloat16 if autocast == "bfloat16" else None
+
+
+class TrainingDiverged(RuntimeError):
+    """A loss or a gradient is no longer finite; names the step and the term."""
+
+
+def check_finite(named: dict[str, torch.Tensor], step: int) -> None:
+    """Stop before a broken number reaches the weights.
+
+    Args:
+        named: scalars of this step by name, such as losses and norms of gradients.
+        step: for the message.
+
+    Raises:
+        TrainingDiverged: one of them is NaN or infinite.
+    """
+    broken = [name for name, value in named.items() if not torch.isfinite(value)]
+    if broken:
+        values = ", ".join(f"{name} {float(value.detach()):.4g}" for name, value in named.items())
+        raise TrainingDiverged(
+            f"step {step}: {', '.join(broken)} is not finite ({values}). Nothing was saved of this epoch. "
+            "Train anew, in another bundle_root, with settings that make smaller steps: a lower learning_rate, "
+            "gradient_clip, or initial_step_size in the HVAE family."
+        )

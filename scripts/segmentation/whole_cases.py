@@ -1,0 +1,120 @@
+"""Which images are predicted and evaluated whole: items for MONAI's `LoadImaged`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from monai.transforms import Transform
+
+from ..data.cases import PHANTOM_NAME, Cases, PreprocessedCases, RawCases, open_cases
+from ..runtime.errors import InputError
+
+SPLITS = ("validation", "test")
+
+
+def image_items(dataset_dir: str | Path | None, phantom_dir: str | Path) -> list[dict[str, Any]]:
+    """Items `{"image": [one path a channel], "case": id}` of a folder, sorted.
+
+    Args:
+        dataset_dir: a folder with CASE_0000.nii.gz, CASE_0001.nii.gz, ... (one a channel), an nnU-Net raw data set
+            (its imagesTs), a folder of arrays that nnU-Net preprocessed, or None for the phantom's test cases.
+        phantom_dir: folder for the phantom, which is made there when it is missing.
+
+    Raises:
+        InputError: the folder holds no images.
+    """
+    if dataset_dir is None:
+        open_cases(None, phantom_dir=phantom_dir)
+        dataset_dir = Path(phantom_dir) / PHANTOM_NAME
+    folder = Path(dataset_dir)
+    if (folder / "imagesTs").is_dir():
+        folder = folder / "imagesTs"
+    arrays = sorted(path for path in folder.glob("*.b2nd") if not path.name.endswith("_seg.b2nd"))
+    items = [{"image": [str(path)], "case": path.stem} for path in arrays]
+    for path in sorted(folder.glob("*_0000.*")):
+        case, _, ending = path.name.rpartition("_0000")
+        items.append({"image": _channels(folder, case, ending), "case": case})
+    if not items:
+        raise InputError(
+            f"no images in {folder}",
+            "CASE_0000.nii.gz, one file a channel, or arrays that nnU-Net preprocessed (.b2nd)",
+            "check --dataset_dir",
+        )
+    return items
+
+
+def labelled_items(cases: Cases, split: str, raw_dir: str | Path | None = None) -> list[dict[str, Any]]:
+    """Items `{"image": [paths], "label": path, "case": id}` whose labels lie on the grid of the original images.
+
+    Args:
+        cases: open cases of one fold.
+        split: "validation": the fold's validation cases; "test": imagesTs and labelsTs of the raw data set.
+        raw_dir: the raw data set; needed for the test cases of preprocessed cases.
+
+    Raises:
+        InputError: there are none, or their labels are missing.
+    """
+    if split not in SPLITS:
+        raise InputError(f"split {split!r}", f"one of {', '.join(SPLITS)}", "set split")
+    ending = cases.description.file_ending
+    own = cases.dataset_dir if isinstance(cases, RawCases) else None
+    if split == "test":
+        folder = own if raw_dir is None else Path(raw_dir)
+        if folder is None or not (folder / "imagesTs").is_dir() or not (folder / "labelsTs").is_dir():
+            raise InputError(
+                f"no imagesTs and labelsTs in raw_dir {folder}",
+                "the raw nnU-Net data set with test images and their labels",
+                "give --raw_dir $nnUNet_raw/DatasetNNN_NAME",
+            )
+        labels = sorted((folder / "labelsTs").glob(f"*{ending}"))
+        items = [_raw_item(folder, "Ts", path.name.removesuffix(ending), ending) for path in labels]
+    elif own is not None:
+        items = [_raw_item(own, "Tr", case, ending) for case in cases.fold.val]
+    else:
+        assert isinstance(cases, PreprocessedCases)  # the only other kind
+        truth = cases.folder.parent / "gt_segmentations"
+        items = [
+            {"image": [str(cases.folder / f"{case}.b2nd")], "label": str(truth / f"{case}{ending}"), "case": case}
+            for case in cases.fold.val
+        ]
+    missing = [path for item in items for path in (*item["image"], item["label"]) if not Path(path).is_file()]
+    if missing or not items:
+        raise InputError(
+            f"{len(items)} {split} cases, missing: {', '.join(missing[:5]) or 'all'}",
+            "cases with images and labels (of preprocessed ones in gt_segmentations, where nnU-Net copies them)",
+            "restore the files, run nnUNetv2_plan_and_preprocess again, or choose a fold with validation cases",
+        )
+    return items
+
+
+def case_name(meta: dict[str, Any], saver: Any) -> dict[str, str]:
+    """Names a saved prediction after its case, for MONAI's `SaveImage`: CASE_0000.nii.gz becomes CASE."""
+    return {"subject": case_of(str(meta["filename_or_obj"]))}
+
+
+def case_of(image: str | Path | Sequence[str | Path]) -> str:
+    """The case that an image file, or the first of those of the channels, is named after."""
+    path = Path(image if isinstance(image, (str, Path)) else image[0])
+    return Path(path.name.removesuffix(".gz")).stem.removesuffix("_0000")
+
+
+class NameCase(Transform):
+    """Gives an item without `"case"` the name of its image, before that is loaded."""
+
+    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """Name."""
+        return {"case": case_of(data["image"]), **data}
+
+
+def _raw_item(folder: Path, part: str, case: str, ending: str) -> dict[str, Any]:
+    images = _channels(folder / f"images{part}", case, ending)
+    return {"image": images, "label": str(folder / f"labels{part}" / f"{case}{ending}"), "case": case}
+
+
+def _channels(folder: Path, case: str, ending: str) -> list[str]:
+    first = folder / f"{case}_0000{ending}"
+    digits = "[0-9]" * 4
+    more = sorted(path for path in folder.glob(f"{case}_{digits}{ending}") if path != first)
+    return [str(first), *map(str, more)]

@@ -1,0 +1,178 @@
+"""A pool is mixed in exactly, by (seed, epoch) alone, and never where it does not fit or would leak."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from nnunet_plugin.mixing import REAL, epoch_plan
+from nnunet_plugin.settings import SynthAugSettings
+from scripts.data.cases import open_cases
+from scripts.data.training_set import load_training_set
+from scripts.runtime.errors import InputError
+from scripts.segmentation.mixing import MixedOrder, PoolItems, first_cases, load_pool, mixed_items
+
+from ..data.toy import write_preprocessed, write_raw
+from ..data.toy_nnunet import write_pool
+
+SIZE = (24, 24)
+
+
+def open_toy(folder, **more):
+    plans = write_preprocessed(folder, **more) / "nnUNetPlans.json"
+    content = json.loads(plans.read_text()) | {"foreground_intensity_properties_per_channel": {"0": {"mean": 1.5}}}
+    plans.write_text(json.dumps(content))
+    return open_cases(folder)
+
+
+@pytest.fixture
+def cases(tmp_path):
+    return open_toy(tmp_path / "Dataset901_Toy")
+
+
+def samples(cases, count=5):
+    """Slices of training cases as samples `(channel, 1, y, x)`, `(1, y, x)`, and the items that they are."""
+    data = load_training_set(cases, SIZE)
+    items = data.training[:count]
+    found = [(cases.load(item["case"]), item["slice"]) for item in items]
+    return data, items, [(case.image[:, [z]], case.label[[z]]) for case, z in found]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_sample_reaches_the_grid_as_a_real_slice_does(masked, tmp_path):
+    cases = open_toy(tmp_path / "Dataset901_Toy", channels=2, masked=masked)
+    data, items, drawn = samples(cases)
+    pool = load_pool(write_pool(tmp_path / "pool", cases, drawn), cases, data)
+    assert len(pool.items) == 5 and pool.record["samples"] == 5 and len(pool.record["sha256"]) == 64
+    for item, real in zip(pool.items, items, strict=True):
+        one, two = (data.geometry.from_grid(x["image"][None]) for x in (item, real))  # without what is around the slice
+        assert torch.allclose(one, two, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [SIZE, (24, 24, 6)])
+def test_raw_samples_go_back_through_the_map_of_their_generator(size, tmp_path):
+    """Each real raw case has its own map; a sample went to the scanner's units by the generator's one."""
+    cases = open_cases(write_raw(tmp_path / "Dataset901_Toy"))
+    data = load_training_set(cases, size)
+    real = data.training[0]["image"][None]
+    back = data.geometry.from_grid(real).numpy()[0]
+    image = data.scaling.invert(back[:1])[0]
+    label = cases.description.to_label_map(back[1:])
+    if len(size) == 2:
+        image, label = image[:, None], label[None]
+    wrong = data.scaling.as_record() | {"low": [0.0], "high": [1e6]}
+    for name, scaling, same in (("right", data.scaling.as_record(), True), ("wrong", wrong, False)):
+        provenance = {"dataset": "Dataset901_Toy", "cases": [{"id": cases.fold.train[0]}], "scaling": scaling}
+        folder = write_pool(tmp_path / name, cases, [(image, label)], provenance=provenance)
+        (item,) = load_pool(folder, cases, data).items
+        again = data.geometry.from_grid(item["image"][None]).numpy()[0]  # without the padding around the slice
+        assert np.allclose(again, back, atol=1e-4) == same
+
+
+def test_only_kept_samples_and_the_first_of_them(cases, tmp_path):
+    data, _, drawn = samples(cases)
+    records = [{"id": f"syn_{i:06d}", "decision": "drop" if i == 1 else "keep"} for i in range(5)]
+    folder = write_pool(tmp_path / "pool", cases, drawn, samples=records)
+    assert [item["case"] for item in load_pool(folder, cases, data).items] == [f"syn_00000{i}" for i in (0, 2, 3, 4)]
+    assert [item["case"] for item in load_pool(folder, cases, data, 2).items] == ["syn_000000", "syn_000002"]
+    assert load_pool(folder, cases, data, 0) == load_pool(None, cases, data) == PoolItems([], None)
+    with pytest.raises(InputError, match="0 to 4"):
+        load_pool(folder, cases, data, 5)
+    with pytest.raises(InputError, match="set pool_dir"):
+        load_pool(None, cases, data, 5)
+
+
+def test_a_pool_that_does_not_fit_is_refused(cases, tmp_path):
+    data, _, drawn = samples(cases, 1)
+    space, provenance = cases.space, {"dataset": "Dataset901_Toy"}
+    leaking = [{"id": case} for case in (*cases.fold.train, *cases.fold.val)]
+    wrong = {
+        ", ".join(cases.fold.val): {"provenance": {**provenance, "cases": leaking}},
+        "stranger": {"provenance": {**provenance, "cases": [{"id": "stranger"}]}},
+        "another space": {"space": {**space, "spacing": [4.0, 1.5, 2.0]}},
+        "nnunet_preprocessed space": {"space": {"kind": "raw", "spacing": [4.0, 1.5, 1.0]}},
+        "labels": {"dataset": {**cases.description.as_record(), "labels": {"background": 0, "x": 1}}},
+        "dimension 3": {"dimension": 3},
+        "corrupt": {"samples": [{"id": "syn_000000"}]},
+    }
+    for words, changes in wrong.items():
+        folder = write_pool(tmp_path / str(len(list(tmp_path.iterdir()))), cases, drawn, **changes)
+        with pytest.raises(InputError, match=words):
+            load_pool(folder, cases, data)
+    with pytest.raises(InputError, match="pool"):
+        load_pool(tmp_path / "nothing", cases, data)
+    thick = write_pool(tmp_path / "thick", cases, drawn, space={**space, "spacing": [9.0, 1.5, 1.0]})
+    assert len(load_pool(thick, cases, data).items) == 1  # 2d leaves the slice axis as it is, as in the plugin
+
+
+def test_fewer_real_cases_are_a_part_of_more(cases):
+    train = cases.fold.train
+    few = [first_cases(cases, n, seed=3).fold.train for n in (1, 2, 3, 4)]
+    assert all(set(a) < set(b) for a, b in zip(few, few[1:], strict=False)) and few[-1] == train
+    assert cases.fold.train == train and first_cases(cases, None).fold.train == train
+    assert len({tuple(first_cases(cases, 2, seed).fold.train) for seed in range(8)}) > 1
+    assert first_cases(cases, 2).fold.val == cases.fold.val
+    with pytest.raises(InputError, match="1 to 4"):
+        first_cases(cases, 5)
+
+
+def items(real: int, synthetic: int) -> list[dict]:
+    return [{"synthetic": False}] * real + [{"synthetic": True}] * synthetic
+
+
+def order(real: int, synthetic: int, epoch: int = 1, **more) -> np.ndarray:
+    settings = {"batch_size": 6, "iterations": 10, "num_epochs": 5, "seed": 2} | more
+    mixed = MixedOrder(items(real, synthetic), **settings)
+    mixed.set_epoch(epoch)
+    assert len(mixed) == len(list(mixed))
+    return np.array(list(mixed)).reshape(settings["iterations"], settings["batch_size"])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 0.9, 1.0])
+def test_share_is_exact_and_the_plan_is_the_plugins(share):
+    plan = epoch_plan(SynthAugSettings("p", share=share, seed=2), 3, 5, 40, 10, 6)
+    ours = order(100, 40, epoch=4, share=share)
+    assert (ours >= 100).sum() == round(60 * share)
+    assert np.array_equal(ours >= 100, plan != REAL) and np.array_equal(ours[ours >= 100] - 100, plan[plan != REAL])
+
+
+def test_real_items_do_not_depend_on_the_share():
+    alone = order(100, 0)
+    for share in (0.0, 0.3, 0.7):
+        mixed = order(100, 40, share=share)
+        assert np.array_equal(mixed[mixed < 100], alone[mixed < 100])
+    assert Counter(alone.ravel().tolist()).most_common(1)[0][1] == 1  # none twice before all were seen
+    assert np.array_equal(order(100, 40, share=0.0), alone)
+
+
+def test_an_epoch_is_a_function_of_seed_and_epoch():
+    assert np.array_equal(order(30, 9, epoch=2), order(30, 9, epoch=2))
+    assert not np.array_equal(order(30, 9, epoch=2), order(30, 9, epoch=3))
+    assert not np.array_equal(order(30, 9, seed=5), order(30, 9, seed=6))
+
+
+def test_share_of_the_union_and_schedules():
+    assert (order(30, 10, share=None) >= 30).sum() == 15  # of 60: ten of forty
+    assert (order(30, 0, share=None) >= 30).sum() == 0
+    counts = [(order(30, 10, epoch, share=1.0, schedule="linear", share_end=0.0) >= 30).sum() for epoch in range(1, 6)]
+    assert counts == [60, 45, 30, 15, 0]
+    assert (order(30, 10, 5, finish_epochs=1) >= 30).sum() == 0
+    with pytest.raises(InputError, match="share"):
+        order(30, 10, share=1.5)
+    with pytest.raises(InputError, match="finish_epochs"):
+        order(30, 10, warmup_epochs=3, finish_epochs=3)
+    with pytest.raises(InputError, match="batch_size"):
+        order(30, 10, batch_size=0)
+
+
+def test_items_are_real_ones_their_copies_and_samples(cases, tmp_path):
+    data, _, drawn = samples(cases)
+    pool = load_pool(write_pool(tmp_path / "pool", cases, drawn), cases, data)
+    found = mixed_items(data, pool, "x5")
+    assert len(found) == 5 * len(data.training) + 5
+    copies = Counter(item["copy"] for item in found if not item["synthetic"])
+    assert copies == dict.fromkeys(range(5), len(data.training))
+    assert [item["case"] for item in found if item["synthetic"]] == [item["case"] for item in pool.items]
+    assert all(item["copy"] == 0 for item in found if item["synthetic"])

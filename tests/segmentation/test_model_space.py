@@ -1,0 +1,216 @@
+"""Images of any size reach the grid as the training cases did, and predictions come back to their own files."""
+
+import json
+from dataclasses import replace
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose, Invertd, LoadImaged
+
+from scripts.data.cases import open_cases
+from scripts.data.provenance import build_provenance
+from scripts.data.training_set import load_training_set
+from scripts.runtime.errors import InputError
+from scripts.segmentation.model_space import ImageReader, ModelSpace, ToGridd, ToLabelMapd
+from scripts.segmentation.trained import check_trained, trained_channels
+from scripts.segmentation.whole_cases import case_name, image_items, labelled_items
+
+from ..data.toy import write_raw
+from ..data.toy_nnunet import AFFINE, write_case, write_dataset
+
+
+def opened(folder, size, **more):
+    data = load_training_set(open_cases(folder, **more), size, background_share=0.9)
+    return data, ModelSpace.of(data)
+
+
+def chain(space) -> Compose:
+    return Compose([LoadImaged("image", reader=ImageReader(), ensure_channel_first=True), ToGridd("image", space)])
+
+
+def returned(space, item, logits_of):
+    """The label map that comes back when the network answers `logits_of` the grid."""
+    to_grid = chain(space)
+    done = to_grid({"image": item["image"]})
+    done["pred"] = logits_of(done["image"])
+    back = Compose([Invertd("pred", to_grid, "image", nearest_interp=False), ToLabelMapd("pred", space)])
+    return back(done)["pred"]
+
+
+@pytest.mark.parametrize("size", [(24, 24), (16, 16), (24, 24, 8)])
+@pytest.mark.parametrize("kind", ["raw", "nnunet", "masked"])
+def test_training_cases_reach_the_grid_as_in_training(kind, size, tmp_path):
+    raw, pre = write_dataset(tmp_path, channels=2, mask=kind == "masked")
+    configuration = "2d" if len(size) == 2 else "3d_fullres"
+    data, space = opened(raw if kind == "raw" else pre, size, configuration=configuration)
+    for case in data.cases.fold.train:
+        grid = chain(space)({"image": [str(raw / f"imagesTr/{case}_{c:04d}.nii.gz") for c in range(2)]})["image"]
+        assert tuple(grid.shape[1:3]) == size[:2]
+        for item in data.training:
+            if item["case"] == case:
+                ours = grid[..., item["slice"]] if len(size) == 2 else grid
+                assert torch.allclose(ours.as_tensor(), item["image"][:2], atol=1e-5)
+
+
+@pytest.mark.parametrize("transpose", [(0, 1, 2), (2, 0, 1)])
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+def test_preprocessed_arrays_and_raw_files_are_the_same_image(configuration, transpose, tmp_path):
+    raw, pre = write_dataset(tmp_path, transpose=transpose)
+    _, space = opened(pre, (24, 24) if configuration == "2d" else (24, 24, 8), configuration=configuration)
+    array = {"image": [str(pre / f"nnUNetPlans_{configuration}/toy_001.b2nd")]}
+    files = {"image": [str(raw / "imagesTr/toy_001_0000.nii.gz")]}
+    one, two = chain(space)(array)["image"], chain(space)(files)["image"]
+    assert torch.allclose(one.as_tensor(), two.as_tensor(), atol=1e-5)
+    assert np.allclose(one.affine, two.affine) and np.allclose(two.affine, AFFINE)
+    logits = torch.randn(2, *one.shape[1:], generator=torch.Generator().manual_seed(0))
+    from_array, from_files = (returned(space, item, lambda _: MetaTensor(logits)) for item in (array, files))
+    assert torch.equal(from_array.as_tensor(), from_files.as_tensor())
+    assert from_array.shape[1:] == nib.load(files["image"][0]).shape and np.allclose(from_array.affine, AFFINE)
+
+
+@pytest.mark.parametrize("regions", [False, True])
+def test_way_back_is_that_of_nnunet(regions, tmp_path):
+    from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
+    from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    _, pre = write_dataset(tmp_path, regions=regions, transpose=(2, 0, 1))
+    data, space = opened(pre, (32, 32))
+    folder = pre / "nnUNetPlans_2d"
+    shape = data.cases.load("toy_002").label.shape
+    logits = torch.randn(2, *shape, generator=torch.Generator().manual_seed(1)) * 3
+    ours = space.to_file(data.geometry.to_grid(logits.transpose(0, 1).numpy(), np.zeros(2)).permute(1, 2, 3, 0), {
+        "shape": shape, "properties": nnUNetDatasetBlosc2(str(folder), ["toy_002"]).load_case("toy_002")[3],
+    })  # fmt: skip
+    painted = data.cases.description.to_label_map(torch.sigmoid(ours).numpy())
+    manager, content = PlansManager(space.plans), json.loads((pre / "dataset.json").read_text())
+    # nnU-Net's plain labels have a background channel; its logit 0 stands for our probability of 0.5
+    theirs = convert_predicted_logits_to_segmentation_with_correct_shape(
+        logits if regions else torch.cat([torch.zeros(1, *shape), logits]), manager, manager.get_configuration("2d"),
+        manager.get_label_manager(content), nnUNetDatasetBlosc2(str(folder), ["toy_002"]).load_case("toy_002")[3],
+        num_threads_torch=2,
+    )  # fmt: skip
+    assert len(np.unique(painted)) == 3
+    assert np.array_equal(painted, theirs.transpose(2, 1, 0))
+
+
+@pytest.mark.parametrize("kind, size, configuration", [
+    ("raw", (40, 40), "2d"), ("raw", (40, 40, 6), "2d"), ("nnunet", (40, 40), "2d"),
+    ("nnunet", (40, 40, 6), "3d_fullres"), ("raw", (16, 16), "2d"),
+])  # fmt: skip
+def test_a_perfect_network_gives_the_label_back(kind, size, configuration, tmp_path):
+    raw, pre = write_dataset(tmp_path, spacing=(1.5, 1.0))
+    _, space = opened(raw if kind == "raw" else pre, size, configuration=configuration)
+    label = np.asarray(nib.load(raw / "labelsTs/toy_006.nii.gz").dataobj)
+    # An image that is its own label: the network has to threshold it alone.
+    nib.save(nib.Nifti1Image((label + 1.0).astype(np.float32), AFFINE), tmp_path / "x_0000.nii.gz")
+
+    def answer(grid):
+        levels = (grid - grid.min()) / (grid.max() - grid.min())  # background, inner, outer: 0, 1/2, 1
+        return torch.cat([0.25 - (levels - 0.5).abs(), levels - 0.75]) * 100
+
+    back = np.asarray(returned(space, {"image": [str(tmp_path / "x_0000.nii.gz")]}, answer)[0])
+    assert back.shape == label.shape
+    agreement = 2 * ((back == 2) & (label == 2)).sum() / ((back == 2).sum() + (label == 2).sum())
+    assert agreement == 1 if size[0] == 40 else agreement > 0.7
+
+
+def test_a_larger_image_keeps_its_resolution_and_its_rim(tmp_path):
+    raw = write_raw(tmp_path / "Dataset901_Toy")  # slices of 20 x 18
+    data, space = opened(raw, (16, 16))
+    large = np.random.default_rng(0).normal(size=(30, 45, 4)).astype(np.float32)
+    large[:3] = 50  # a mark at the rim, which cropping to the centre would lose
+    nib.save(nib.Nifti1Image(large, np.diag([1.0, 1.5, 4.0, 1.0])), tmp_path / "x_0000.nii.gz")
+    item = {"image": [str(tmp_path / "x_0000.nii.gz")]}
+    grid = chain(space)(item)["image"]
+    zoom = data.geometry.canvas[0] / 16
+    assert tuple(grid.shape) == (1, round(45 / zoom), round(30 / zoom), 4)
+    back = returned(space, item, lambda x: torch.cat([x - 0.8, x - 2]))
+    assert back.shape[1:] == large.shape and back[0, :2].all() and not back[0, 6:].any()
+
+
+def refusal(space, images) -> str:
+    """What a user of a bundle is shown (MONAI wraps what a transform raises)."""
+    with pytest.raises(RuntimeError) as raised:
+        chain(space)({"image": [str(path) for path in images]})
+    assert isinstance(raised.value.__cause__, InputError)
+    return str(raised.value.__cause__)
+
+
+def test_what_cannot_be_predicted_is_said(tmp_path):
+    raw, pre = write_dataset(tmp_path)
+    _, space = opened(pre, (24, 24))
+    assert "channel" in refusal(space, [raw / f"imagesTr/toy_00{i}_0000.nii.gz" for i in range(2)])
+    _, of_raw = opened(raw, (24, 24))
+    wrong = tmp_path / "x_0000.nii.gz"
+    nib.save(nib.Nifti1Image(np.eye(9, dtype=np.float32)[:, :, None].repeat(7, 2), np.diag([2, 2, 4, 1.0])), wrong)
+    assert "spacing" in refusal(of_raw, [wrong])
+    reorienting = replace(space, plans={**space.plans, "image_reader_writer": "NibabelIOWithReorient"})
+    assert "NibabelIOWithReorient" in refusal(reorienting, [raw / "imagesTr/toy_000_0000.nii.gz"])
+    with pytest.raises(InputError, match="train first"):
+        ModelSpace.open(tmp_path / "provenance.json")
+
+
+def test_space_is_stored_with_the_model(tmp_path):
+    for folder in write_dataset(tmp_path):
+        data, space = opened(folder, (24, 24))
+        record = build_provenance(data, {}, 0, {"in_channels": 1, "out_channels": 2}, {"plans": space.plans})
+        (tmp_path / "provenance.json").write_text(json.dumps(record))
+        again = ModelSpace.open(tmp_path / "provenance.json")
+        assert json.loads(json.dumps(vars(again), default=vars)) == json.loads(json.dumps(vars(space), default=vars))
+    assert trained_channels(tmp_path) == {"in_channels": 1, "out_channels": 2}
+    assert trained_channels(tmp_path / "nothing") == {"in_channels": 1, "out_channels": 1}
+
+
+def test_items_of_folders(tmp_path):
+    raw, pre = write_dataset(tmp_path, channels=2)
+    tests = image_items(raw, tmp_path)
+    assert [item["case"] for item in tests] == ["toy_006", "toy_007"] and len(tests[0]["image"]) == 2
+    assert image_items(raw / "imagesTs", tmp_path) == tests
+    assert [item["case"] for item in image_items(pre / "nnUNetPlans_2d", tmp_path)] == [f"toy_00{i}" for i in range(6)]
+    assert case_name({"filename_or_obj": "/a/toy.1_0000.nii.gz"}, None)["subject"] == "toy.1"
+    assert case_name({"filename_or_obj": "/a/toy_001.b2nd"}, None)["subject"] == "toy_001"
+    with pytest.raises(InputError, match="no images"):
+        image_items(tmp_path / "raw", tmp_path)
+
+
+def test_labelled_items(tmp_path):
+    raw, pre = write_dataset(tmp_path)
+    for folder in (raw, pre):
+        cases = open_cases(folder)
+        items = labelled_items(cases, "validation")
+        assert [item["case"] for item in items] == cases.fold.val
+        found = labelled_items(cases, "test", raw)
+        assert [item["case"] for item in found] == ["toy_006", "toy_007"]
+    with pytest.raises(InputError, match="raw_dir"):
+        labelled_items(cases, "test")
+    with pytest.raises(InputError, match="split"):
+        labelled_items(cases, "training")
+    (pre / "gt_segmentations" / f"{cases.fold.val[0]}.nii.gz").unlink()
+    with pytest.raises(InputError, match="missing"):
+        labelled_items(cases, "validation")
+    write_case(raw, "Ts", 9)
+    (raw / "imagesTs/toy_009_0000.nii.gz").unlink()
+    with pytest.raises(InputError, match="toy_009_0000"):
+        labelled_items(cases, "test", raw)
+
+
+def test_cases_that_were_learnt_from_are_not_evaluated(tmp_path):
+    (tmp_path / "model.pt").write_bytes(b"weights")
+    from scripts.runtime.files import file_sha256
+
+    record = {
+        "format_version": 1, "network": {"name": "UNet", "channels": [8]}, "fold": 0,
+        "cases": [{"id": "a", "sha256": "1"}],
+        "training": {"pool": {"generator_cases": ["a", "b"]}}, "weights_sha256": file_sha256(tmp_path / "model.pt"),
+    }  # fmt: skip
+    (tmp_path / "provenance.json").write_text(json.dumps(record))
+    network = {"name": "UNet", "channels": (8,)}
+    assert check_trained(tmp_path, network, [{"case": "c"}])["fold"] == 0
+    with pytest.raises(InputError, match="trained on a, b"):
+        check_trained(tmp_path, network, [{"case": case} for case in "abc"])
+    with pytest.raises(InputError, match="UNETR"):
+        check_trained(tmp_path, {"name": "UNETR", "channels": [8]})
