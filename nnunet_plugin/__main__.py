@@ -1,4 +1,4 @@
-"""Command line: `python -m nnunet_plugin add-pool | cpu-plans | ext-path | export-model | hash-pool`."""
+"""Command line: `python -m nnunet_plugin add-pool | cpu-plans | ext-path | export-model | hash-pool | transplant`."""
 
 import functools
 import sys
@@ -15,6 +15,7 @@ from .export import export_model
 from .import_pool import add_pool
 from .options import checked, parsers
 from .pool_format import hash_pool
+from .transplant.command import add_transplants
 
 
 class _Bound:
@@ -38,6 +39,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "ext-path": ext_path,
     "export-model": export_model,
     "hash-pool": hash_pool,
+    "transplant": add_transplants,
 }
 
 
