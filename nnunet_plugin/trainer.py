@@ -87,7 +87,7 @@ class SynthAugMixin(nnUNetTrainer):
         if self._autocast_dtype is not None:
             if len(self.configuration_manager.patch_size) == 2:  # faster by a third than maps channel by channel
                 self.network.to(memory_format=torch.channels_last)
-            self.loss = Float32Loss(self.loss)
+            self.loss = Float32Loss(self.loss)  # type: ignore[has-type]
 
     def train_step(self, batch: dict) -> dict:
         """Make nnU-Net's step; on a CPU in bfloat16 where the settings ask for it."""

@@ -140,7 +140,7 @@ def test_only_training_cases_are_in_the_bank(with_transplants, nnunet, split):
 
 
 def test_command(nnunet, snapshot, capsys):
-    """All folds by default; twice changes nothing; changed cases are refused in training and made anew by the command."""
+    """All folds by default; twice changes nothing; changed cases are refused, and made anew by the command."""
     arguments = ["transplant", "901", "2d", "--plans", "nnUNetPlansCPU", "--labels", "[1]"]
     assert main(arguments) == 0
     assert "nnUNetv2_train Dataset901_Plain 2d_transplant 0" in capsys.readouterr().out
