@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from monai.utils import CommonKeys as Keys
 
-from ..runtime.precision import autocast_dtype, check_finite
-from .parallel import average_gradients, mean_terms
+from ..runtime.precision import autocast_dtype, casting
+from .parallel import mean_terms
+from .steps import descend
 
 
 class Predictor(torch.nn.Module):
@@ -49,15 +50,8 @@ class SegmentationUpdate:
         device = engine.state.device
         image, label = engine.prepare_batch(batch, device, engine.non_blocking)
         engine.network.train()
-        with torch.autocast(torch.device(device).type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
+        with casting(device, self.autocast_dtype):
             logits = engine.inferer(image, engine.network)
         loss = engine.loss_function(logits.float(), label)
-        check_finite({"loss": loss}, engine.state.iteration)
-        engine.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        average_gradients(engine.network)
-        largest = float("inf") if self.gradient_clip is None else self.gradient_clip
-        norm = torch.nn.utils.clip_grad_norm_(engine.network.parameters(), largest)
-        check_finite({"gradient": norm}, engine.state.iteration)
-        engine.optimizer.step()
+        descend({"loss": loss}, engine.network, engine.optimizer, engine.state.iteration, self.gradient_clip)
         return mean_terms({Keys.LOSS: loss, "synthetic_share": batch["synthetic"].float().mean().to(device)})
