@@ -22,6 +22,7 @@ from ..data.geometry import SliceGeometry, VolumeGeometry, geometry_from_record
 from ..data.scaling import Scaling
 from ..data.training_set import TrainingSet
 from ..runtime.errors import InputError
+from .normalisation import ZScore
 
 OUTSIDE = -100.0  # logit where nnU-Net cropped the image away: surely no foreground
 READERS = ("SimpleITKIO", "NibabelIO")  # of nnU-Net: those that leave the axes of a file as they are
@@ -38,6 +39,7 @@ class ModelSpace:
         space: record of axes, spacing and normalisation, as of `Cases`.
         scaling, geometry: the maps of the training set.
         plans: nnU-Net's plans with the one configuration, resolved; None in a raw space.
+        z_score: what follows the scaling to [0, 1]; None: nothing.
     """
 
     description: DatasetDescription
@@ -45,12 +47,13 @@ class ModelSpace:
     scaling: Scaling
     geometry: SliceGeometry | VolumeGeometry
     plans: dict | None
+    z_score: ZScore | None = None
 
     @classmethod
-    def of(cls, data: TrainingSet) -> ModelSpace:
+    def of(cls, data: TrainingSet, z_score: ZScore | None = None) -> ModelSpace:
         """The space of a training set."""
         plans = read_plans(data.cases) if isinstance(data.cases, PreprocessedCases) else data.cases.plans
-        return cls(data.cases.description, data.cases.space, data.scaling, data.geometry, plans)
+        return cls(data.cases.description, data.cases.space, data.scaling, data.geometry, plans, z_score)
 
     @classmethod
     def open(cls, space: ModelSpace | str | Path) -> ModelSpace:
@@ -74,10 +77,13 @@ class ModelSpace:
             Scaling.from_record(record["scaling"]),
             geometry_from_record(record["geometry"]),
             record["training"]["plans"],
+            ZScore.from_record(record["training"].get("z_score")),
         )
 
     def to_grid(self, image: MetaTensor) -> tuple[torch.Tensor, dict]:
-        """Image of a file `(channel, x, y, z)` to `(channel, height, width, depth)` in [0, 1], and the way back.
+        """Image of a file `(channel, x, y, z)` to `(channel, height, width, depth)`, and the way back.
+
+        It is in [0, 1], or normalised as that of the training was.
 
         Slices keep their number, volumes get the depth of the grid. An image larger than those of the training gets
         a larger grid of the same resolution, so that nothing is cut off.
@@ -99,7 +105,10 @@ class ModelSpace:
             grid = geometry.to_grid(np.ascontiguousarray(scaled.swapaxes(0, 1)), fill).permute(1, 2, 3, 0)
         else:
             grid = geometry.to_grid(scaled[None], fill)[0]
-        return grid.clamp(0, 1).contiguous(), {"shape": case.label.shape, "properties": properties}
+        grid = grid.clamp(0, 1).contiguous()
+        if self.z_score is not None:
+            grid = self.z_score.of_case(scaled, case.inside)(grid)
+        return grid, {"shape": case.label.shape, "properties": properties}
 
     def to_file(self, logits: torch.Tensor, way: Mapping[str, Any]) -> torch.Tensor:
         """Logits `(label, height, width, depth)` of a grid to `(label, x, y, z)` of the image's file."""
