@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from scripts.chain import pipeline
 from scripts.chain.pipeline import run_chain
 from scripts.chain.settings import ChainSettings
+
 from scripts.data.description import read_description
 from scripts.experiment.record import read_dice
 from scripts.runtime.errors import InputError
