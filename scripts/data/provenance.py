@@ -7,11 +7,14 @@ import json
 import platform
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..runtime.errors import InputError
 from ..runtime.files import file_sha256, write_json
 from ..runtime.packed import FILE as PACKED
-from .training_set import TrainingSet
+
+if TYPE_CHECKING:
+    from .training_set import TrainingSet  # imports torch, which those who read a record need not wait for
 
 FORMAT_VERSION = 1
 PACKAGES = ("torch", "monai", "numpy", "nnunetv2", "synthaug")
@@ -61,6 +64,7 @@ def build_provenance(data: TrainingSet, bundle: dict, seed: int, network: dict, 
         "fold": cases.fold.name,
         "split_sha256": cases.fold.sha256,
         "space": cases.space,
+        **({} if cases.directions is None else {"directions": cases.directions}),
         "scaling": data.scaling.as_record(),
         "geometry": data.geometry.as_record(),
         "bundle": bundle,
