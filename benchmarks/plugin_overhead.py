@@ -10,6 +10,7 @@ noise of the measurement; the plugin passes where its interval overlaps that one
 """
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -123,28 +124,47 @@ def write_random_cases(raw: Path, cases: int, seed: int) -> None:
 
 def write_pool(pool: Path, raw: Path, base: Path) -> Path:
     """Write a raw pool of volumes: copies of the fold's training cases, so that a sample costs what a case costs."""
+    from nnunet_plugin.identity import identify
+    from nnunet_plugin.leakage import cases_sha256
+    from nnunet_plugin.pool_format import files_sha256
     from nnunet_plugin.preprocessed import case_identifiers, find_dataset, fold_split
 
     dataset = find_dataset(raw.name)
     identifiers = case_identifiers(dataset, {"data_identifier": "nnUNetPlans_2d"})
-    train = sorted(str(case) for case in fold_split(dataset, identifiers, 0)[0])
+    *_, splits, _ = fold_split(dataset, identifiers, 0)
+    train, val = ([str(case) for case in splits[0][part]] for part in ("train", "val"))
+    cases, samples = [], []
     for part in ("images", "labels"):
         (pool / part).mkdir(parents=True)
     content = dataset.dataset_json
     for k, case in enumerate(train):
-        for channel in range(len(content["channel_names"])):
-            source = raw / "imagesTr" / f"{case}_{channel:04d}.nii.gz"
-            shutil.copyfile(source, pool / "images" / f"syn_{k:06d}_{channel:04d}.nii.gz")
-        shutil.copyfile(raw / "labelsTr" / f"{case}.nii.gz", pool / "labels" / f"syn_{k:06d}.nii.gz")
+        channels = range(len(content["channel_names"]))
+        sample = f"syn_{k:06d}"
+        sources = [raw / "imagesTr" / f"{case}_{channel:04d}.nii.gz" for channel in channels]
+        sources.append(raw / "labelsTr" / f"{case}.nii.gz")
+        files = [pool / "images" / f"{sample}_{channel:04d}.nii.gz" for channel in channels]
+        files.append(pool / "labels" / f"{sample}.nii.gz")
+        for source, file in zip(sources, files, strict=True):
+            shutil.copyfile(source, file)
+        *image, label = (np.asarray(nib.Nifti1Image.from_filename(file).dataobj).T for file in sources)
+        cases.append({"id": case, **identify(np.stack(image), label)._asdict()})
+        samples.append({"id": sample, "decision": "keep", "sha256": files_sha256(files)})
     keys = ("channel_names", "labels", "regions_class_order")
     record = {
         "format": "synthaug-pool",
-        "format_version": 1,
+        "format_version": 2,
         "dimension": 3,
         "dataset": {"name": raw.name, **{key: content.get(key) for key in keys}},
         "space": {"kind": "raw"},
-        "provenance": {"format_version": 1, "dataset": raw.name, "cases": [{"id": case} for case in train]},
-        "samples": [{"id": f"syn_{k:06d}", "decision": "keep"} for k in range(len(train))],
+        "provenance": {
+            "format_version": 1,
+            "dataset": raw.name,
+            "cases": cases,
+            "cases_sha256": cases_sha256(cases),
+            "fold": 0,
+            "split_sha256": hashlib.sha256(json.dumps([train, val]).encode()).hexdigest(),
+        },
+        "samples": samples,
     }
     (pool / "pool.json").write_text(json.dumps(record))
     return pool
