@@ -1,7 +1,7 @@
 """What mixing costs: CPU time of nnU-Net's training batches with the plugin, against stock nnU-Net.
 
-One process without background workers draws batches in four arms: stock nnU-Net, stock again, the plugin with
-share 0, and with share 0.5. The order of the arms is shuffled in each block, each block reseeds every random
+One process without background workers draws batches in these arms: stock nnU-Net, stock again, the plugin with a pool
+at share 0 and 0.5, and with transplants at share 0 and 0.3. The order of the arms is shuffled in each block, each block reseeds every random
 generator, and the CPU time of an arm is compared with stock's in the same block. Stock against stock shows the
 noise of the measurement; the plugin passes where its interval overlaps that one.
 
@@ -27,7 +27,8 @@ import nibabel as nib
 import numpy as np
 import torch
 
-ARMS = ("stock", "stock again", "share 0", "share 0.5")
+ARMS = ("stock", "stock again", "share 0", "share 0.5", "transplants 0", "transplants 0.3")
+MOST = 1.1  # times stock's loader that transplants may take
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -96,11 +97,16 @@ def prepare(folder: Path, dataset: Path | None, seed: int, batch_size: int) -> s
     (base / "nnUNetPlans.json").write_text(json.dumps(plans))
 
     from nnunet_plugin.import_pool import add_pool
+    from nnunet_plugin.transplant.command import add_transplants
 
     pool = write_pool(folder / "pool", raw, base)
     for configuration in ("2d", "3d_fullres"):
         for share in (0.0, 0.5):
             add_pool(pool, raw.name, 0, configuration, share, pool_name=f"pool_{configuration}")
+        for share in (0.0, 0.3):
+            name = f"{configuration}_transplant{100 * share:g}"
+            # The lesions of the random cases are all of one size, as organs are.
+            add_transplants(raw.name, configuration, 0, share, name=name, finish_epochs=0, labels=[1])
     return raw.name
 
 
@@ -185,6 +191,8 @@ def make_trainers(folder: Path, dataset: str, configuration: str) -> dict:
         "stock again": (nnUNetTrainer, configuration),
         "share 0": (nnUNetTrainerSynthAug, f"{configuration}_syn0"),
         "share 0.5": (nnUNetTrainerSynthAug, f"{configuration}_syn50"),
+        "transplants 0": (nnUNetTrainerSynthAug, f"{configuration}_transplant0"),
+        "transplants 0.3": (nnUNetTrainerSynthAug, f"{configuration}_transplant30"),
     }
     device = torch.device("cpu")
     trainers = {}
@@ -225,8 +233,9 @@ def summarise(seconds: dict[str, list[float]], seed: int) -> dict:
     low, high = ratios["stock again"]["interval"]
     passes = {
         arm: ratios[arm]["interval"][0] <= high and low <= ratios[arm]["interval"][1]
-        for arm in ("share 0", "share 0.5")
+        for arm in ARMS[2:5]
     }
+    passes["transplants 0.3"] = ratios["transplants 0.3"]["median"] <= MOST
     medians = {arm: round(float(np.median(values)), 5) for arm, values in seconds.items()}
     return {"seconds_per_batch": medians, "ratio_to_stock": ratios, "passes": passes}
 
