@@ -9,6 +9,7 @@ import numpy as np
 from scipy import ndimage
 
 from .anatomy import Anatomy
+from .paste import BORDER
 
 RING = (1.0, 6.0)  # from and to this distance around a lesion, in voxels of the coarse grid
 TAILS = (0.1, 0.5, 0.9)  # quantiles that describe a ring
@@ -57,10 +58,12 @@ def describe(values: np.ndarray) -> Surroundings:
 
 
 def rings_around(mask: np.ndarray, spacing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the voxels outside a mask within 6 of the finest voxels, and of those the ones farther than 1."""
+    """Return the voxels that a soft border around a mask may reach, and those of its ring: up to 5, and from 1 to 6.
+
+    Distances are in voxels of the finest spacing.
+    """
     distance = ndimage.distance_transform_edt(~mask, sampling=spacing / spacing.min())
-    near = distance <= RING[1]
-    return near & ~mask, near & (distance > RING[0])
+    return (distance > 0) & (distance <= BORDER[1]), (distance > RING[0]) & (distance <= RING[1])
 
 
 def lesions_of(
