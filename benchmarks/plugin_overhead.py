@@ -231,10 +231,7 @@ def summarise(seconds: dict[str, list[float]], seed: int) -> dict:
         interval = [round(float(bound), 4) for bound in np.percentile(medians, [2.5, 97.5])]
         ratios[arm] = {"median": round(float(np.median(paired)), 4), "interval": interval}
     low, high = ratios["stock again"]["interval"]
-    passes = {
-        arm: ratios[arm]["interval"][0] <= high and low <= ratios[arm]["interval"][1]
-        for arm in ARMS[2:5]
-    }
+    passes = {arm: ratios[arm]["interval"][0] <= high and low <= ratios[arm]["interval"][1] for arm in ARMS[2:5]}
     passes["transplants 0.3"] = ratios["transplants 0.3"]["median"] <= MOST
     medians = {arm: round(float(np.median(values)), 5) for arm, values in seconds.items()}
     return {"seconds_per_batch": medians, "ratio_to_stock": ratios, "passes": passes}

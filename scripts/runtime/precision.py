@@ -8,7 +8,9 @@ import torch
 
 from nnunet_plugin.precision import autocast_dtype
 
-__all__ = ["TrainingDiverged", "autocast_dtype", "check_finite"]
+from .errors import InputError
+
+__all__ = ["TrainingDiverged", "autocast_dtype", "casting", "check_finite"]
 
 
 def casting(device: torch.device | str, dtype: torch.dtype | None) -> torch.autocast:

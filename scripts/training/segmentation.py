@@ -48,17 +48,22 @@ class Validation:
     are stored with the checkpoint, so that a resumed training has them all.
 
     Args:
-        cases: which are validated; none of them, no validation.
         evaluator: MONAI's, with the metric.
         metric: its name.
         num_epochs: of the training.
         interval: epochs between other validations; 0: none.
     """
 
-    def __init__(self, cases: Sequence[Any], evaluator: Any, metric: str, num_epochs: int, interval: int):
-        self.cases, self.evaluator, self.metric, self.interval = cases, evaluator, metric, interval
+    def __init__(self, evaluator: Any, metric: str, num_epochs: int, interval: int):
+        self.cases: Sequence[Any] = ()
+        self.evaluator, self.metric, self.interval = evaluator, metric, interval
         self.points = {max(1, round(part * num_epochs)): str(part) for part in PLATEAU}
         self.plateau: dict[str, float] = {}
+
+    def of(self, cases: Sequence[Any]) -> Validation:
+        """Name the cases; where there are none, nothing is validated."""
+        self.cases = cases
+        return self
 
     def attach(self, engine: Any) -> None:
         """Act at the end of epochs."""
