@@ -234,7 +234,7 @@ def test_stop_around_the_rename_is_mended(sampler, tmp_path):
 def test_other_formats_are_refused(sampler, tmp_path):
     folder = write_pool(sampler, tmp_path / "pool", 2, progress=False)
     record = json.loads((folder / "pool.json").read_text())
-    (folder / "pool.json").write_text(json.dumps({**record, "format_version": 2}))
+    (folder / "pool.json").write_text(json.dumps({**record, "format_version": record["format_version"] + 1}))
     with pytest.raises(InputError, match="format"):
         read_pool(folder)
     with pytest.raises(InputError, match=r"no pool\.json"):
