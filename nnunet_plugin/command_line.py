@@ -22,7 +22,8 @@ Command = Callable[..., Any]
 Commands = Mapping[str, Command | str]
 # A short flag means what it means to nnUNetv2_train, for the first of these parameters that a command has.
 SHORT = {
-    "-d": ("dataset", "dataset_dir"), "-c": ("configuration",), "-f": ("fold",), "-p": ("plans",), "-tr": ("trainer",),
+    "-d": ("dataset", "dataset_dir"), "-c": ("configuration",), "-f": ("fold", "folds"), "-p": ("plans",),
+    "-tr": ("trainer",),
 }  # fmt: skip
 ORDER = ("dataset", "configuration", "fold")  # nnU-Net's, for arguments without a name
 HELP = ("-h", "--help")

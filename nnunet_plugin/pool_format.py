@@ -148,6 +148,9 @@ def hash_pool(pool: str | Path) -> Path:
 
     Args:
         pool: The folder of a finished pool, as it was sampled.
+
+    Example:
+        synthaug hash-pool pool_fold0
     """
     read = _read(pool)
     if read.content["format_version"] == FORMAT_VERSION:

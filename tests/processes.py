@@ -53,6 +53,9 @@ def start(
     """
     given = [str(word) for word in words]
     files = [str(output / name) if output else os.devnull for name in ("stdout", "stderr")]
+    if output:
+        for file in files:
+            Path(file).touch()
     # Sums are rounded in another order with another number of threads: one, unless a test says otherwise.
     variables = {**os.environ, "OMP_NUM_THREADS": "1"} if env is None else dict(env)
     if CAN_FORK and given[0] in ("-m", "-c") and given[1] != "torch.distributed.run":
@@ -118,6 +121,7 @@ def _become(words: list[str], cwd: str, env: dict[str, str], files: Sequence[str
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     _end_with_parent()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where pytest runs in the background
     for number, file in zip((0, 1, 2), (os.devnull, *files), strict=True):
         os.dup2(os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND), number)
     os.chdir(cwd)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,38 +20,44 @@ JITTER = (
     0.45,
 )  # standard deviations of a place around the donor's, in body sizes; each after the one before failed
 PROBES = 30
-LEAST_RING = 0.7  # of the ring's voxels have to be tissue
+MOST_TISSUE = 0.7  # part of a ring that has to be tissue at most; less where real lesions have less
 LEAST_VALUES = 5  # voxels whose quantiles say something
-LIKENESS = 0.75  # of the usual range, between the ring at a place and the lesion's own
+LIKENESS = 0.6  # of the usual range, between the ring at a place and the lesion's own
+SLACK = 0.15  # interquartile ranges of the body by which a few lesions may underrate what is usual
 USUAL = (0.05, 0.95)  # quantiles over real lesions that a place's surroundings have to lie between
 
 
 @dataclass(frozen=True)
 class Gates:
-    """What is usual around real lesions: bounds of the ring's quantiles `(channels, 3)`, and the least depth in mm.
+    """What is usual around real lesions: bounds of the ring's quantiles `(channels, 3)`, least depth in mm, least part
+    of the ring that is tissue.
 
-    What a lesion covers is tissue: its tails have to lie half as far out as a ring's, which may hold bone or fluid.
+    What a lesion covers is tissue: its tails have to be as moderate as those of the better half of the rings, which
+    may hold bone or fluid.
     """
 
     low: np.ndarray
     high: np.ndarray
     depth: float
+    tissue: float
 
     @property
     def darkest(self) -> np.ndarray:
         """The least low quantile of covered tissue, `(channels,)`."""
-        return self.low[:, :2].mean(axis=1)
+        return (self.low + self.high)[:, 0] / 2 - SLACK
 
     @property
     def brightest(self) -> np.ndarray:
         """The greatest high quantile of covered tissue, `(channels,)`."""
-        return self.high[:, 1:].mean(axis=1)
+        return (self.low + self.high)[:, -1] / 2 + SLACK
 
 
-def usual_surroundings(tails: np.ndarray, depths: np.ndarray) -> Gates:
-    """Return the gates of lesions whose rings have the quantiles `(lesions, channels, 3)`, at these depths."""
-    low, high = np.quantile(tails, USUAL, axis=0)
-    return Gates(low, high, max(float(np.quantile(depths, USUAL[0])), 1e-3))
+def usual_surroundings(lesions: Sequence[Lesion]) -> Gates:
+    """Return what is usual around these lesions."""
+    low, high = np.quantile([lesion.around.tails for lesion in lesions], USUAL, axis=0)
+    depth = np.quantile([lesion.depth for lesion in lesions], USUAL[0])
+    tissue = np.quantile([lesion.tissue for lesion in lesions], USUAL[0])
+    return Gates(low - SLACK, high + SLACK, max(float(depth), 1e-3), float(min(tissue, MOST_TISSUE)))
 
 
 @dataclass(frozen=True)
@@ -134,7 +141,7 @@ def find_site(
         near, ring = (voxels[part] for voxels in shape.rings)
         site = _look(anatomy, box, shape.mask[part], near, ring, wanted, gates)
         # Around a real lesion there may be other lesions and air, too; most of its ring is tissue.
-        if site is not None and site[1] >= LEAST_RING * np.count_nonzero(shape.rings[1]):
+        if site is not None and site[1] >= gates.tissue * np.count_nonzero(shape.rings[1]):
             return Site(centre * anatomy.stride.astype(float), site[0])
     return None
 

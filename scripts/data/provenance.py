@@ -7,11 +7,14 @@ import json
 import platform
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..runtime.errors import InputError
 from ..runtime.files import file_sha256, write_json
 from ..runtime.packed import FILE as PACKED
-from .training_set import TrainingSet
+
+if TYPE_CHECKING:
+    from .training_set import TrainingSet  # imports torch, which those who read a record need not wait for
 
 FORMAT_VERSION = 1
 PACKAGES = ("torch", "monai", "numpy", "nnunetv2", "synthaug")

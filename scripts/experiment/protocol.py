@@ -72,7 +72,7 @@ def protocol_names() -> list[str]:
 
 
 def read_protocol(
-    protocol: str | Path, preset: str | None = None, over: Mapping[str, Any] | None = None
+    protocol: str | Path, preset: str | None = None, over: Mapping[str, Any] | None = None, check: bool = True
 ) -> dict[str, Any]:
     """The settings of a protocol: those of the file, those of the preset over them, defaults for the rest.
 
@@ -80,6 +80,7 @@ def read_protocol(
         protocol: name of one that comes with the package, or a YAML file.
         preset: one of its presets; None: the first.
         over: lies over both.
+        check: look at every setting, for which seconds of imports may be needed.
 
     Raises:
         InputError: there is no such protocol or preset, or a setting of it cannot be used.
@@ -112,7 +113,8 @@ def read_protocol(
     settings["dataset"] = {**DEFAULTS["dataset"], **settings["dataset"]}
     for key in ("audit", "pool_metrics"):  # true: with the defaults
         settings[key] = {True: {}, False: None}[settings[key]] if isinstance(settings[key], bool) else settings[key]
-    _check(settings, path.name)
+    if check:
+        _check(settings, path.name)
     return json.loads(json.dumps(settings))
 
 
@@ -249,10 +251,12 @@ def _check_segmenter(name: str, segmenter: dict[str, Any], s: dict[str, Any]) ->
 
 
 def _check_augmentation(arm: str, mixing: Mapping[str, Any]) -> None:
-    from ..segmentation.augmentation import augmentation_factor  # imports torch
+    if mixing.get("augmentation", "none") == "none":
+        return
+    from ..segmentation.augmentation import augmentation_factor  # imports MONAI, which takes seconds
 
     try:
-        augmentation_factor(mixing.get("augmentation", "none"))
+        augmentation_factor(mixing["augmentation"])
     except InputError as error:
         error.args = (f"arm {arm!r}: {error}",)
         raise

@@ -16,7 +16,6 @@ from filelock import FileLock, Timeout
 
 from ..data.provenance import code_revision, package_versions, read_provenance
 from ..packaging.bundle_files import bundle_command, bundle_dir, known_settings
-from ..pool.writing import read_pool
 from ..runtime.errors import InputError
 from ..runtime.files import write_json
 from .accepted import defaults
@@ -153,6 +152,7 @@ def _generator(cell: Cell, run: RunFolder, folder: Path) -> dict[str, Any]:
 
 def _make_pool(cell: Cell, run: RunFolder, folder: Path) -> dict[str, Any]:
     from ..metrics.sharpness import pool_sharpness
+    from ..pool.writing import read_pool
     from ..report.pool import pool_cases, pool_sheet
     from ..sampling.copy_paste import write_copy_paste
 
@@ -202,6 +202,8 @@ def _audit(cell: Cell, run: RunFolder, folder: Path) -> dict[str, Any]:
 
 
 def _num_kept(pool: Path) -> int:
+    from ..pool.writing import read_pool
+
     return sum(sample["decision"] == "keep" for sample in read_pool(pool)["samples"])
 
 

@@ -51,7 +51,8 @@ def write_experiment_report(run_dir: str | Path) -> Path:
     results = read_results(run_dir)
     folder = results.folder / "report"
     settings = results.settings
-    about = [str(results.content["started"]), f"preset {settings['preset']}", *_cases_words(results)]
+    about = [*_cases_words(results), f"protocol {settings['name']}, preset {settings['preset']}"]
+    about.append(str(results.content["started"]))
     body = [
         f"<h1>{escaped(settings['title'])}</h1>",
         f'<p class="about">{escaped(" · ".join(about))}</p>',
@@ -178,7 +179,8 @@ def behind_words(results: Results, compared: dict[Row, dict[str, Any]]) -> str:
         f"({runs_words(runs)})"
     )
     if generators:
-        words += f", and {generators} training{'' if generators == 1 else 's'} of generators, each with one pool"
+        words += ", and one training of a generator, with one pool" if generators == 1 else ""
+        words += f", and {generators} trainings of generators, each with one pool" if generators > 1 else ""
     return f"{words}. {steps_words(results)}"
 
 
@@ -210,7 +212,7 @@ def _number_figures(results: Results, split: str, summaries: dict[Row, dict[str,
         "over seeds first; they cover the choice of patients, not of training seeds, generator or fold, and patients "
         "differ more than arms do: whether arms differ is told by the paired differences below."
     )
-    if len({row.num_synthetic for row in summaries}) > 1:
+    if len({row.num_synthetic for row in summaries} - {0}) > 1:
         panels = [_synthetic_panel(results, key, summaries) for key in dict.fromkeys(row[:3] for row in summaries)]
         panels = [panel for panel in panels if panel.lines]
         if panels:

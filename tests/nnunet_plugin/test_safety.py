@@ -2,11 +2,8 @@
 
 import gzip
 import json
-import os
 import shutil
 import struct
-import subprocess
-import sys
 import tracemalloc
 from pathlib import Path
 
@@ -15,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-import nnunet_plugin
 from nnunet_plugin.__main__ import main, run_commands
 from nnunet_plugin.cpu_plans import write_cpu_plans
 from nnunet_plugin.errors import InputError
@@ -23,6 +19,7 @@ from nnunet_plugin.export import EXPORT_RECORD, export_model
 from nnunet_plugin.import_pool import add_pool
 from nnunet_plugin.preprocessed import find_dataset
 
+from ..processes import start
 from .conftest import PLAIN, rehash, tree_hash
 
 
@@ -145,26 +142,16 @@ def test_plans_of_others_are_never_replaced(make_pool, nnunet, snapshot):
         write_cpu_plans(901, plans_out=mixed, overwrite=True)
 
 
-ADD = """
-import sys
-from nnunet_plugin.__main__ import main
-sys.exit(main(["add-pool", *sys.argv[1:]]))
-"""
-
-
-def start(*words) -> subprocess.Popen:
-    environment = {**os.environ, "PYTHONPATH": str(Path(nnunet_plugin.__file__).parents[1])}
-    return subprocess.Popen([sys.executable, "-c", ADD, *map(str, words)], env=environment, text=True,
-                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)  # fmt: skip
-
-
-def test_two_at_once_lose_nothing(make_pool, nnunet):
+def test_two_at_once_lose_nothing(make_pool, nnunet, tmp_path):
     """The same pool twice, another share and another pool at once: all samples and all configurations are there."""
     pool, other = make_pool(samples=12), make_pool("other", samples=5)
-    words = [(pool, 901, 0), (pool, 901, 0), (pool, 901, 0, "--share", "0.25"), (other, 901, 0, "--share", "0.75")]
-    running = [start(*each) for each in words]
-    errors = [process.communicate(timeout=300)[1] for process in running]
-    assert [process.returncode for process in running] == [0, 0, 0, 0], errors
+    running = []
+    for i, words in enumerate([(pool,), (pool,), (pool, "--share", "0.25"), (other, "--share", "0.75")]):
+        (tmp_path / f"said_{i}").mkdir()
+        words = ["add-pool", words[0], 901, "2d", 0, *words[1:]]
+        running.append(start("-m", "nnunet_plugin", *words, output=tmp_path / f"said_{i}"))
+    status = [process.wait() for process in running]
+    assert status == [0, 0, 0, 0], [file.read_text() for file in tmp_path.glob("said_*/stderr")]
     base = nnunet / "preprocessed" / PLAIN
     configurations = json.loads((base / "nnUNetPlansSynthAug.json").read_text())["configurations"]
     assert {"2d_syn25", "2d_syn50", "2d_syn75"} <= set(configurations)
@@ -227,7 +214,7 @@ def test_hostile_images_are_one_line(make_pool, capsys, content):
     (pool / "images/syn_000001_0000.nii.gz").write_bytes(content)
     rehash(pool)
     tracemalloc.start()
-    assert main(["add-pool", str(pool), "901", "0"]) == 1
+    assert main(["add-pool", str(pool), "901", "2d", "0"]) == 1
     assert tracemalloc.get_traced_memory()[1] < 2e8
     tracemalloc.stop()
     error = capsys.readouterr().err
@@ -249,7 +236,7 @@ def test_hostile_images_are_one_line(make_pool, capsys, content):
 def test_hostile_records_are_one_line(make_pool, capsys, text):
     pool = make_pool(samples=2)
     (pool / "pool.json").write_text(text)
-    for command in (["add-pool", str(pool), "901", "0"], ["hash-pool", str(pool)]):
+    for command in (["add-pool", str(pool), "901", "2d", "0"], ["hash-pool", str(pool)]):
         assert main(command) == 1
         assert capsys.readouterr().err.startswith("error: ")
 
@@ -276,7 +263,7 @@ def test_records_of_other_types_are_one_line(make_pool, capsys, keys, value):
         content[keys[-1]] = value
 
     pool = make_pool(samples=1, edit=edit)
-    assert main(["add-pool", str(pool), "901", "0"]) == 1
+    assert main(["add-pool", str(pool), "901", "2d", "0"]) == 1
     assert "error: " in capsys.readouterr().err
 
 
