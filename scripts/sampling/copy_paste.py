@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..data.cases import Cases, open_cases
+from ..data.cases import open_cases
+from ..data.geometry import own_size
 from ..data.provenance import build_provenance, package_versions
 from ..data.training_set import TrainingSet, item_name, load_training_set
 from ..pool.writing import write_pool
@@ -116,13 +117,7 @@ def write_copy_paste(
         InputError: the data set or a setting cannot be used.
     """
     cases = open_cases(dataset_dir, fold, plans, configuration)
-    size = own_size(cases) if spatial_size is None else list(spatial_size)
+    shapes = [case.label.shape for case in cases.training()] if spatial_size is None else []
+    size = own_size(shapes, 3 if cases.is_3d else 2) if spatial_size is None else list(spatial_size)
     data = load_training_set(cases, size, BACKGROUND_SHARE, seed)
     return write_pool(CopyPasteSampler(data, seed), pool_dir, num_samples, seed)
-
-
-def own_size(cases: Cases) -> list[int]:
-    """The largest height and width of the fold's training cases, and for a 3D configuration their median depth."""
-    shapes = np.array([case.label.shape for case in cases.training()])
-    plane = shapes[:, 1:].max(axis=0).tolist()
-    return [*plane, sorted(shapes[:, 0].tolist())[len(shapes) // 2]] if cases.is_3d else plane

@@ -161,7 +161,7 @@ class Sampler:
         drawn: list[dict | None] = []
         size = self.samples_per_pass
         for first in range(candidates.start // size * size, candidates.stop, size):
-            with _same_rounding(self.threads):
+            with same_rounding(self.threads):
                 joint, conditions = self._generate(range(first, first + size), seed, condition)
             wanted = range(max(first, candidates.start), min(first + size, candidates.stop))
             for candidate in wanted:
@@ -197,7 +197,7 @@ class Sampler:
 
 
 @contextmanager
-def _same_rounding(threads: int) -> Iterator[None]:
+def same_rounding(threads: int) -> Iterator[None]:
     """Keep to one order of summation: a number of threads on the CPU, deterministic kernels on a GPU."""
     before = torch.get_num_threads(), torch.backends.cudnn.deterministic
     torch.set_num_threads(threads)

@@ -1,0 +1,199 @@
+"""Training of a lesion painter: holes and their augmentation, a step on the velocity, the held-out loss, the best."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.utils import CommonKeys as Keys
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..data.holes import BORDERS, FRAME, hole_around, signed_distances
+from ..networks.lesion_flow import LesionFlow
+from ..runtime.noise import draw_rows
+from ..runtime.precision import autocast_dtype, check_finite
+from .averaging import WeightAverage
+from .parallel import average_gradients, mean_terms
+
+LARGEST_ANGLE = np.pi / 9
+SCALES = (0.8, 1.25)
+SHIFT = 4.0  # voxels to each side
+UNCHANGED = 0.5  # of the windows are only flipped: interpolation smooths
+UNITED = 0.2  # of the holes are also those of their mirror image: larger than what is wanted in them
+TIMES = (0.125, 0.375, 0.625, 0.875)  # at which the held-out loss is measured
+
+
+def painting_inputs(
+    batch: dict[str, Tensor], steps: Sequence[float], rng: np.random.Generator, augment: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Image, signed distances and hole, `(batch, channels, *size)` on the CPU, of a batch of `LesionCrops`.
+
+    Holes reach 2 to 5 voxels around what is painted over, and never to the frame that every window keeps.
+
+    Args:
+        batch: image, mask, shape and inside.
+        steps: millimetres per voxel along the axes.
+        rng: of everything that is drawn.
+        augment: flip, and turn, scale and shift half of the windows.
+    """
+    image, mask, shape, inside = (batch[name].cpu() for name in ("image", "mask", "shape", "inside"))
+    if augment:
+        grid = _grid(image.shape, steps, rng)
+        whole = torch.cat([image, mask, shape, inside], dim=1)
+        whole = F.grid_sample(whole, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        image, *masks = whole.split([part.shape[1] for part in (image, mask, shape, inside)], dim=1)
+        mask, shape, inside = ((part >= 0.5).float() for part in masks)
+    frame = np.zeros(image.shape[2:], bool)
+    frame[tuple(slice(FRAME, side - FRAME) for side in image.shape[2:])] = True
+    distances, holes = [], []
+    for masks_of, shape_of, inside_of in zip(mask.numpy() > 0, shape.numpy()[:, 0] > 0, inside.numpy() > 0, strict=True):
+        if augment and rng.random() < UNITED:
+            shape_of = shape_of | np.flip(shape_of, int(rng.integers(shape_of.ndim)))
+        hole = hole_around(shape_of, rng.uniform(*BORDERS), steps) & frame & inside_of[0]
+        distances.append(signed_distances(masks_of, steps))
+        holes.append(hole[None].astype(np.float32))
+    return image, torch.from_numpy(np.stack(distances)), torch.from_numpy(np.stack(holes))
+
+
+def _grid(shape: Sequence[int], steps: Sequence[float], rng: np.random.Generator) -> Tensor:
+    """Where each voxel of each window comes from, for `grid_sample`; turned and scaled in millimetres."""
+    batch, _, *size = shape
+    ndim = len(size)
+    half = np.array(size) / 2 * steps  # millimetres of half a window
+    thetas = np.zeros((batch, ndim, ndim + 1))
+    for theta in thetas:
+        linear = np.diag(rng.choice([-1.0, 1.0], ndim))
+        if rng.random() >= UNCHANGED:
+            first, second = rng.permutation(ndim)[:2]
+            angle, turn = rng.uniform(-LARGEST_ANGLE, LARGEST_ANGLE), np.eye(ndim)
+            turn[[first, second], [first, second]] = np.cos(angle)
+            turn[first, second], turn[second, first] = -np.sin(angle), np.sin(angle)
+            linear = linear @ turn / np.exp(rng.uniform(*np.log(SCALES)))
+            theta[:, ndim] = (rng.uniform(-SHIFT, SHIFT, ndim) * 2 / np.array(size))[::-1]
+        # To [-1, 1] along each axis, the last axis first, as torch wants it.
+        theta[:, :ndim] = (linear * half[None] / half[:, None])[::-1, ::-1]
+    return F.affine_grid(torch.from_numpy(thetas).float(), [batch, 1, *size], align_corners=False)
+
+
+class FlowUpdate:
+    """A step on the velocity inside the hole (conditional flow matching, Lipman et al. 2023, eq. 9).
+
+    Times are logit-normal (Esser et al. 2024, section 3.1). Give it to MONAI's `SupervisedTrainer` as
+    `iteration_update`.
+
+    Args:
+        steps: millimetres per voxel along the axes of the windows.
+        generator: source of every random draw.
+        average: of the weights, updated after each step; or None.
+        autocast: see `autocast_dtype`.
+        device: where the network lies.
+        gradient_clip: largest norm of the gradient, or None.
+    """
+
+    def __init__(
+        self,
+        steps: Sequence[float],
+        generator: torch.Generator,
+        average: WeightAverage | None = None,
+        autocast: str | None = None,
+        device: torch.device | str = "cpu",
+        gradient_clip: float | None = 1.0,
+    ):
+        self.steps, self.generator, self.average = tuple(steps), generator, average
+        self.autocast_dtype = autocast_dtype(autocast, device)
+        self.gradient_clip = float("inf") if gradient_clip is None else gradient_clip
+
+    def __call__(self, engine: Any, batch: dict) -> dict[str, float]:
+        """Run one step on a batch of `LesionCrops` and return its `loss`."""
+        network, step, device = engine.network, engine.state.iteration, engine.state.device
+        network.train()
+        rng = np.random.default_rng(self._rows(lambda n: torch.randint(2**62, (n,), generator=self.generator), batch))
+        parts = painting_inputs(batch, self.steps, rng, augment=True)
+        image, distance, hole = (part.to(device) for part in parts)
+        t = self._rows(lambda n: torch.randn(n, generator=self.generator), batch).sigmoid().to(device)
+        noise = self._rows(lambda n: torch.randn((n, *image.shape[1:]), generator=self.generator), batch).to(device)
+        with torch.autocast(device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
+            loss = velocity_loss(network, image, noise, t, distance, hole)
+        check_finite({"loss": loss}, step)
+        engine.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        average_gradients(network)
+        norm = torch.nn.utils.clip_grad_norm_(network.parameters(), self.gradient_clip)
+        check_finite({"gradient": norm}, step)
+        engine.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(network)
+        return mean_terms({"loss": loss})
+
+    def _rows(self, draw: Any, batch: dict) -> Tensor:
+        """Drawn on the CPU, so that a seed gives the same numbers on every device."""
+        return draw_rows(draw, len(batch[Keys.IMAGE]), self.generator)
+
+
+def velocity_loss(
+    network: LesionFlow, image: Tensor, noise: Tensor, t: Tensor, distance: Tensor, hole: Tensor
+) -> Tensor:
+    """Mean squared error of the velocity over the voxels of all holes of a batch."""
+    predicted = network.velocity(network.noised(image, noise, t, hole), t, image, distance, hole)
+    wrong = (predicted.float() - (image - noise)).square() * hole
+    return wrong.sum() / (hole.sum() * image.shape[1]).clamp(min=1)
+
+
+class FlowEvaluation:
+    """Velocity loss on held-out windows for MONAI's `SupervisedEvaluator`.
+
+    At every validation the same holes and noise, and each window at four times.
+    """
+
+    def __init__(self, steps: Sequence[float], seed: int):
+        self.steps, self.seed = tuple(steps), seed
+
+    def __call__(self, engine: Any, batch: dict) -> dict[str, float]:
+        """Return `velocity_loss`, and that of lesions and of healthy places where a batch has them."""
+        network, device = engine.network, engine.state.device
+        network.eval()
+        seeds = [self.seed, engine.state.iteration]
+        parts = painting_inputs(batch, self.steps, np.random.default_rng(seeds), augment=False)
+        image, distance, hole = (part.to(device) for part in parts)
+        generator = torch.Generator().manual_seed(int(np.random.SeedSequence(seeds).generate_state(1)[0]))
+        losses = []
+        with torch.no_grad():
+            for time in TIMES:
+                noise = torch.randn(image.shape, generator=generator).to(device)
+                t = torch.full((len(image),), time, device=device)
+                losses.append(float(velocity_loss(network, image, noise, t, distance, hole)))
+        return {"velocity_loss": sum(losses) / len(losses)}
+
+
+class BestWeights(nn.Module):
+    """The averaged weights at the validation with the lowest held-out loss; without one, the last.
+
+    Attach it to the evaluator and to the trainer, there before `Checkpoints`; resumed trainings need its state.
+
+    Args:
+        average: whose weights are kept, as `model`.
+        metric: of the evaluator, lower is better.
+    """
+
+    def __init__(self, average: WeightAverage, metric: str):
+        super().__init__()
+        self.average, self.metric = [average], metric  # in a list: no part of the state
+        self.model = copy.deepcopy(average.module)
+        self.register_buffer("loss", torch.tensor(float("inf")))
+
+    def attach(self, engine: Engine) -> None:
+        """Act at the end."""
+        engine.add_event_handler(Events.COMPLETED, self.choose)
+
+    def choose(self, engine: Engine) -> None:
+        """Take the weights over if they are better, or if nothing says so."""
+        found = engine.state.metrics.get(self.metric)
+        if torch.isinf(self.loss) if found is None else found < self.loss:
+            self.model.load_state_dict(self.average[0].module.state_dict())
+            if found is not None:
+                self.loss.fill_(found)
