@@ -1,4 +1,4 @@
-"""Command line: `python -m nnunet_plugin add-pool | cpu-plans | ext-path | export-model`."""
+"""Command line: `python -m nnunet_plugin add-pool | cpu-plans | ext-path | export-model | hash-pool`."""
 
 import functools
 import sys
@@ -6,12 +6,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import fire
+from fire.decorators import SetParseFns
 
 from . import ext_path
 from .cpu_plans import write_cpu_plans
 from .errors import InputError
 from .export import export_model
 from .import_pool import add_pool
+from .options import checked, parsers
+from .pool_format import hash_pool
 
 
 class _Bound:
@@ -24,9 +27,9 @@ class _Bound:
 def _deferred(function: Callable[..., Any]) -> Callable[..., _Bound]:
     @functools.wraps(function)
     def bind(*args: Any, **kwargs: Any) -> _Bound:
-        return _Bound(lambda: function(*args, **kwargs))
+        return _Bound(lambda: checked(function)(*args, **kwargs))
 
-    return bind
+    return SetParseFns(**parsers(function))(bind)
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {
@@ -34,6 +37,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "cpu-plans": write_cpu_plans,
     "ext-path": ext_path,
     "export-model": export_model,
+    "hash-pool": hash_pool,
 }
 
 
