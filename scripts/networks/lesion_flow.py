@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from monai.networks.nets import DiffusionModelUNet
 from monai.networks.schedulers import RFlowScheduler
 from torch import Tensor, nn
 
 from ..dynamics.heun import heun
 from ..runtime.errors import InputError
-from .autoencoder import check_levels
+from .latent_diffusion import Denoiser
 
 TIMES = 1000  # what MONAI's time embedding counts in
 
@@ -24,6 +23,7 @@ def straight_path() -> RFlowScheduler:
 class LesionFlow(nn.Module):
     """Velocity of the straight path between noise and what is in the hole (Liu et al. 2023; Lipman et al. 2023).
 
+    MONAI's `DiffusionModelUNet`, as `Denoiser` has it.
     x_t = (1 - t) x_0 + t noise, velocity x_0 - noise, as MONAI's `RFlowScheduler` has it: t = 1 is noise, t = 0 the
     image. Outside the hole the network sees x_0 itself, and nothing of it is ever changed.
 
@@ -32,19 +32,20 @@ class LesionFlow(nn.Module):
     multiples of `multiple`; those of the training need not be kept.
 
     Args:
-        num_image_channels, num_labels: of the data set.
+        num_channels: image channels and labels of the data set together, as in other bundles.
+        num_labels: labels or regions alone.
         spatial_size: of the crops that it is trained on; its length is the dimension.
         channels: features of each level, multiples of `norm_groups`.
         num_res_blocks: residual blocks of a level.
         attention_levels: which levels have self-attention.
         head_channels: channels of an attention head.
         norm_groups: groups of the group normalisation.
-        num_steps: Heun steps of `forward`.
+        num_steps: Heun steps of the painting.
     """
 
     def __init__(
         self,
-        num_image_channels: int,
+        num_channels: int,
         num_labels: int,
         spatial_size: Sequence[int],
         channels: Sequence[int] = (32, 64, 128),
@@ -57,25 +58,14 @@ class LesionFlow(nn.Module):
         super().__init__()
         self.spatial_size = tuple(int(size) for size in spatial_size)
         self.multiple = 2 ** (len(channels) - 1)
-        check_levels("channels", channels, attention_levels, norm_groups)
         if num_steps < 1:
             raise InputError(f"num_steps {num_steps}", "at least 1; 10 to 20 are usual", "set num_steps")
+        num_image_channels = num_channels - num_labels
         self.num_image_channels, self.num_labels, self.num_steps = num_image_channels, num_labels, num_steps
-        self.unet = DiffusionModelUNet(
-            spatial_dims=len(self.spatial_size),
-            in_channels=2 * num_image_channels + num_labels + 1,
-            out_channels=num_image_channels,
-            num_res_blocks=num_res_blocks,
-            channels=tuple(channels),
-            attention_levels=tuple(attention_levels),
-            num_head_channels=head_channels,
-            norm_num_groups=norm_groups,
-        )
-
-    @property
-    def num_channels(self) -> int:
-        """Channels of the noise and of the image, labels, and the hole: what `forward` is given."""
-        return 2 * self.num_image_channels + self.num_labels + 1
+        self.denoiser = Denoiser(
+            len(self.spatial_size), num_image_channels, channels, num_res_blocks, attention_levels, head_channels,
+            norm_groups, seen_channels=num_image_channels + num_labels + 1,
+        )  # fmt: skip
 
     def noised(self, image: Tensor, noise: Tensor, t: Tensor, hole: Tensor) -> Tensor:
         """The image with its hole at the times `t` `(batch,)` in [0, 1] of the path."""
@@ -84,12 +74,12 @@ class LesionFlow(nn.Module):
     def velocity(self, x: Tensor, t: Tensor, image: Tensor, distance: Tensor, hole: Tensor) -> Tensor:
         """Velocity at `x`, of which the hole alone is noised; of `image` nothing in the hole is seen."""
         around = image * (1 - hole)
-        return self.unet(torch.cat([x * hole + around, around, distance, hole], dim=1), t * TIMES)
+        return self.denoiser(torch.cat([x * hole + around, around, distance, hole], dim=1), t * TIMES)
 
-    def paint(self, noise: Tensor, image: Tensor, distance: Tensor, hole: Tensor, num_steps: int) -> Tensor:
-        """The image with its hole painted, by Heun steps from noise at t = 1; outside the hole it stays to the bit."""
+    def paint(self, noise: Tensor, image: Tensor, distance: Tensor, hole: Tensor) -> Tensor:
+        """The image with its hole painted, by `num_steps` Heun steps from noise at t = 1; outside the hole it stays to the bit."""
         path = straight_path()
-        path.set_timesteps(num_steps)
+        path.set_timesteps(self.num_steps)
         times = [float(time) / TIMES for time in path.timesteps] + [0.0]
 
         def away_from_image(x: Tensor, time: float) -> Tensor:  # dx/dt is minus the velocity, which leads to t = 0
@@ -105,4 +95,4 @@ class LesionFlow(nn.Module):
         """
         channels = self.num_image_channels
         noise, image, distance, hole = x.split([channels, channels, self.num_labels, 1], dim=1)
-        return torch.cat([self.paint(noise, image, distance, hole, self.num_steps), (distance < 0).to(image)], dim=1)
+        return torch.cat([self.paint(noise, image, distance, hole), (distance < 0).to(image)], dim=1)

@@ -53,7 +53,6 @@ class FlowSampler(Sampler):
         dataset_dir: the data set that it was trained on; None: the phantom in `phantom_dir`.
         phantom_dir: where a training without a data set made it.
         mode: see above.
-        num_steps: Heun steps, two evaluations each.
         settings: of `Sampler`.
 
     Raises:
@@ -70,14 +69,13 @@ class FlowSampler(Sampler):
         dataset_dir: str | Path | None,
         phantom_dir: str | Path = "phantom",
         mode: str = "insert",
-        num_steps: int = 16,
         **settings: Any,
     ):
         if mode not in MODES:
             raise InputError(f"mode {mode!r}", f"one of {', '.join(MODES)}", "set --mode")
         super().__init__(network, checkpoint, provenance, **settings)
         self.mode = mode
-        self.settings |= {"mode": mode, "num_steps": num_steps}
+        self.settings |= {"mode": mode, "num_steps": network.num_steps}
         trained = self.provenance["training"]
         folder = Path(phantom_dir) / PHANTOM_NAME if dataset_dir is None else Path(dataset_dir)
         record = {"space": self.provenance["space"], "provenance": self.provenance,
@@ -88,12 +86,12 @@ class FlowSampler(Sampler):
         if changed := [case.id for case in learnt if seen[case.id] != case.sha256]:
             raise InputError(f"{folder}, where {', '.join(changed[:5])} changed since the training",
                              "the data set that it was trained on", "restore it, or train again")  # fmt: skip
-        steps = tuple(trained["steps"])
+        windows = trained["windows"]
+        steps, values = tuple(windows["steps"]), np.array(windows["values"])
         self.dimension = len(steps)
         self.lesions = lesion_integers(self.description, trained["lesion_labels"])
         self.bank, self.scenes = open_bank(learnt, cases, self.dimension, self.lesions)
-        values = np.array(trained["values"])
-        self.painter = Painter(network, self.description, values, steps, num_steps, self.autocast_dtype)
+        self.painter = Painter(self.network, self.description, values, steps, self.inferer, self.autocast_dtype)
         self.places = [(scene, plane) for scene in self.scenes for plane in self._planes_with_lesions(scene)]
 
     def check(self, condition: dict | None) -> None:

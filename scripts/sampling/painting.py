@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from monai.inferers import Inferer
 
 from ..data.description import DatasetDescription
 from ..data.holes import Intensities, Window, signed_distances, window_around
@@ -41,7 +42,7 @@ class Painter:
         description: of its data set.
         values: `(2, channels)` least and greatest value in the model's units.
         steps: millimetres per voxel along the axes of its windows.
-        num_steps: Heun steps.
+        inferer: calls the network.
         dtype: to compute in; None: float32.
     """
 
@@ -49,7 +50,7 @@ class Painter:
     description: DatasetDescription
     values: np.ndarray
     steps: tuple[float, ...]
-    num_steps: int
+    inferer: Inferer
     dtype: torch.dtype | None = None
 
     @torch.inference_mode()
@@ -63,9 +64,8 @@ class Painter:
         ]
         parts = [self._inputs(request, window) for request, window in zip(requests, windows, strict=True)]
         device = next(self.network.parameters()).device
-        noise, image, distance, hole = (torch.stack(part).to(device) for part in zip(*parts, strict=True))
         with torch.autocast(device.type, self.dtype, enabled=self.dtype is not None):
-            painted = self.network.paint(noise, image, distance, hole, self.num_steps)
+            painted = self.inferer(torch.stack(parts).to(device), self.network)[:, : len(requests[0].image)]
         done = []
         for request, window, values in zip(requests, windows, painted.float().cpu().numpy(), strict=True):
             shape = (-1, *[1] * (values.ndim - 1))
@@ -75,10 +75,11 @@ class Painter:
             done.append(result)
         return done
 
-    def _inputs(self, request: Request, window: Window) -> tuple[torch.Tensor, ...]:
+    def _inputs(self, request: Request, window: Window) -> torch.Tensor:
         inside = window.cut((request.wanted >= 0)[None])
         image = request.intensities.apply(window.cut(request.image)) * inside
         masks = self.description.to_channels(window.cut(request.wanted[None])[0]) > 0
         hole = window.cut(request.hole[None]).astype(np.float32)
         distance = signed_distances(masks, self.steps)
-        return request.noise(image.shape), *(torch.from_numpy(part.astype(np.float32)) for part in (image, distance, hole))
+        seen = torch.from_numpy(np.concatenate([image, distance, hole]).astype(np.float32))
+        return torch.cat([request.noise(image.shape), seen])

@@ -29,7 +29,7 @@ TIMES = (0.125, 0.375, 0.625, 0.875)  # at which the held-out loss is measured
 
 
 def painting_inputs(
-    batch: dict[str, Tensor], steps: Sequence[float], rng: np.random.Generator, augment: bool
+    batch: dict[str, Tensor], steps: Sequence[float], seeds: Sequence[int], augment: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Image, signed distances and hole, `(batch, channels, *size)` on the CPU, of a batch of `LesionCrops`.
 
@@ -38,12 +38,13 @@ def painting_inputs(
     Args:
         batch: image, mask, shape and inside.
         steps: millimetres per voxel along the axes.
-        rng: of everything that is drawn.
+        seeds: of what is drawn for each window.
         augment: flip, and turn, scale and shift half of the windows.
     """
     image, mask, shape, inside = (batch[name].cpu() for name in ("image", "mask", "shape", "inside"))
+    rngs = [np.random.default_rng(int(seed)) for seed in seeds]
     if augment:
-        grid = _grid(image.shape, steps, rng)
+        grid = _grid(image.shape, steps, rngs)
         whole = torch.cat([image, mask, shape, inside], dim=1)
         whole = F.grid_sample(whole, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
         image, *masks = whole.split([part.shape[1] for part in (image, mask, shape, inside)], dim=1)
@@ -51,22 +52,23 @@ def painting_inputs(
     frame = np.zeros(image.shape[2:], bool)
     frame[tuple(slice(FRAME, side - FRAME) for side in image.shape[2:])] = True
     distances, holes = [], []
-    for masks_of, shape_of, inside_of in zip(mask.numpy() > 0, shape.numpy()[:, 0] > 0, inside.numpy() > 0, strict=True):
+    masks_shapes_insides = (part.numpy() > 0 for part in (mask, shape[:, 0], inside[:, 0]))
+    for masks_of, shape_of, inside_of, rng in zip(*masks_shapes_insides, rngs, strict=True):
         if augment and rng.random() < UNITED:
             shape_of = shape_of | np.flip(shape_of, int(rng.integers(shape_of.ndim)))
-        hole = hole_around(shape_of, rng.uniform(*BORDERS), steps) & frame & inside_of[0]
+        hole = hole_around(shape_of, rng.uniform(*BORDERS), steps) & frame & inside_of
         distances.append(signed_distances(masks_of, steps))
         holes.append(hole[None].astype(np.float32))
     return image, torch.from_numpy(np.stack(distances)), torch.from_numpy(np.stack(holes))
 
 
-def _grid(shape: Sequence[int], steps: Sequence[float], rng: np.random.Generator) -> Tensor:
+def _grid(shape: Sequence[int], steps: Sequence[float], rngs: Sequence[np.random.Generator]) -> Tensor:
     """Where each voxel of each window comes from, for `grid_sample`; turned and scaled in millimetres."""
     batch, _, *size = shape
     ndim = len(size)
     half = np.array(size) / 2 * steps  # millimetres of half a window
     thetas = np.zeros((batch, ndim, ndim + 1))
-    for theta in thetas:
+    for theta, rng in zip(thetas, rngs, strict=True):
         linear = np.diag(rng.choice([-1.0, 1.0], ndim))
         if rng.random() >= UNCHANGED:
             first, second = rng.permutation(ndim)[:2]
@@ -112,8 +114,8 @@ class FlowUpdate:
         """Run one step on a batch of `LesionCrops` and return its `loss`."""
         network, step, device = engine.network, engine.state.iteration, engine.state.device
         network.train()
-        rng = np.random.default_rng(self._rows(lambda n: torch.randint(2**62, (n,), generator=self.generator), batch))
-        parts = painting_inputs(batch, self.steps, rng, augment=True)
+        seeds = self._rows(lambda n: torch.randint(2**62, (n,), generator=self.generator), batch).tolist()
+        parts = painting_inputs(batch, self.steps, seeds, augment=True)
         image, distance, hole = (part.to(device) for part in parts)
         t = self._rows(lambda n: torch.randn(n, generator=self.generator), batch).sigmoid().to(device)
         noise = self._rows(lambda n: torch.randn((n, *image.shape[1:]), generator=self.generator), batch).to(device)
@@ -157,10 +159,11 @@ class FlowEvaluation:
         """Return `velocity_loss`, and that of lesions and of healthy places where a batch has them."""
         network, device = engine.network, engine.state.device
         network.eval()
-        seeds = [self.seed, engine.state.iteration]
-        parts = painting_inputs(batch, self.steps, np.random.default_rng(seeds), augment=False)
+        rows = len(batch[Keys.IMAGE])
+        state = np.random.SeedSequence([self.seed, engine.state.iteration]).generate_state(rows + 1)
+        parts = painting_inputs(batch, self.steps, state[1:].tolist(), augment=False)
         image, distance, hole = (part.to(device) for part in parts)
-        generator = torch.Generator().manual_seed(int(np.random.SeedSequence(seeds).generate_state(1)[0]))
+        generator = torch.Generator().manual_seed(int(state[0]))
         losses = []
         with torch.no_grad():
             for time in TIMES:
@@ -185,6 +188,10 @@ class BestWeights(nn.Module):
         self.average, self.metric = [average], metric  # in a list: no part of the state
         self.model = copy.deepcopy(average.module)
         self.register_buffer("loss", torch.tensor(float("inf")))
+
+    def as_handler(self) -> BestWeights:
+        """Itself: config files need a call where a handler is named."""
+        return self
 
     def attach(self, engine: Engine) -> None:
         """Act at the end."""
