@@ -77,7 +77,7 @@ class LesionFlow(nn.Module):
         return self.denoiser(torch.cat([x * hole + around, around, distance, hole], dim=1), t * TIMES)
 
     def paint(self, noise: Tensor, image: Tensor, distance: Tensor, hole: Tensor) -> Tensor:
-        """The image with its hole painted, by `num_steps` Heun steps from noise at t = 1; outside the hole it stays to the bit."""
+        """The image with its hole painted, by `num_steps` Heun steps from noise; outside it stays to the bit."""
         path = straight_path()
         path.set_timesteps(self.num_steps)
         times = [float(time) / TIMES for time in path.timesteps] + [0.0]

@@ -1,4 +1,4 @@
-"""Samples of a lesion painter: real slices or volumes of training patients, with a lesion more, another, or one less."""
+"""Samples of a lesion painter: real slices or volumes with a lesion more, with another one, or with one less."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
+from scipy import ndimage
+
+from nnunet_plugin.transplant.anatomy import Anatomy
 from nnunet_plugin.transplant.lesions import Lesion
-from nnunet_plugin.transplant.paste import make_patch, relabel
+from nnunet_plugin.transplant.paste import Patch, make_patch, relabel
 from nnunet_plugin.transplant.render import render
 from nnunet_plugin.transplant.warp import draw_warp
-from scipy import ndimage
 
 from ..data.cases import PHANTOM_NAME, open_cases_of_generator
 from ..data.holes import BORDERS, hole_around
@@ -178,8 +179,8 @@ class FlowSampler(Sampler):
         scene, plane = self.scenes[drawn.case], drawn.plane if self.dimension == 2 else None
         label = scene.label(plane)
         patch = render(self.bank, drawn, label.shape)
-        alpha = np.zeros(label.shape, bool)
-        alpha[tuple(slice(s, s + n) for s, n in zip(patch.start.tolist(), patch.alpha.shape, strict=True))] = patch.alpha > 0
+        hole = np.zeros(label.shape, bool)
+        hole[_box(patch)] = patch.alpha > 0
         if condition is not None:
             anatomy = scene.anatomy if plane is None else scene.anatomy.plane(plane)
             place = anatomy.relative(drawn.centre / anatomy.stride).tolist()
@@ -190,7 +191,7 @@ class FlowSampler(Sampler):
                 return None
         wanted = relabel(label, patch, np.zeros(label.ndim, int))
         donor = self.scenes[self.bank.lesions[drawn.lesion].case].case.id
-        return Plan(scene, plane, wanted, alpha & (label >= 0), donor)
+        return Plan(scene, plane, wanted, hole & (label >= 0), donor)
 
     def _change(self, rng: np.random.Generator) -> Plan | None:
         scene, plane = self.places[rng.integers(len(self.places))]
@@ -202,12 +203,12 @@ class FlowSampler(Sampler):
         wanted = np.where(old, _nearest_other(label, self.lesions), label).astype(label.dtype)
         if self.mode == "remove":
             return Plan(scene, plane, wanted, hole & (label >= 0), None)
-        lesion = self.bank.lesions[rng.integers(len(self.bank.lesions))]
+        lesion = self.bank.lesions[int(rng.integers(len(self.bank.lesions)))]
         donor = self.scenes[lesion.case].case.id
         if donor == scene.case.id:
             return None
         patch = self._patch(rng, lesion, np.argwhere(old).mean(axis=0), label.shape, border)
-        box = tuple(slice(s, s + n) for s, n in zip(patch.start.tolist(), patch.labels.shape, strict=True))
+        box = _box(patch)
         new = patch.labels > 0
         anatomy = scene.anatomy if plane is None else scene.anatomy.plane(plane)
         whole = np.count_nonzero(new) * RATIO > np.count_nonzero(old) > np.count_nonzero(new) / RATIO
@@ -218,7 +219,7 @@ class FlowSampler(Sampler):
 
     def _patch(
         self, rng: np.random.Generator, lesion: Lesion, centre: np.ndarray, shape: tuple[int, ...], border: float
-    ) -> Any:
+    ) -> Patch:
         warp = draw_warp(rng, lesion.extent, lesion.diameter, -1 if rng.random() < 0.5 else None)
         one = np.ones(len(lesion.image))
         return make_patch(lesion.image, lesion.labels, lesion.centre, lesion.spacing, lesion.extent, warp, centre,
@@ -231,15 +232,21 @@ class FlowSampler(Sampler):
         return list(np.flatnonzero(found.any(axis=(1, 2))).tolist())
 
 
+def _box(patch: Patch) -> tuple[slice, ...]:
+    """Where in the image a patch lies."""
+    return tuple(slice(s, s + n) for s, n in zip(patch.start.tolist(), patch.labels.shape, strict=True))
+
+
 def _nearest_other(label: np.ndarray, lesions: list[int]) -> np.ndarray:
     """Of each voxel the label of the nearest one that is no lesion: the organ that a lesion lies in."""
     nearest = ndimage.distance_transform_edt(np.isin(label, lesions), return_distances=False, return_indices=True)
     return np.maximum(label[tuple(nearest)], 0)
 
 
-def _in_body(anatomy: Any, box: tuple[slice, ...], mask: np.ndarray) -> bool:
+def _in_body(anatomy: Anatomy, box: tuple[slice, ...], mask: np.ndarray) -> bool:
     """Whether a mask in a box of the image lies in the body."""
-    coarse = [(np.arange(part.start, part.stop) / step).astype(int) for part, step in zip(box, anatomy.stride, strict=True)]
-    sides = anatomy.depth.shape
-    index = np.ix_(*[np.minimum(where, side - 1) for where, side in zip(coarse, sides, strict=True)])
-    return bool((anatomy.depth[index][mask] > 0).all())
+    index = [
+        np.minimum(np.arange(part.start, part.stop) // step, side - 1)
+        for part, step, side in zip(box, anatomy.stride, anatomy.depth.shape, strict=True)
+    ]
+    return bool((anatomy.depth[np.ix_(*index)][mask] > 0).all())

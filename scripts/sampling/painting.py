@@ -56,7 +56,9 @@ class Painter:
     @torch.inference_mode()
     def paint(self, requests: Sequence[Request]) -> list[np.ndarray]:
         """The images, float32, with their holes painted; all in one pass of the network."""
-        windows = [window_around(request.hole, self.network.spatial_size, self.network.multiple) for request in requests]
+        windows = [
+            window_around(request.hole, self.network.spatial_size, self.network.multiple) for request in requests
+        ]
         size = np.max([window.size for window in windows], axis=0).tolist()
         windows = [
             window_around(request.hole, size, self.network.multiple) if request.hole.any() else window

@@ -53,7 +53,9 @@ class PaintedGrid:
         chosen = items[:: max(1, len(items) // COUNT)][:COUNT]
         names = ("image", "mask", "shape", "inside")
         batch = {name: torch.stack([item[name] for item in chosen]) for name in names}
-        image, distance, hole = painting_inputs(batch, self.data.steps, range(self.seed, self.seed + len(chosen)), False)
+        image, distance, hole = painting_inputs(
+            batch, self.data.steps, range(self.seed, self.seed + len(chosen)), False
+        )
         noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(self.seed))
         device = next(self.network.parameters()).device
         healthy = torch.where(hole > 0, distance.abs().clamp(min=1), distance)
