@@ -113,7 +113,7 @@ def signed_distances(masks: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
         if mask.all():
             distance[:] = -1
         elif mask.any():
-            distance[:] = np.clip(signed_distance(mask, steps), -1, 1)
+            distance[:] = np.clip(signed_distance(mask, steps.tolist()), -1, 1)
     return distances
 
 

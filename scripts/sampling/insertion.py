@@ -100,7 +100,7 @@ def insert_lesion(
     order = _axes_order(space)
     steps, sides = _model_grid(space, given, order)
     finest = min(steps[-len(painter.steps) :])
-    hole = hole_around(wanted > 0, BORDER * finest / given.spacing.min(), given.spacing)
+    hole = hole_around(wanted > 0, BORDER * finest / float(given.spacing.min()), given.spacing.tolist())
     label = np.zeros_like(wanted) if remove else wanted
 
     there = _Resampling(order, given.values.shape[1:], sides)
@@ -182,7 +182,7 @@ def _read_mask(path: str | Path, given: Volume, description: DatasetDescription)
     label = np.asarray(file.dataobj)
     if label.shape != given.values.shape[1:] or not np.allclose(file.affine, given.affine, atol=1e-3):
         raise InputError(f"{path} of shape {label.shape} on another grid than the image",
-                         f"{given.values.shape[1:]} and the image's affine", "resample the mask to the image")  # fmt: skip
+                         f"{given.values.shape[1:]}, the image's affine", "resample the mask to the image")  # fmt: skip
     known = description.known_integers - {description.ignore_label}
     if unknown := sorted(set(np.unique(label).tolist()) - known) or (not label.any() and ["nothing"]):
         raise InputError(f"{path} with the labels {unknown}", f"some of {sorted(known - {0})}", "mend the mask")
@@ -240,7 +240,7 @@ def _model_grid(space: dict, given: Volume, order: Sequence[int]) -> tuple[list[
 
 @dataclass(frozen=True)
 class _Resampling:
-    """Between the file's grid `(x, y, z)` and the model's `(depth, height, width)`; voxels are boxes that tile space."""
+    """Between the file's grid `(x, y, z)` and the model's `(depth, height, width)`; voxels tile the same box."""
 
     order: Sequence[int]
     shape: Sequence[int]
@@ -302,8 +302,8 @@ def _paint(
 def write_insertion(done: Insertion, out: Sequence[str | Path], mask_out: str | Path) -> None:
     """Write the channels and the label map; voxels outside the hole keep their bits, and every file its type."""
     for file, values, path in zip(done.volume.files, done.painted, out, strict=True):
-        raw = np.array(file.dataobj.get_unscaled())
-        slope, inter = float(file.dataobj.slope), float(file.dataobj.inter)
+        stored_as: Any = file.dataobj
+        raw, slope, inter = np.array(stored_as.get_unscaled()), float(stored_as.slope), float(stored_as.inter)
         stored = (values[done.hole] - inter) / slope
         if np.issubdtype(raw.dtype, np.integer):
             limits = np.iinfo(raw.dtype)

@@ -185,8 +185,9 @@ class BestWeights(nn.Module):
 
     def __init__(self, average: WeightAverage, metric: str):
         super().__init__()
-        self.average, self.metric = [average], metric  # in a list: no part of the state
-        self.model = copy.deepcopy(average.module)
+        self.averages, self.metric = [average], metric  # in a list: no part of the state
+        self.model: nn.Module = copy.deepcopy(average.module)
+        self.loss: Tensor
         self.register_buffer("loss", torch.tensor(float("inf")))
 
     def as_handler(self) -> BestWeights:
@@ -201,6 +202,6 @@ class BestWeights(nn.Module):
         """Take the weights over if they are better, or if nothing says so."""
         found = engine.state.metrics.get(self.metric)
         if torch.isinf(self.loss) if found is None else found < self.loss:
-            self.model.load_state_dict(self.average[0].module.state_dict())
+            self.model.load_state_dict(self.averages[0].module.state_dict())
             if found is not None:
                 self.loss.fill_(found)

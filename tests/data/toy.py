@@ -24,7 +24,7 @@ def toy_case(index: int, channels: int = 1, shape=(6, 20, 18)) -> tuple[np.ndarr
 
 
 def body_case(index: int, channels: int = 1, shape=(12, 40, 36)) -> tuple[np.ndarray, np.ndarray]:
-    """Image and label of a body in air, with a bright ball of label 1 around label 2, at another place in every case."""
+    """Image and label of a body in air, with a bright ball of label 1 around label 2, elsewhere in every case."""
     rng = np.random.default_rng(index)
     grid = np.indices(shape).astype(float)
     body = ((grid[1] - 19.5) / 18) ** 2 + ((grid[2] - 17.5) / 16) ** 2 <= 1
