@@ -93,6 +93,9 @@ class FlowSampler(Sampler):
         self.lesions = lesion_integers(self.description, trained["lesion_labels"])
         self.bank, self.scenes = open_bank(learnt, cases, self.dimension, self.lesions)
         self.painter = Painter(self.network, self.description, values, steps, self.inferer, self.autocast_dtype)
+        if mode == "insert" and not len(self.bank.fits):
+            raise InputError(f"{len(learnt)} training cases, in which no lesion of another one has a place",
+                             "cases with tissue like that around lesions", "give --mode replace or remove")  # fmt: skip
         self.places = [(scene, plane) for scene in self.scenes for plane in self._planes_with_lesions(scene)]
 
     def check(self, condition: dict | None) -> None:

@@ -292,8 +292,9 @@ def _paint(
             return painter.paint([Request(values, label, hole, intensities, noise)])[0]
         done = values.copy()
         planes = np.flatnonzero(hole.any(axis=(1, 2))).tolist()
-        # All at once: windows of one size, and so the same noise.
-        requests = [Request(values[:, plane], label[plane], hole[plane], intensities, noise) for plane in planes]
+        # One window and the same noise in all of them: slices differ as little as what they are told.
+        whole = hole.any(axis=0)
+        requests = [Request(values[:, plane], label[plane], hole[plane], intensities, noise, whole) for plane in planes]
         for plane, painted in zip(planes, painter.paint(requests), strict=True):
             done[:, plane] = painted
         return done

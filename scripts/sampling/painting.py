@@ -24,6 +24,7 @@ class Request:
         hole: `(*spatial)` bool, the only voxels that change.
         intensities: of the image.
         noise: `(channels, *size)` standard normal of a size that the window decides.
+        shown: what the window is put around, if not around the hole: that of all slices of a volume.
     """
 
     image: np.ndarray
@@ -31,6 +32,7 @@ class Request:
     hole: np.ndarray
     intensities: Intensities
     noise: Callable[[Sequence[int]], torch.Tensor]
+    shown: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -56,14 +58,10 @@ class Painter:
     @torch.inference_mode()
     def paint(self, requests: Sequence[Request]) -> list[np.ndarray]:
         """The images, float32, with their holes painted; all in one pass of the network."""
-        windows = [
-            window_around(request.hole, self.network.spatial_size, self.network.multiple) for request in requests
-        ]
-        size = np.max([window.size for window in windows], axis=0).tolist()
-        windows = [
-            window_around(request.hole, size, self.network.multiple) if request.hole.any() else window
-            for request, window in zip(requests, windows, strict=True)
-        ]
+        shown = [request.hole if request.shown is None else request.shown for request in requests]
+        least, multiple = self.network.spatial_size, self.network.multiple
+        size = np.max([window_around(part, least, multiple).size for part in shown], axis=0).tolist()
+        windows = [window_around(part, size, multiple) for part in shown]
         parts = [self._inputs(request, window) for request, window in zip(requests, windows, strict=True)]
         device = next(self.network.parameters()).device
         with torch.autocast(device.type, self.dtype, enabled=self.dtype is not None):

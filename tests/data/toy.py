@@ -53,7 +53,7 @@ def write_raw(folder: Path, cases: int = 6, channels: int = 1, regions: bool = F
 
 
 def write_preprocessed(
-    folder: Path, cases: int = 6, channels: int = 1, regions: bool = False, masked=False, case=toy_case
+    folder: Path, cases: int = 6, channels: int = 1, regions: bool = False, masked=False, case=toy_case, **changes
 ) -> Path:
     """The arrays (2d and 3d_fullres), plans and description that nnU-Net's preprocessor would leave."""
     import blosc2
@@ -70,7 +70,7 @@ def write_preprocessed(
             blosc2.asarray(np.ascontiguousarray(array), urlpath=str(arrays / name), mode="w")
         (arrays / f"toy_{index:03d}.pkl").write_bytes(pickle.dumps({"class_locations": {}}))
     shutil.copytree(arrays, folder / "nnUNetPlans_3d_fullres")
-    write_description(folder, channels, regions, numTraining=cases)
+    write_description(folder, channels, regions, numTraining=cases, **changes)
     plans = {
         "dataset_name": folder.name,
         "plans_name": "nnUNetPlans",
