@@ -29,6 +29,9 @@ def write_cpu_plans(
         max_features: Feature maps of the deepest stages; the first stage has an eighth of it.
         batch_size: Batch size in 2d; in 3D an eighth of it, at least 2. Never more than the plans have.
         overwrite: Replace plans of the same name that this command wrote.
+
+    Example:
+        synthaug cpu-plans 501
     """
     for name, value, least in (("max_features", max_features, 8), ("batch_size", batch_size, 2)):
         if value < least:

@@ -39,6 +39,9 @@ def export_model(
         output: The folder to write; by default nnUNetTrainer__PLANS__CONFIGURATION beside the model.
         checkpoint: The file name of the checkpoints to export, from every fold that has it.
         overwrite: Replace an earlier export; a folder with anything else in it stays.
+
+    Example:
+        synthaug export-model nnUNetTrainerSynthAug__nnUNetPlansSynthAug__2d_syn50
     """
     model_folder = Path(model_folder)
     if output is None:

@@ -85,6 +85,9 @@ def add_pool(
             num_iterations_per_epoch, num_val_iterations_per_epoch, optimizer (SGD or AdamW), initial_lr,
             weight_decay, seed.
         overwrite: Replace an imported pool, a configuration or stale plans of the same name.
+
+    Example:
+        synthaug add-pool pool_fold0 501 2d 0 --share 0.5
     """
     plans_out = f"{plans}SynthAug" if plans_out is None else plans_out
     name = f"{configuration}_syn{100 * share:g}".replace(".", "p") if name is None else name

@@ -63,20 +63,32 @@ def check_split(
         splits: those of the data set now, if there are any.
         identifiers: all cases of the data set.
     """
-    names, fold = list(case_ids(dict(provenance))), provenance.get("fold")
-    if "validation" in provenance:
-        candidates = [provenance["validation"]]
+    names, fold, recorded = list(case_ids(dict(provenance))), provenance.get("fold"), provenance.get("split_sha256")
+    number = fold if isinstance(fold, int) and not isinstance(fold, bool) else -1
+    splits = splits or []
+    now = [_split_sha256(split["train"], split["val"]) for split in splits]
+    if "validation" in provenance and recorded != _split_sha256(names, provenance["validation"]):
+        agrees = False
+    elif recorded in now:  # the data set's splits are still those of the training
+        agrees = 0 <= number < len(now) and now[number] == recorded and names == splits[number]["train"]
+    elif number < 0 and fold not in ("all", "listed"):
+        agrees = False
+    elif "validation" in provenance:
+        agrees = True
     else:
-        now = splits[fold]["val"] if splits and isinstance(fold, int) and 0 <= fold < len(splits) else None
-        candidates = [[]] if fold == "all" else [now, sorted({*identifiers} - {*names})]
-    hashes = {hashlib.sha256(json.dumps([names, val]).encode()).hexdigest() for val in candidates if val is not None}
-    if provenance.get("split_sha256") not in hashes:
+        held_out = sorted({*identifiers} - {*names}) if number >= 0 else []
+        agrees = recorded == _split_sha256(names, held_out)
+    if not agrees:
         raise InputError(
             f"a provenance whose {len(names)} cases are not the training cases of its own fold {fold} "
-            f"(split_sha256 {provenance.get('split_sha256')})",
+            f"(split_sha256 {recorded})",
             "the record that the generator's training wrote, and the splits_final.json of that training",
             f"restore both, or {_RETRAIN}",
         )
+
+
+def _split_sha256(train: list[str], val: Any) -> str:
+    return hashlib.sha256(json.dumps([train, val]).encode()).hexdigest()
 
 
 def check_voxels(

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import json
 import math
 import os
 import types
@@ -43,6 +44,10 @@ def parsers(function: Callable[..., Any]) -> Mapping[str, Callable[[str], Any]]:
             found[name] = _text
         elif kinds and int in kinds and kinds & {*_TEXT}:
             found[name] = _number_or_text
+        elif kinds and bool in kinds:
+            found[name] = _bool
+        elif kinds and kinds & {list, dict}:
+            found[name] = _structure
     return found
 
 
@@ -55,9 +60,24 @@ def _number_or_text(word: str) -> Any:
     return int(word) if word.removeprefix("-").isdecimal() else word
 
 
+def _bool(word: str) -> Any:
+    return {"true": True, "false": False, "none": None}.get(word.lower(), word)
+
+
+def _structure(word: str) -> Any:
+    """JSON, or what Fire reads, Python among it: both `true` and `True` are a bool."""
+    from fire.parser import DefaultParseValue
+
+    try:
+        return json.loads(word)
+    except json.JSONDecodeError:
+        return DefaultParseValue(word)
+
+
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     hints = typing.get_type_hints(function)
-    return {name: hints[name] for name in inspect.signature(function).parameters if name in hints}
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: hints[p.name] for p in parameters if p.name in hints and p.kind is not p.VAR_POSITIONAL}
 
 
 def _kinds(annotation: Any) -> set[type] | None:

@@ -105,8 +105,13 @@ def files_sha256(files: Sequence[Path]) -> str:
 
 
 def case_ids(provenance: dict) -> tuple[str, ...]:
-    """Return the ids of the generator's training cases; `InputError` where none are named."""
+    """Return the ids of the generator's training cases; `InputError` where none are named.
+
+    None at all are allowed only where a user said so of a pool that another program made.
+    """
     cases = provenance.get("cases")
+    if cases == [] and isinstance(provenance.get("adopted"), dict) and provenance["adopted"].get("saw") == "none":
+        return ()
     ids = [case.get("id") if isinstance(case, dict) else case for case in cases or ()]
     names = tuple(case for case in ids if isinstance(case, str))
     if not names or len(names) < len(ids):
@@ -143,6 +148,9 @@ def hash_pool(pool: str | Path) -> Path:
 
     Args:
         pool: The folder of a finished pool, as it was sampled.
+
+    Example:
+        synthaug hash-pool pool_fold0
     """
     read = _read(pool)
     if read.content["format_version"] == FORMAT_VERSION:
@@ -260,6 +268,7 @@ _UNREADABLE = (
     zlib.error,
     nib.filebasedimages.ImageFileError,
     nib.spatialimages.HeaderDataError,
+    nib.wrapstruct.WrapStructError,
 )
 
 

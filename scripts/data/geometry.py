@@ -132,13 +132,6 @@ def fit_geometry(shapes: Sequence[tuple[int, ...]], spatial_size: Sequence[int])
     return (SliceGeometry if len(spatial_size) == 2 else VolumeGeometry).fit(shapes, spatial_size)
 
 
-def own_size(shapes: Sequence[Sequence[int]], dimension: int) -> list[int]:
-    """The largest height and width of cases `(depth, height, width)`, and for volumes their median depth behind."""
-    sides = np.array(shapes)
-    plane = sides[:, 1:].max(axis=0).tolist()
-    return [*plane, sorted(sides[:, 0].tolist())[len(sides) // 2]] if dimension == 3 else plane
-
-
 def geometry_from_record(record: dict) -> SliceGeometry | VolumeGeometry:
     """The geometry that `as_record` stored."""
     height, width = record["field_of_view"]

@@ -19,10 +19,10 @@ from nnunet_plugin.transplant.render import render
 from ..runtime.errors import InputError
 from .cases import Case, Cases
 from .description import DatasetDescription
-from .geometry import fit_geometry, own_size
+from .geometry import fit_geometry
 from .holes import FRAME, Intensities, Window
 from .scaling import Scaling
-from .training_set import TrainingSet
+from .training_set import TrainingSet, own_size
 
 logger = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ def load_lesion_crops(
     healthy = sum(not item["mask"].any() for item in training)
     logger.info("fold %s: %d windows of lesions and %d of healthy places in %d training cases; %d held out",
                 cases.fold.name, len(training) - healthy, healthy, len(learnt), len(validation))  # fmt: skip
-    own = own_size([case.label.shape for case in learnt], dimension)
+    own = own_size(cases, dimension == 3)
     return LesionCrops(
         training,
         validation,

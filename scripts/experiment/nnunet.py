@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..data.cases import open_cases
 from ..data.description import DatasetDescription, read_description
 from ..metrics.segmentation import compare_label_maps, summarise_cases
 from ..runtime.errors import InputError
@@ -14,7 +15,8 @@ from ..runtime.files import write_json
 from .dataset import link_dataset
 from .nnunet_commands import (
     CPU_PLANS,
-    cpu_plans_command,
+    dataset_number,
+    exposures,
     nnunet_environment,
     predict_command,
     results_folder,
@@ -42,39 +44,49 @@ def train(
         folder: of the cell.
         call: runs a command.
     """
+    from nnunet_plugin.cpu_plans import write_cpu_plans
     from nnunet_plugin.import_pool import add_pool
 
     settings = {**NNUNET_SETTINGS, **s["settings"]}
-    mixing = {key: value for key, value in s["mixing"].items() if key != "pool"}
-    number, plans = _number(dataset_dir), _plans(s)
+    mixing = {key: value for key, value in s["mixing"].items() if key not in ("budget", "augmentation")}
+    iterations = settings["num_iterations_per_epoch"]
+    if s["mixing"].get("budget") == "exposures" and pool is not None and mixing.get("share", 0.5) < 1:
+        iterations = exposures(iterations, mixing.get("share", 0.5))
+    number, plans = dataset_number(dataset_dir.name), _plans(s)
     view = folder / "nnUNet_preprocessed" / dataset_dir.name
     if not (view / "synthaug").exists():  # an interrupted training goes on with what it began with
         link_dataset(dataset_dir, view)
     for name in ("nnUNet_raw", "nnUNet_results"):
         (folder / name).mkdir(exist_ok=True)
     if pool is None:
-        pool, mixing = _unused_pool(s, view, folder), {"share": 0.0}
+        pool, mixing = _unused_pool(s, view, folder), {**mixing, "share": 0.0}
     else:
         pool = _first_samples(pool, num_synthetic, folder / f"pool_first{num_synthetic}")
     workers = {} if settings["full_plans"] else {"nnUNet_n_proc_DA": "0"}
     with nnunet_environment(folder, settings["full_plans"], **workers):
         if not settings["full_plans"]:
-            call(cpu_plans_command(number))
+            write_cpu_plans(number, s["plans"], CPU_PLANS)
         add_pool(
             pool, number, s["fold"], s["configuration"], plans=plans, plans_out=f"{plans}SynthAug", name=NAME,
             pool_name="pool", seed=s["seed"],
-            training=training_settings(settings["num_epochs"], settings["num_iterations_per_epoch"], s["seed"],
-                                       settings["full_plans"]),
+            training=training_settings(settings["num_epochs"], iterations, s["seed"], settings["full_plans"]),
             **mixing,
         )  # fmt: skip
         results = _results(s, dataset_dir, folder)
         call(train_command(number, NAME, s["fold"], f"{plans}SynthAug", choose_device(), results))
     return {
-        "steps": settings["num_epochs"] * settings["num_iterations_per_epoch"],
-        "cases": len(json.loads((view / "splits_final.json").read_text())[s["fold"]]["train"]),
+        "steps": settings["num_epochs"] * iterations,
+        "cases": len(open_cases(view, s["fold"], s["plans"], s["configuration"]).fold.train),
         "num_synthetic": num_synthetic,
         "share": mixing.get("share", 0.5),
+        "realised_share": _realised(results),
     }
+
+
+def _realised(results: Path) -> float:
+    """The synthetic share of all epochs, as the trainer counted it."""
+    rows = [json.loads(line) for line in (results / "synthaug_epochs.jsonl").read_text().splitlines()]
+    return sum({row["epoch"]: row["share"] for row in rows}.values()) / len({row["epoch"] for row in rows})
 
 
 def evaluate(
@@ -91,8 +103,8 @@ def evaluate(
         full = {**NNUNET_SETTINGS, **s["settings"]}["full_plans"]
         with nnunet_environment(trained, full):
             call(predict_command(
-                _number(dataset_dir), NAME, s["fold"], f"{_plans(s)}SynthAug", choose_device(), raw_dir / "imagesTs",
-                predictions,
+                dataset_number(dataset_dir.name), NAME, s["fold"], f"{_plans(s)}SynthAug", choose_device(),
+                raw_dir / "imagesTs", predictions,
             ))  # fmt: skip
     cases = _compare(predictions, truth, description)
     values = {"split": s["split"], "cases": cases, "summary": summarise_cases(cases)}
@@ -113,10 +125,6 @@ def _compare(predictions: Path, truth: Path, description: DatasetDescription) ->
         case = path.name.removesuffix(description.file_ending)
         cases[case] = compare_label_maps(found, wanted, description, spacing, TOLERANCE)
     return cases
-
-
-def _number(dataset_dir: Path) -> str:
-    return str(int(dataset_dir.name[7:10]))
 
 
 def _plans(s: dict[str, Any]) -> str:

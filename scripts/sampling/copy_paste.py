@@ -10,9 +10,8 @@ import numpy as np
 import torch
 
 from ..data.cases import open_cases
-from ..data.geometry import own_size
 from ..data.provenance import build_provenance, package_versions
-from ..data.training_set import TrainingSet, item_name, load_training_set
+from ..data.training_set import TrainingSet, item_name, load_training_set, own_size
 from ..pool.writing import write_pool
 from ..runtime.errors import InputError
 from ..runtime.files import json_sha256
@@ -119,7 +118,6 @@ def write_copy_paste(
         InputError: the data set or a setting cannot be used.
     """
     cases = open_cases(dataset_dir, fold, plans, configuration)
-    shapes = [case.label.shape for case in cases.training()] if spatial_size is None else []
-    size = own_size(shapes, 3 if cases.is_3d else 2) if spatial_size is None else list(spatial_size)
+    size = own_size(cases, cases.is_3d) if spatial_size is None else list(spatial_size)
     data = load_training_set(cases, size, BACKGROUND_SHARE, seed)
     return write_pool(CopyPasteSampler(data, seed), pool_dir, num_samples, seed)

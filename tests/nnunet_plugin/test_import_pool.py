@@ -440,13 +440,12 @@ def test_cpu_plans(nnunet):
 def test_command_line(make_pool, nnunet, capsys, snapshot):
     pool = str(make_pool())
     before = snapshot()
-    with pytest.raises(SystemExit) as caught:
-        main(["add-pool", pool, "901", "0", "--shares", "0.25"])  # an unknown flag: nothing is done
-    assert caught.value.code == 2 and snapshot() == before
-    assert main(["add-pool", pool, "901", "7"]) == 1
+    assert main(["add-pool", pool, "901", "2d", "0", "--shares", "0.25"]) == 2  # an unknown flag: nothing is done
+    assert "did you mean --share?" in capsys.readouterr().err and snapshot() == before
+    assert main(["add-pool", pool, "901", "2d", "7"]) == 1
     output = capsys.readouterr()
     assert "error: fold 7" in output.err and "Traceback" not in output.err and snapshot() == before
-    assert main(["add-pool", pool, "901", "0", "--share", "0.25", "--training", "{'num_epochs': 3}"]) == 0
+    assert main(["add-pool", pool, "901", "2d", "0", "--share", "0.25", "--training", "{'num_epochs': 3}"]) == 0
     assert "nnUNetv2_train Dataset901_Plain 2d_syn25 0 -p nnUNetPlansSynthAug" in capsys.readouterr().out
     assert main(["ext-path"]) == 0
     folder = Path(capsys.readouterr().out.strip())
@@ -457,7 +456,7 @@ def test_command_line(make_pool, nnunet, capsys, snapshot):
 def test_exit_status_of_the_process():
     environment = {**os.environ, "PYTHONPATH": str(Path(nnunet_plugin.__file__).parents[1])}
     environment.pop("nnUNet_preprocessed", None)
-    command = [sys.executable, "-m", "nnunet_plugin", "add-pool", "pool", "901", "0"]
+    command = [sys.executable, "-m", "nnunet_plugin", "add-pool", "pool", "901", "2d", "0"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith("error: environment variable nnUNet_preprocessed = None")

@@ -188,6 +188,9 @@ def other_fold(provenance):
     [
         (hide, "not the training cases of its own fold 0|was changed"),
         (other_fold, "not the training cases of its own fold 1"),
+        (lambda provenance: provenance.update(fold=1), "its own fold 1"),
+        (lambda provenance: provenance.update(fold="0"), "its own fold 0"),
+        (lambda provenance: provenance.update(fold=True), "its own fold True"),
         (lambda provenance: provenance.pop("split_sha256"), "its own fold 0"),
         (forge, "not those that the generator|was changed"),
         (lambda provenance: provenance["cases"][1].pop("sha256"), "without the hash of case_"),
