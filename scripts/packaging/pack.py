@@ -14,7 +14,7 @@ from monai.bundle import ConfigParser
 
 from ..data.provenance import read_provenance
 from ..runtime.errors import InputError
-from ..runtime.files import file_sha256
+from ..runtime.files import file_sha256, replacing
 from .needed import PACKAGE, SOURCES, needed_files
 from .verify import LARGEST
 
@@ -69,7 +69,8 @@ def pack_bundle(
     files["models/provenance.json"] = record.read_bytes()
     output.mkdir(parents=True, exist_ok=True)
     if large:
-        _replace(beside, weights.read_bytes())
+        with replacing(beside) as temporary:
+            temporary.write_bytes(weights.read_bytes())
         entry = {"path": "models/model.pt", "url": url, "hash_val": file_sha256(beside), "hash_type": "sha256"}
         files["large_files.yml"] = yaml.safe_dump({"large_files": [entry]}, sort_keys=False).encode()
         print(f"put {beside} at {url}")
@@ -132,17 +133,9 @@ def _code(bundle: Path, identity: dict[str, str]) -> dict[str, bytes]:
 
 
 def _write(path: Path, folder: str, files: dict[str, bytes]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with zipfile.ZipFile(temporary, "w") as archive:
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for name in sorted(files):
             entry = zipfile.ZipInfo(f"{folder}/{name}", DATE)
             entry.compress_type, entry.external_attr = zipfile.ZIP_STORED, 0o644 << 16
             entry.create_system = 3  # the same on every system
             archive.writestr(entry, files[name])
-    temporary.replace(path)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
