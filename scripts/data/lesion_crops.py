@@ -36,8 +36,8 @@ BACKGROUND_SHARE = 0.1
 class LesionCrops(TrainingSet):
     """Windows of one fold, in the model's units, of slices or volumes.
 
-    Items are `{"image": (channels, *size) float32, "mask": (labels, *size), "shape": (1, *size), "inside": (1, *size),
-    "case": id}`: `shape` is what is painted over, a lesion or the outline of one in healthy tissue, `inside` the image.
+    Items are `{"image": (channels + labels + 2, *size) float32, "case": id}`. The last two channels are the shape that
+    is painted over, a lesion or the outline of one in healthy tissue, and where the image is.
 
     Attributes:
         values: `(2, channels)` least and greatest value of the model's units in the training cases.
@@ -46,6 +46,16 @@ class LesionCrops(TrainingSet):
 
     values: np.ndarray
     steps: tuple[float, ...]
+
+    @property
+    def num_labels(self) -> int:
+        """Labels or regions."""
+        return self.num_channels - self.num_image_channels
+
+    def has_lesion(self, item: dict[str, Any]) -> bool:
+        """Whether a lesion is what an item's shape is of."""
+        masks, shape = item["image"][self.num_image_channels : -2], item["image"][-2]
+        return bool((masks.any(dim=0) & (shape > 0)).any())
 
     @property
     def as_settings(self) -> dict[str, Any]:
@@ -137,16 +147,10 @@ def load_lesion_crops(
     learnt = list(cases.training())
     rng = np.random.default_rng(seed)
     training, scenes = _items(learnt, cases, spatial_size, healthy_share, lesions, rng)
-    if not any(item["mask"].any() for item in training):
-        raise InputError(f"no lesion in the {len(learnt)} training cases of fold {cases.fold.name}",
-                         "annotated cases", "check the labels, or choose another fold")  # fmt: skip
     held_out = list(cases.validation())
     validation = _items(held_out, cases, spatial_size, healthy_share, lesions, rng)[0] if len(held_out) > 1 else []
-    healthy = sum(not item["mask"].any() for item in training)
-    logger.info("fold %s: %d windows of lesions and %d of healthy places in %d training cases; %d held out",
-                cases.fold.name, len(training) - healthy, healthy, len(learnt), len(validation))  # fmt: skip
     own = own_size(cases, dimension == 3)
-    return LesionCrops(
+    crops = LesionCrops(
         training,
         validation,
         cases,
@@ -156,6 +160,10 @@ def load_lesion_crops(
         np.stack([_values(scenes, percentile) for percentile in VALUES]),
         cases.spacing[-dimension:],
     )
+    lesion = sum(crops.has_lesion(item) for item in training)
+    logger.info("fold %s: %d windows of lesions and %d of healthy places in %d training cases; %d held out",
+                cases.fold.name, lesion, len(training) - lesion, len(learnt), len(validation))  # fmt: skip
+    return crops
 
 
 def _values(scenes: Sequence[Scene], percentile: float) -> np.ndarray:
@@ -236,10 +244,6 @@ def _item(
     if description.ignore_label is not None and (label == description.ignore_label).any():
         return None
     inside = window.cut(scene.case.inside[None] if plane is None else scene.case.inside[None, plane])
-    parts = {
-        "image": window.cut(scene.intensities.apply(scene.image(plane))) * inside,
-        "mask": description.to_channels(label),
-        "shape": shape,
-        "inside": inside,
-    }
-    return {**{name: torch.from_numpy(part.astype(np.float32)) for name, part in parts.items()}, "case": scene.case.id}
+    image = scene.intensities.apply(window.cut(scene.image(plane))) * inside
+    parts = [image, description.to_channels(label), shape, inside]
+    return {"image": torch.from_numpy(np.concatenate(parts).astype(np.float32)), "case": scene.case.id}

@@ -8,6 +8,8 @@ import torch
 
 from nnunet_plugin.precision import autocast_dtype
 
+from .errors import InputError
+
 __all__ = ["TrainingDiverged", "autocast_dtype", "check_finite"]
 
 

@@ -293,7 +293,7 @@ def _paint(
         done = values.copy()
         planes = np.flatnonzero(hole.any(axis=(1, 2))).tolist()
         # One window and the same noise in all of them: slices differ as little as what they are told.
-        whole = hole.any(axis=0)
+        whole = np.asarray(hole.any(axis=0))
         requests = [Request(values[:, plane], label[plane], hole[plane], intensities, noise, whole) for plane in planes]
         for plane, painted in zip(planes, painter.paint(requests), strict=True):
             done[:, plane] = painted

@@ -12,6 +12,7 @@ from monai.inferers import Inferer
 from ..data.description import DatasetDescription
 from ..data.holes import Intensities, Window, signed_distances, window_around
 from ..networks.lesion_flow import LesionFlow
+from ..runtime.precision import casting
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Painter:
         windows = [window_around(part, size, multiple) for part in shown]
         parts = [self._inputs(request, window) for request, window in zip(requests, windows, strict=True)]
         device = next(self.network.parameters()).device
-        with torch.autocast(device.type, self.dtype, enabled=self.dtype is not None):
+        with casting(device, self.dtype):
             painted = self.inferer(torch.stack(parts).to(device), self.network)[:, : len(requests[0].image)]
         done = []
         for request, window, values in zip(requests, windows, painted.float().cpu().numpy(), strict=True):

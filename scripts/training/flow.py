@@ -9,16 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
-from monai.utils import CommonKeys as Keys
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..data.holes import BORDERS, FRAME, hole_around, signed_distances
 from ..networks.lesion_flow import LesionFlow
 from ..runtime.noise import draw_rows
-from ..runtime.precision import autocast_dtype, check_finite
+from ..runtime.precision import autocast_dtype, casting
 from .averaging import WeightAverage
-from .parallel import average_gradients, mean_terms
+from .evaluation import ItemEvaluation
+from .parallel import mean_terms
+from .steps import descend, images
 
 LARGEST_ANGLE = np.pi / 9
 SCALES = (0.8, 1.25)
@@ -29,25 +30,26 @@ TIMES = (0.125, 0.375, 0.625, 0.875)  # at which the held-out loss is measured
 
 
 def painting_inputs(
-    batch: dict[str, Tensor], steps: Sequence[float], seeds: Sequence[int], augment: bool
+    x: Tensor, num_labels: int, steps: Sequence[float], seeds: Sequence[int], augment: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Image, signed distances and hole, `(batch, channels, *size)` on the CPU, of a batch of `LesionCrops`.
+    """Image, signed distances and hole, `(batch, channels, *size)` on the CPU, of items of `LesionCrops`.
 
     Holes reach 2 to 5 voxels around what is painted over, and never to the frame that every window keeps.
 
     Args:
-        batch: image, mask, shape and inside.
+        x: `(batch, channels + labels + 2, *size)`.
+        num_labels: of these channels.
         steps: millimetres per voxel along the axes.
         seeds: of what is drawn for each window.
         augment: flip, and turn, scale and shift half of the windows.
     """
-    image, mask, shape, inside = (batch[name].cpu() for name in ("image", "mask", "shape", "inside"))
+    parts = [x.shape[1] - num_labels - 2, num_labels, 1, 1]
+    image, mask, shape, inside = x.cpu().split(parts, dim=1)
     rngs = [np.random.default_rng(int(seed)) for seed in seeds]
     if augment:
         grid = _grid(image.shape, steps, rngs)
-        whole = torch.cat([image, mask, shape, inside], dim=1)
-        whole = F.grid_sample(whole, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-        image, *masks = whole.split([part.shape[1] for part in (image, mask, shape, inside)], dim=1)
+        moved = F.grid_sample(x.cpu(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        image, *masks = moved.split(parts, dim=1)
         mask, shape, inside = ((part >= 0.5).float() for part in masks)
     frame = np.zeros(image.shape[2:], bool)
     frame[tuple(slice(FRAME, side - FRAME) for side in image.shape[2:])] = True
@@ -108,33 +110,28 @@ class FlowUpdate:
     ):
         self.steps, self.generator, self.average = tuple(steps), generator, average
         self.autocast_dtype = autocast_dtype(autocast, device)
-        self.gradient_clip = float("inf") if gradient_clip is None else gradient_clip
+        self.gradient_clip, self.loss = gradient_clip, velocity_loss
 
     def __call__(self, engine: Any, batch: dict) -> dict[str, float]:
         """Run one step on a batch of `LesionCrops` and return its `loss`."""
-        network, step, device = engine.network, engine.state.iteration, engine.state.device
+        network, device = engine.network, engine.state.device
         network.train()
-        seeds = self._rows(lambda n: torch.randint(2**62, (n,), generator=self.generator), batch).tolist()
-        parts = painting_inputs(batch, self.steps, seeds, augment=True)
+        x = images(batch, torch.device("cpu"))
+        seeds = self._rows(lambda n: torch.randint(2**62, (n,), generator=self.generator), x).tolist()
+        parts = painting_inputs(x, network.num_labels, self.steps, seeds, augment=True)
         image, distance, hole = (part.to(device) for part in parts)
-        t = self._rows(lambda n: torch.randn(n, generator=self.generator), batch).sigmoid().to(device)
-        noise = self._rows(lambda n: torch.randn((n, *image.shape[1:]), generator=self.generator), batch).to(device)
-        with torch.autocast(device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
-            loss = velocity_loss(network, image, noise, t, distance, hole)
-        check_finite({"loss": loss}, step)
-        engine.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        average_gradients(network)
-        norm = torch.nn.utils.clip_grad_norm_(network.parameters(), self.gradient_clip)
-        check_finite({"gradient": norm}, step)
-        engine.optimizer.step()
+        t = self._rows(lambda n: torch.randn(n, generator=self.generator), x).sigmoid().to(device)
+        noise = self._rows(lambda n: torch.randn((n, *image.shape[1:]), generator=self.generator), x).to(device)
+        with casting(device, self.autocast_dtype):
+            loss = self.loss(network, image, noise, t, distance, hole)
+        descend({"loss": loss}, network, engine.optimizer, engine.state.iteration, self.gradient_clip)
         if self.average is not None:
             self.average.update_parameters(network)
         return mean_terms({"loss": loss})
 
-    def _rows(self, draw: Any, batch: dict) -> Tensor:
+    def _rows(self, draw: Any, x: Tensor) -> Tensor:
         """Drawn on the CPU, so that a seed gives the same numbers on every device."""
-        return draw_rows(draw, len(batch[Keys.IMAGE]), self.generator)
+        return draw_rows(draw, len(x), self.generator)
 
 
 def velocity_loss(
@@ -146,31 +143,26 @@ def velocity_loss(
     return wrong.sum() / (hole.sum() * image.shape[1]).clamp(min=1)
 
 
-class FlowEvaluation:
-    """Velocity loss on held-out windows for MONAI's `SupervisedEvaluator`.
+class FlowEvaluation(ItemEvaluation):
+    """`velocity_loss` of held-out windows: at every validation the same holes and noise, and each at four times.
 
-    At every validation the same holes and noise, and each window at four times.
+    Args:
+        steps: millimetres per voxel along the axes of the windows.
+        seed: see `ItemEvaluation`.
     """
 
-    def __init__(self, steps: Sequence[float], seed: int):
-        self.steps, self.seed = tuple(steps), seed
+    def __init__(self, steps: Sequence[float], seed: int = 0):
+        super().__init__(seed)
+        self.steps = tuple(steps)
 
-    def __call__(self, engine: Any, batch: dict) -> dict[str, float]:
-        """Return `velocity_loss`, and that of lesions and of healthy places where a batch has them."""
-        network, device = engine.network, engine.state.device
-        network.eval()
-        rows = len(batch[Keys.IMAGE])
-        state = np.random.SeedSequence([self.seed, engine.state.iteration]).generate_state(rows + 1)
-        parts = painting_inputs(batch, self.steps, state[1:].tolist(), augment=False)
-        image, distance, hole = (part.to(device) for part in parts)
-        generator = torch.Generator().manual_seed(int(state[0]))
-        losses = []
-        with torch.no_grad():
-            for time in TIMES:
-                noise = torch.randn(image.shape, generator=generator).to(device)
-                t = torch.full((len(image),), time, device=device)
-                losses.append(float(velocity_loss(network, image, noise, t, distance, hole)))
-        return {"velocity_loss": sum(losses) / len(losses)}
+    def item(self, network: Any, x: Tensor, noise: torch.Generator) -> dict[str, Tensor]:
+        """Evaluate one."""
+        seed = int(torch.randint(2**62, (1,), generator=noise))
+        parts = painting_inputs(x, network.num_labels, self.steps, [seed], augment=False)
+        image, distance, hole = (part.to(x.device).expand(len(TIMES), *part.shape[1:]) for part in parts)
+        added = torch.randn(image.shape, generator=noise).to(x.device)
+        t = torch.tensor(TIMES, device=x.device)
+        return {"velocity_loss": velocity_loss(network, image, added, t, distance, hole)}
 
 
 class BestWeights(nn.Module):
@@ -189,10 +181,6 @@ class BestWeights(nn.Module):
         self.model: nn.Module = copy.deepcopy(average.module)
         self.loss: Tensor
         self.register_buffer("loss", torch.tensor(float("inf")))
-
-    def as_handler(self) -> BestWeights:
-        """Itself: config files need a call where a handler is named."""
-        return self
 
     def attach(self, engine: Engine) -> None:
         """Act at the end."""

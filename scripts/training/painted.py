@@ -49,13 +49,10 @@ class PaintedGrid:
         from ..report.figures import save_png
         from ..report.sheets import draw_sheet
 
-        items = [item for item in self.data.validation or self.data.training if item["mask"].any()]
-        chosen = items[:: max(1, len(items) // COUNT)][:COUNT]
-        names = ("image", "mask", "shape", "inside")
-        batch = {name: torch.stack([item[name] for item in chosen]) for name in names}
-        image, distance, hole = painting_inputs(
-            batch, self.data.steps, range(self.seed, self.seed + len(chosen)), False
-        )
+        items = [item["image"] for item in self.data.validation or self.data.training if self.data.has_lesion(item)]
+        chosen = torch.stack(items[:: max(1, len(items) // COUNT)][:COUNT])
+        seeds = range(self.seed, self.seed + len(chosen))
+        image, distance, hole = painting_inputs(chosen, self.data.num_labels, self.data.steps, seeds, False)
         noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(self.seed))
         device = next(self.network.parameters()).device
         healthy = torch.where(hole > 0, distance.abs().clamp(min=1), distance)
