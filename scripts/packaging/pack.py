@@ -38,8 +38,8 @@ def pack_bundle(
         url: the address at which you put weights of more than 25 MB; smaller ones need none.
 
     Raises:
-        InputError: no weights, weights of another bundle or version, a version that the changelog does not know, or
-            large weights without an address.
+        InputError: no weights, weights of another bundle or version, a version that the changelog does not know, a
+            pool of real anatomy in the bundle's folder, or large weights without an address.
     """
     metadata = json.loads((bundle / "configs/metadata.json").read_text())
     name, version = metadata["name"], metadata["version"]
@@ -56,6 +56,7 @@ def pack_bundle(
             f"{weights} of the bundle {trained['name']} {trained['version']}", f"weights of {name} {version}",
             "give the --checkpoint of a training of this bundle, or pack the version that trained it",
         )  # fmt: skip
+    refuse_real_anatomy(bundle)
     output = Path(output_dir)
     large, beside = weights.stat().st_size > LARGEST, output / f"{name}_v{version}_model.pt"
     if large and not str(url).startswith(("https://", "http://")):
@@ -79,6 +80,17 @@ def pack_bundle(
     _write(path, name, files)
     print(f"sha256 {file_sha256(path)}")
     return path
+
+
+def refuse_real_anatomy(bundle: Path) -> None:
+    """Raise `InputError` when the bundle's folder holds a pool that shows patients as they are."""
+    for path in sorted(bundle.rglob("pool.json")):
+        if json.loads(path.read_text()).get("real_anatomy"):
+            raise InputError(
+                f"{path.parent}, a pool of real anatomy in the bundle",
+                "no pool, or one of a generator that makes whole images",
+                "move it away: it is as private as the patients' images",
+            )
 
 
 def _configs(bundle: Path) -> dict[str, bytes]:

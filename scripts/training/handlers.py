@@ -31,6 +31,7 @@ class TrainingHandlers:
         model: what `model.pt` holds and pictures show; the network unless given.
         shown: what pictures show, if it is something else.
         sample: see `SampleGrid`.
+        picture: draws the pictures instead of `SampleGrid`.
         validator: evaluator of held-out items; nothing is validated where there are none.
         save_interval, val_interval, grid_interval: epochs between checkpoints, validations and pictures.
         more: handlers of a model family: they see the resumed weights, and what they change is saved.
@@ -49,6 +50,7 @@ class TrainingHandlers:
         model: Any = None,
         shown: Any = None,
         sample: Any = None,
+        picture: Any = None,
         validator: Evaluator | None = None,
         save_interval: int = 1,
         val_interval: int = 1,
@@ -63,7 +65,9 @@ class TrainingHandlers:
         self.rest: list[Any] = [EpochSeeds(seed, noise), LossLog(folder)]
         if validator is not None and len(validator.data_loader) > 0:  # type: ignore[arg-type]
             self.rest.append(ValidationHandler(val_interval, validator))
-        self.rest.append(SampleGrid(data, model if shown is None else shown, folder, grid_interval, sample=sample))
+        if picture is None:
+            picture = SampleGrid(data, model if shown is None else shown, folder, grid_interval, sample=sample)
+        self.rest.append(picture)
         self.rest += [record.noting(**(notes or {})), Progress()]
 
     def attach(self, engine: Engine) -> None:
