@@ -226,7 +226,7 @@ class FlowSampler(Sampler):
         warp = draw_warp(rng, lesion.extent, lesion.diameter, -1 if rng.random() < 0.5 else None)
         one = np.ones(len(lesion.image))
         return make_patch(lesion.image, lesion.labels, lesion.centre, lesion.spacing, lesion.extent, warp, centre,
-                          np.array(self.painter.steps), shape, one, 0 * one, border)  # fmt: skip
+                          np.array(self.painter.steps), shape, one, 0 * one, -np.inf * one, border)  # fmt: skip
 
     def _planes_with_lesions(self, scene: Scene) -> list[int | None]:
         found = np.isin(scene.labels, self.lesions)
