@@ -130,3 +130,23 @@ class MixedDataset:
             fingerprint = draw_fingerprint(self._batch, place, sample) if sample is not None else 0
             self._ledger.record(self._epoch, sample is not None, fingerprint)
         return self._real.load_case(identifier) if sample is None else self._synthetic.load_case(sample)
+
+
+class WritableCases:
+    """Cases of nnU-Net's older .npz format, whose loader and transforms write into the arrays that it maps read-only.
+
+    With a patch as large as the case that ends the process; here each array is mapped copy-on-write.
+    """
+
+    def __init__(self, cases: CaseSource):
+        self.identifiers, self._cases = cases.identifiers, cases
+
+    def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict]:
+        """Return what nnU-Net's data sets return."""
+        data, seg, previous, properties = self._cases.load_case(identifier)
+        return _writable(data), _writable(seg), previous, properties
+
+
+def _writable(array: Any) -> Any:
+    is_mapped = isinstance(array, np.memmap) and not array.flags.writeable
+    return np.load(array.filename, mmap_mode="c") if is_mapped else array

@@ -9,11 +9,16 @@ from .errors import InputError
 
 SCHEDULES = ("constant", "linear", "cosine", "steps")
 OPTIMIZERS = ("SGD", "AdamW")
+AUTOCAST = ("auto", "bfloat16", None)
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """What a short comparison changes in nnU-Net's training; `None` is nnU-Net's own value."""
+    """What a short comparison changes in nnU-Net's training; `None` is nnU-Net's own value.
+
+    `autocast` is for the CPU, where nnU-Net trains in float32 (on a GPU it has its own float16): "bfloat16", or "auto":
+    bfloat16 where the CPU has it in hardware.
+    """
 
     num_epochs: int | None = None
     num_iterations_per_epoch: int | None = None
@@ -22,6 +27,7 @@ class TrainingSettings:
     initial_lr: float | None = None
     weight_decay: float | None = None
     seed: int | None = None
+    autocast: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch"):
@@ -35,6 +41,8 @@ class TrainingSettings:
             _check_number("training.weight_decay", self.weight_decay, low=0.0)
         if self.seed is not None:
             _check_whole("training.seed", self.seed, 0)
+        if self.autocast not in AUTOCAST:
+            raise _bad_value("training.autocast", self.autocast, "auto, bfloat16 or null")
 
 
 @dataclass(frozen=True)

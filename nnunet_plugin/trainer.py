@@ -3,22 +3,24 @@
 import json
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
 import numpy as np
 import torch
-from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2, nnUNetDatasetNumpy
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import distributed as dist
 
-from .dataset import EpochPlans, Ledger, MixedDataset, planned
+from .dataset import EpochPlans, Ledger, MixedDataset, WritableCases, planned
 from .errors import InputError
 from .import_pool import read_import
+from .leakage import check_voxels, identify_cases
 from .mixing import share_at
+from .precision import Float32Loss, autocast_dtype
 from .preprocessed import (
     PreprocessedDataset,
     check_leakage,
@@ -26,6 +28,7 @@ from .preprocessed import (
     environment_folder,
     resolve_configuration,
 )
+from .seen import check_pretrained, check_seen, pretrained_file, read_seen, write_seen
 from .settings import parse_settings
 
 EPOCHS_FILE = "synthaug_epochs.jsonl"
@@ -77,6 +80,21 @@ class SynthAugMixin(nnUNetTrainer):
         """Build network and optimiser; with a training seed the same weights for every configuration."""
         self._seed()
         super().initialize()
+        if self._autocast_dtype is not None:
+            if len(self.configuration_manager.patch_size) == 2:  # faster by a third than maps channel by channel
+                self.network.to(memory_format=torch.channels_last)
+            self.loss = Float32Loss(self.loss)
+
+    def train_step(self, batch: dict) -> dict:
+        """Make nnU-Net's step; on a CPU in bfloat16 where the settings ask for it."""
+        dtype = self._autocast_dtype
+        with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
+            return super().train_step(batch)
+
+    @property
+    def _autocast_dtype(self) -> torch.dtype | None:
+        on_cpu = self.device.type == "cpu"
+        return autocast_dtype(self.synthaug_settings.training.autocast, self.device) if on_cpu else None
 
     def configure_optimizers(self) -> tuple[Any, Any]:
         """Return AdamW where the settings ask for it, otherwise nnU-Net's optimiser."""
@@ -88,10 +106,12 @@ class SynthAugMixin(nnUNetTrainer):
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         """Return the training cases mixed with the pool's, and the real validation cases."""
         train, val = super().get_tr_and_val_datasets()
+        if self.dataset_class is nnUNetDatasetNumpy:
+            train, val = WritableCases(train), WritableCases(val)
         settings = self.synthaug_settings
         dataset = PreprocessedDataset(Path(self.preprocessed_dataset_folder_base), self.dataset_json)
         record = read_import(dataset, settings.pool, self.fold)
-        check_leakage(record["cases"], train.identifiers, val.identifiers, self.fold)
+        check_leakage(record["seen"], train.identifiers, val.identifiers, self.fold)
         configuration = self.configuration_manager.configuration
         if record["space"]["kind"] != "raw":
             check_space(record["space"], record["dimension"], self.plans_manager.plans, configuration)
@@ -101,6 +121,8 @@ class SynthAugMixin(nnUNetTrainer):
                 f"a pool imported for {configuration['data_identifier']}",
                 "run add-pool for this configuration under another pool_name",
             )
+        if self.local_rank == 0:
+            self._check_leakage(dataset, record, train.identifiers, val.identifiers)
         folder = str(dataset.pool_folder(settings.pool, self.fold))
         self.synthaug_plans = EpochPlans(
             settings,
@@ -118,6 +140,33 @@ class SynthAugMixin(nnUNetTrainer):
             f"share {share_at(settings, self.current_epoch, self.num_epochs):g} ({settings.schedule})"
         )
         return MixedDataset(train, synthetic, self.synthaug_plans, self.synthaug_ledger), val
+
+    def _check_leakage(
+        self, dataset: PreprocessedDataset, record: dict[str, Any], train: Iterable[str], val: Iterable[str]
+    ) -> None:
+        """Compare the voxels of the cases with those that the generator saw, and record what this network sees."""
+        reader = self.dataset_class(self.preprocessed_dataset_folder)
+        held_out, learnt = {*val} - {*train}, {*train, *record["seen"]}
+        absent = sorted({*learnt, *held_out} - {*reader.identifiers})
+        if absent:
+            raise InputError(
+                f"cases that are not in {self.preprocessed_dataset_folder}: {', '.join(absent[:5])}",
+                "all cases of the split, and all that the generator of the pool saw",
+                "restore them, or run nnUNetv2_preprocess again",
+            )
+        self.print_to_log_file(f"comparing {len(learnt | held_out)} cases with those that the generator saw")
+        present = identify_cases(reader.load_case, learnt | held_out)
+        check_voxels(record["seen"], present, held_out, self.fold)
+        validated, output = {name: present[name] for name in held_out}, Path(self.output_folder)
+        before: list[dict[str, Any]] = []
+        if (file := pretrained_file(self.network)) is not None:
+            before, warning = check_pretrained(file, dataset, validated, self.fold)
+            if warning is not None:
+                self.print_to_log_file(warning)
+        elif self.current_epoch > 0:
+            before = read_seen(output) or []
+            check_seen(before, dataset, validated, self.fold, f"the network of {output}")
+        write_seen(output, dataset, {name: present[name] for name in learnt}, before)
 
     def on_train_start(self) -> None:
         """Start as nnU-Net does, and drop what an interrupted run logged of epochs that are trained again."""

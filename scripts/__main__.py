@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from nnunet_plugin.__main__ import COMMANDS as PLUGIN_COMMANDS
-from nnunet_plugin.__main__ import run_commands
+from nnunet_plugin.command_line import Command, run_commands
 
 from .runtime.errors import InputError
 
@@ -33,6 +32,9 @@ def phantom(
         seed: The same seed gives the same files.
         channels: 1, or 4 with flair: T1, T1c, T2, FLAIR and the regions of BraTS.
         shape: Voxels along x, y, z; by default a size for a CPU.
+
+    Example:
+        synthaug phantom Dataset801_PhantomFLAIR --cases 30 --seed 0
     """
     from .phantom.dataset import write_phantom
 
@@ -86,6 +88,9 @@ def run(
         devices: GPUs, such as 0,1: one for each process in turn.
         executor: processes (of this machine), or by submitit slurm or local.
         cluster: Parameters of submitit, such as '{"slurm_partition": "gpu", "timeout_min": 600}'.
+
+    Example:
+        synthaug run /data/nnUNet_raw/Dataset501_LGG results/lgg --num_samples 400
     """
     print(f"synthaug run: checking {dataset_dir} and the settings", flush=True)
     from .experiment.run import run_dataset
@@ -109,6 +114,9 @@ def demo(output_dir: str = "synthaug_demo", seed: int = 0, processes: int | None
         output_dir: The working folder; the same command again goes on where it stopped.
         seed: The seed of everything.
         processes: How many cells run at a time; by default two.
+
+    Example:
+        synthaug demo --output_dir synthaug_demo
     """
     print("synthaug demo: the whole chain on a phantom, about 6 minutes on two cores", flush=True)
     from .experiment.run import run_demo
@@ -157,6 +165,9 @@ def convert(
         target: brats: regions (default) or whole; hecktor: GTVp (default) or both.
         ct: hecktor: CT as the second channel.
         crop: hecktor: the side of the cube around the tumour in mm; 256 by default.
+
+    Example:
+        synthaug convert msd /data/Task01_BrainTumour /data/nnUNet_raw/Dataset501_BrainTumour
     """
     from .converters import convert as convert_dataset
 
@@ -190,6 +201,9 @@ def evaluate_pool(
         resamples: Bootstrap draws of the intervals.
         seed: The seed of pairs, draws and the own extractor's training.
         feature_steps: Training steps of the project's own extractor.
+
+    Example:
+        synthaug evaluate-pool pool_fold0 /data/nnUNet_preprocessed/Dataset501_LGG
     """
     from .metrics.evaluate_pool import EvaluationSettings
     from .report.pool_metrics import write_pool_metrics
@@ -216,6 +230,9 @@ def audit(
         thresholds: The share of real items that a check may drop, such as '{"agreement": 0.1}'.
         dry_run: Say what would be dropped, and write nothing.
         seed: The seed of the segmenters, the feature extractor and the intervals.
+
+    Example:
+        synthaug audit pool_fold0 /data/nnUNet_preprocessed/Dataset501_LGG --dry_run
     """
     from .audit.audit import audit_pool
 
@@ -245,6 +262,9 @@ def copy_paste(
         plans: The plans of a preprocessed data set.
         configuration: Its configuration: 2d, or 3d_fullres for volumes.
         spatial_size: A grid to bring cases to, such as '[64,64]'; slices stay as they are without.
+
+    Example:
+        synthaug copy-paste /data/nnUNet_preprocessed/Dataset501_LGG pool_pasted 400 -c 2d -f 0
     """
     from .report.pool import pool_sheet
     from .sampling.copy_paste import write_copy_paste
@@ -281,6 +301,9 @@ def experiment(
         devices: GPUs, such as 0,1: one for each process in turn.
         executor: processes (of this machine), or by submitit slurm or local.
         cluster: Parameters of submitit, such as '{"slurm_partition": "gpu", "timeout_min": 600}'.
+
+    Example:
+        synthaug experiment number_of_synthetic --preset small --dataset_dir /data/nnUNet_preprocessed/Dataset501_LGG
     """
     if protocol is not None:
         print(f"synthaug experiment: checking {protocol} and its data", flush=True)
@@ -299,6 +322,9 @@ def report(run_dir: str) -> Path:
 
     Args:
         run_dir: The --output_dir of the run, demo or experiment.
+
+    Example:
+        synthaug report results/lgg_table
     """
     from .report.experiment import write_experiment_report
 
@@ -310,6 +336,9 @@ def bundle_path(name: str) -> Path:
 
     Args:
         name: Such as dhvae.
+
+    Example:
+        synthaug bundle-path dhvae
     """
     from .packaging.bundle_files import bundle_dir
 
@@ -323,6 +352,9 @@ def verify(*bundles: str) -> str:
 
     Args:
         bundles: Names such as dhvae; all bundles by default.
+
+    Example:
+        synthaug verify dhvae lsgan
     """
     from .packaging.bundle_files import bundle_dir, bundle_names
     from .packaging.verify import verify_bundles
@@ -345,6 +377,9 @@ def pack(bundle: str, output_dir: str, checkpoint: str | None = None, url: str |
         checkpoint: The model.pt of a finished training, with its provenance.json beside it; by default the one in the
             bundle's own models folder.
         url: Where you put weights of more than 25 MB, for large_files.yml; they are written beside the zip.
+
+    Example:
+        synthaug pack dhvae dist --checkpoint dhvae_fold0/models/model.pt
     """
     from .packaging.bundle_files import bundle_dir
     from .packaging.pack import pack_bundle
@@ -359,13 +394,16 @@ def obedience(pool_dir: str) -> str:
 
     Args:
         pool_dir: A finished pool of volumes, sampled from a conditional generator such as sbldm.
+
+    Example:
+        synthaug obedience pool_large
     """
     from .report.obedience import report_obedience
 
     return report_obedience(pool_dir)
 
 
-COMMANDS: dict[str, Callable[..., Any]] = {
+COMMANDS: dict[str, Command | str] = {
     "demo": demo,
     "phantom": phantom,
     "run": run,
@@ -377,6 +415,9 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "audit": audit,
     "evaluate-pool": evaluate_pool,
     "copy-paste": copy_paste,
+    "adopt": f"{__package__}.report.adopted:adopt",
+    "datalist": f"{__package__}.segmentation.datalist:write_datalist",
+    "reader": f"{__package__}.report.reader:write_reader",
     "experiment": experiment,
     "report": report,
     **PLUGIN_COMMANDS,
@@ -384,7 +425,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 
 
 def main() -> int:
-    """Run a command; returns the exit status: 1 after bad input, 2 after wrong usage (raised by Fire)."""
+    """Run a command; returns the exit status: 1 after bad input, 2 after wrong usage, 130 after Ctrl-C."""
     return run_commands(COMMANDS, "synthaug")
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..networks.features import train_segmentation_features
+from ..pool.adopt import user_word
 from ..pool.writing import read_pool
 from ..report.figures import save_png
 from ..runtime.errors import InputError
@@ -127,7 +128,9 @@ def run_audit(
 def audit_words(result: AuditResult) -> list[str]:
     """What an audit found, a line each."""
     dropped, real = result.share(result.dropped), result.real_dropped
+    word = user_word(result.audit.record)
     lines = [
+        *([word] if word else []),
         f"{dropped['n'] - dropped['flagged']} of {dropped['n']} samples are kept, {dropped['flagged']} dropped: "
         f"{percent(dropped)}. Of unseen real items the same checks would drop {percent(real)} "
         f"({real['patients']} patients).",

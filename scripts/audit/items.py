@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..data.cases import Case, open_cases_of_generator
+from ..data.scaling import sample_scaling
 from ..data.training_set import TrainingSet, item_name, load_training_set
 from ..pool.writing import load_sample, read_pool
 from ..runtime.errors import InputError
@@ -108,7 +108,7 @@ def _open_data(record: dict, dataset_dir: str | Path) -> TrainingSet:
     share = provenance["training"].get("background_share", 0.1)
     data = load_training_set(cases, provenance["geometry"]["spatial_size"], share, provenance["seed"])
     seen = {case["id"]: case["sha256"] for case in provenance["cases"]}
-    if changed := [case["id"] for case in data.seen if seen[case["id"]] != case["sha256"]]:
+    if changed := [case["id"] for case in data.seen if seen.get(case["id"], case["sha256"]) != case["sha256"]]:
         raise InputError(
             f"{len(changed)} cases that changed since the generator was trained on them: {', '.join(changed[:5])}",
             f"the data set that the generator was trained on ({provenance['dataset']})",
@@ -133,7 +133,7 @@ def _read_samples(
 ) -> tuple[Items, dict[str, str], dict[str, str]]:
     names = [sample["id"] for sample in record["samples"]]
     description = data.cases.description
-    scaling = dataclasses.replace(data.scaling, per_case=False)
+    scaling = sample_scaling(record["provenance"], record["dimension"])
     known = {0, *description.painted.values(), *description.known_integers} - {description.ignore_label}
     broken: dict[str, str] = {}
     empty: dict[str, str] = {}

@@ -87,5 +87,10 @@ def listed_fold(case_ids: list[str]) -> Fold:
     return _fold("listed", case_ids, [])
 
 
+def listed_cases(seen: list[str], case_ids: list[str]) -> Fold:
+    """Cases that a generator saw, and all others."""
+    return _fold("listed", sorted(seen), sorted({*case_ids} - {*seen}))
+
+
 def _fold(name: int | str, train: list[str], val: list[str]) -> Fold:
     return Fold(name, train, val, hashlib.sha256(json.dumps([train, val]).encode()).hexdigest())

@@ -70,7 +70,7 @@ def item_name(item: dict[str, Any]) -> str:
 
 
 def load_training_set(
-    cases: Cases, spatial_size: Sequence[int], background_share: float = 0.1, seed: int = 0
+    cases: Cases, spatial_size: Sequence[int], background_share: float | None = 0.1, seed: int = 0
 ) -> TrainingSet:
     """Bring the fold's cases to the grid: every slice or volume with foreground, and a share of those without.
 
@@ -79,14 +79,16 @@ def load_training_set(
     Args:
         cases: open cases of one fold.
         spatial_size: the generator's grid, `(height, width)` for slices, `(height, width, depth)` for volumes.
-        background_share: share of the training items that hold no foreground, in [0, 1).
+        background_share: share of the training items that hold no foreground, in [0, 1); None: all of them are items.
         seed: chooses which.
 
     Raises:
         InputError: a case or a setting cannot be used, or nothing holds foreground.
     """
-    if not 0 <= background_share < 1:
-        raise InputError(f"background_share {background_share}", "a number in [0, 1)", "set --background_share")
+    if background_share is not None and not 0 <= background_share < 1:
+        raise InputError(
+            f"background_share {background_share}", "a number in [0, 1), or null", "set --background_share"
+        )
     kind = "slice" if len(spatial_size) == 2 else "volume"
     if kind == "slice" and cases.is_3d:
         raise InputError(
@@ -109,7 +111,9 @@ def load_training_set(
             "annotated cases (a slice or volume that holds the ignore label is left out)",
             "check the labels, or choose another fold",
         )
-    wanted = min(len(background), round(background_share / (1 - background_share) * len(foreground)))
+    wanted = len(background)
+    if background_share is not None:
+        wanted = min(wanted, round(background_share / (1 - background_share) * len(foreground)))
     chosen = np.random.default_rng(seed).permutation(len(background))[:wanted]
     training = foreground + [background[i] for i in sorted(chosen)]
     validation = [item for case in cases.validation() for item in _on_grid(case, cases, scaling, geometry)[0]]
@@ -122,10 +126,32 @@ def load_training_set(
     return TrainingSet(training, validation, cases, seen, scaling, geometry)
 
 
+def own_size(cases: Cases, volumes: bool) -> list[int]:
+    """The largest height and width of the fold's training cases, and for volumes their median depth."""
+    shapes = np.array([case.label.shape for case in cases.training()])
+    plane = shapes[:, 1:].max(axis=0).tolist()
+    return [*plane, sorted(shapes[:, 0].tolist())[len(shapes) // 2]] if volumes else plane
+
+
 def _on_grid(
     case: Case, cases: Cases, scaling: Scaling, geometry: SliceGeometry | VolumeGeometry
 ) -> tuple[list[dict], list[dict]]:
     """Items of a case, with and without foreground."""
+    grid, left_out = grid_items(case, cases, scaling, geometry)
+    with_mask: list[dict] = []
+    without: list[dict] = []
+    for index in np.flatnonzero(~left_out).tolist():
+        item = {"image": grid[index].clone(), "case": case.id}
+        if isinstance(geometry, SliceGeometry):
+            item["slice"] = index
+        (with_mask if grid[index, cases.description.num_image_channels :].any() else without).append(item)
+    return with_mask, without
+
+
+def grid_items(
+    case: Case, cases: Cases, scaling: Scaling, geometry: SliceGeometry | VolumeGeometry
+) -> tuple[torch.Tensor, np.ndarray]:
+    """A case on the grid `(item, channels + labels, *spatial_size)`, and which items hold the ignore label."""
     description = cases.description
     image = scaling.apply(case)
     mask = description.to_channels(case.label).astype(np.float32)
@@ -138,11 +164,4 @@ def _on_grid(
     fill = np.concatenate([image.min(axis=(1, 2, 3)), np.zeros(len(mask), np.float32)])
     grid = geometry.to_grid(items, fill).clamp(0, 1)
     grid[:, description.num_image_channels :] = (grid[:, description.num_image_channels :] >= 0.5).float()
-    with_mask: list[dict] = []
-    without: list[dict] = []
-    for index in np.flatnonzero(~left_out).tolist():
-        item = {"image": grid[index].clone(), "case": case.id}
-        if isinstance(geometry, SliceGeometry):
-            item["slice"] = index
-        (with_mask if grid[index, description.num_image_channels :].any() else without).append(item)
-    return with_mask, without
+    return grid, left_out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from monai.bundle import ConfigParser
 from ..data.provenance import read_provenance
 from ..runtime.errors import InputError
 from ..runtime.files import file_sha256
-from .needed import SOURCES, needed_files
+from .needed import PACKAGE, SOURCES, needed_files
 from .verify import LARGEST
 
 DATE = (1980, 1, 1, 0, 0, 0)  # the earliest that zip knows; the true one would change the bytes
@@ -88,7 +89,8 @@ def _configs(bundle: Path) -> dict[str, bytes]:
     for path in sorted((bundle / "configs").iterdir()):
         content = path.read_bytes()
         if path.suffix == ".json":
-            content = (json.dumps(_resolved(json.loads(content), bundle), indent=4) + "\n").encode()
+            text = json.dumps(_resolved(json.loads(content), bundle), indent=4) + "\n"
+            content = re.sub(rf"\b{PACKAGE}\.", "scripts.", text).encode()  # where an installation says `synthaug.`
         files[f"configs/{path.name}"] = content
     return files
 
@@ -110,7 +112,8 @@ def _rest(bundle: Path) -> dict[str, bytes]:
 
 
 def _code(bundle: Path, identity: dict[str, str]) -> dict[str, bytes]:
-    files = {file.as_posix(): (SOURCES / file).read_bytes() for file in needed_files(bundle)}
+    needed = {file: (SOURCES / file).read_bytes() for file in needed_files(bundle)}
+    files = {re.sub(rf"^{PACKAGE}/", "scripts/", file.as_posix()): content for file, content in needed.items()}
     digest = hashlib.sha256(b"".join(f"{name}\0".encode() + files[name] for name in sorted(files))).hexdigest()
     files[PACKED] = (json.dumps({**identity, "code_sha256": digest}, indent=4) + "\n").encode()
     return files

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -349,9 +349,11 @@ def _store(folder: Path, number: int, item: dict, sampler: Any) -> dict:
     spacing = [float(value or 1.0) for value in space["spacing"]]
     # Raw volumes get the axes of the raw files back, which nnU-Net's preprocessor expects.
     axis = space["slice_axis"] if space["kind"] == "raw" and label.ndim == 3 else None
+    directions = (1, 1, 1) if axis is None else sampler.provenance.get("directions", (1, 1, 1))
+    grid = spacing, axis, directions
     for channel, values in enumerate(image):
-        _save(np.asarray(values, np.float32), spacing, axis, folder / "images" / f"{name}_{channel:04d}.nii.gz")
-    _save(np.asarray(label, np.uint8), spacing, axis, folder / "labels" / f"{name}.nii.gz")
+        _save(np.asarray(values, np.float32), *grid, folder / "images" / f"{name}_{channel:04d}.nii.gz")
+    _save(np.asarray(label, np.uint8), *grid, folder / "labels" / f"{name}.nii.gz")
     foreground = np.asarray(sampler.description.to_channels(label).any(axis=0))
     return {
         "id": name,
@@ -362,11 +364,16 @@ def _store(folder: Path, number: int, item: dict, sampler: Any) -> dict:
     }
 
 
-def _save(array: np.ndarray, spacing: list[float], slice_axis: int | None, path: Path) -> None:
-    """Write `([depth,] height, width)`; the header names the slice axis where it need not be the last."""
+def _save(
+    array: np.ndarray, spacing: list[float], slice_axis: int | None, directions: Sequence[int], path: Path
+) -> None:
+    """Write `([depth,] height, width)`; the header names the slice axis where it need not be the last.
+
+    Programs that turn images to one orientation must turn samples as they turn the raw cases: `directions`.
+    """
     order = np.argsort(array_axes(2 if slice_axis is None else slice_axis))  # to (x, y, z)
     volume = array if array.ndim == 3 else array[None]
-    affine = np.diag([*np.array(spacing)[order], 1.0])
+    affine = np.diag([*np.array(spacing)[order] * directions, 1.0])
     image = nib.Nifti1Image(np.ascontiguousarray(volume.transpose(order)), affine)
     if slice_axis is not None:
         image.header.set_dim_info(slice=slice_axis)

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..data.cases import Case, Cases, open_cases_of_pool
 from ..data.description import DatasetDescription
+from ..pool.adopt import origin
 from ..pool.writing import load_sample, read_pool
 from .sheets import SheetRow, outside_black, sample_sheet
 from .sweep import sweep_sheet
@@ -73,8 +74,7 @@ def pool_sheet(
     return sample_sheet(
         rows,
         path or Path(pool_dir) / "samples.png",
-        title=f"{record['provenance']['bundle']['name']} trained on fold {record['provenance']['fold']} of "
-        f"{description.name}, n = {len(samples)} samples",
+        title=f"{origin(record)}, n = {len(samples)} samples",
         labels=description.painted,
         channel_names=list(description.channel_names.values()),
         **({"columns": 4} if slices else {"columns": 1, "tile": 440, "unit": "volume"}),

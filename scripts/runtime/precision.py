@@ -4,26 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from .errors import InputError
+from nnunet_plugin.precision import autocast_dtype
 
-AUTOCAST = ("auto", "bfloat16", None)
-
-
-def autocast_dtype(autocast: str | None, device: torch.device | str) -> torch.dtype | None:
-    """The type to compute in: "bfloat16", None (float32), or "auto": bfloat16 where the device has it in hardware.
-
-    Raises:
-        InputError: another word.
-    """
-    if autocast not in AUTOCAST:
-        raise InputError(f"autocast {autocast!r}", f"one of {list(AUTOCAST)}", "set autocast")
-    if autocast == "auto":
-        if torch.device(device).type == "cuda":
-            helps = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:  # emulated, bfloat16 is far slower than float32; torch says only here what the CPU has
-            helps = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-        autocast = "bfloat16" if helps else None
-    return torch.bfloat16 if autocast == "bfloat16" else None
+__all__ = ["TrainingDiverged", "autocast_dtype", "check_finite"]
 
 
 class TrainingDiverged(RuntimeError):

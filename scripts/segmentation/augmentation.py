@@ -1,4 +1,7 @@
-"""Classical augmentation as the papers compare with: the data set enlarged by a factor, with fixed transforms."""
+"""Classical augmentation as the papers compare with: the data set enlarged by a factor, with fixed transforms.
+
+The word "online" stands for no copies, and nnU-Net's transforms on the fly (`online.py`).
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from monai.utils import CommonKeys as Keys
 
 from ..runtime.errors import InputError
 
-FACTORS = {"none": 1, "x2": 2, "x3": 3, "x5": 5}
+FACTORS = {"none": 1, "x2": 2, "x3": 3, "x5": 5, "online": 1}
 ROTATION = np.pi / 12  # largest angle in plane
 SMALLEST_CROP = 0.8  # of height and width
 
@@ -58,7 +61,7 @@ class ClassicalAugmentation(Transform):
         ])  # fmt: skip
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[str, Any]:
-        """Item `{"image": (channels + labels, ...), "item": i, "copy": k, ...}` to image and label."""
+        """Item `{"image": (channels + labels, ...), "item": i, "copy": k, ...}` with image and label apart."""
         image, label = data["image"].tensor_split([self.num_image_channels])
         parts: dict[Any, torch.Tensor] = {Keys.IMAGE: image, Keys.LABEL: label}
         if data["copy"]:
@@ -66,4 +69,4 @@ class ClassicalAugmentation(Transform):
             self.transforms.set_random_state(int(state))
             parts = {key: part.as_tensor() for key, part in self.transforms(parts).items()}
             parts[Keys.IMAGE] = torch.clamp(parts[Keys.IMAGE], 0, 1)
-        return {**parts, "synthetic": data["synthetic"]}
+        return {**data, **parts}

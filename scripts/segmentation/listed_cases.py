@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data import Dataset, MetaTensor
+from monai.utils import CommonKeys as Keys
 
 from ..data.cases import Case, Cases, RawCases, open_cases
 from ..data.folds import listed_fold
 from ..runtime.errors import InputError
 from .model_space import ModelSpace
+from .order import TRANSPLANT, Draw
+from .transplants import Transplants
 from .whole_cases import case_of
 
 Listed = list[Mapping[str, Any]]
@@ -32,17 +35,35 @@ def open_source(source: str | Path | Listed | None, ckpt_dir: str | Path, **fold
 
 
 class DatasetOf(Dataset):
-    """The items that were made of the cases of a source.
+    """The items that were made of the cases of a source, and transplants between them.
 
     Args:
         data: the source; programs that bring images of their own replace this argument, and the items are of those.
         items: of `mixed_items`.
-        transform: of an item.
+        transform: of an item, which also holds `"epoch"` and `"place"`, that random draws may depend on.
+        transplants: makes the items that have no number.
     """
 
-    def __init__(self, data: str | Path | Listed | None, items: Sequence[Any], transform: Callable | None = None):
+    def __init__(
+        self,
+        data: str | Path | Listed | None,
+        items: Sequence[Any],
+        transform: Callable | None = None,
+        transplants: Transplants | None = None,
+    ):
         super().__init__(items, transform)
-        self.source = data
+        self.source, self.transplants = data, transplants
+
+    def __getitem__(self, index: Any) -> Any:
+        if not isinstance(index, Draw):
+            return super().__getitem__(index)
+        if index.number == TRANSPLANT:
+            assert self.transplants is not None  # MixedOrder plans none without them
+            item = {**self.transplants.make(index.epoch, index.place), "transplanted": True}
+        else:
+            item = {**self.data[index.number], "transplanted": False}
+        done = self.transform({**item, "epoch": index.epoch, "place": index.place})
+        return {name: done[name] for name in (Keys.IMAGE, Keys.LABEL, "synthetic", "transplanted")}
 
 
 class ListedCases(RawCases):

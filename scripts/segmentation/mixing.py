@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,15 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Sampler
 
-from nnunet_plugin.mixing import REAL, draw, epoch_plan
 from nnunet_plugin.pool_format import Pool, read_pool, read_sample
 from nnunet_plugin.preprocessed import check_leakage, check_space
-from nnunet_plugin.settings import SynthAugSettings
 
 from ..data.cases import Case, Cases, array_axes
-from ..data.scaling import Scaling
+from ..data.scaling import sample_scaling
 from ..data.training_set import TrainingSet, _on_grid
 from ..runtime.errors import InputError
 from .augmentation import augmentation_factor
@@ -79,8 +75,8 @@ def load_pool(
             raise InputError(f"num_synthetic {num_synthetic} without a pool", "a pool", "set pool_dir")
         return PoolItems([], None)
     pool = read_pool(pool_dir)
-    _check_pool(pool, data)
-    _check_cases(pool, cases)
+    check_pool(pool, data.cases, len(data.geometry.spatial_size))
+    check_cases(pool, cases)
     wanted = len(pool.kept) if num_synthetic is None else num_synthetic
     if not 0 <= wanted <= len(pool.kept):
         raise InputError(
@@ -99,80 +95,17 @@ def load_pool(
 def mixed_items(data: TrainingSet, pool: PoolItems, augmentation: str = "none") -> list[dict[str, Any]]:
     """Real items, their augmented copies, then synthetic items, for `ClassicalAugmentation`."""
     copies = range(augmentation_factor(augmentation))
-    numbered = list(enumerate(data.training))
-    real = [{**item, "item": i, "copy": copy, "synthetic": False} for copy in copies for i, item in numbered]
+    channels = data.num_image_channels
+    numbered = [
+        (i, {**item, "item": i, "foreground": bool(item["image"][channels:].any())})
+        for i, item in enumerate(data.training)
+    ]
+    real = [{**item, "copy": copy, "synthetic": False} for copy in copies for _, item in numbered]
     return real + [{**item, "item": i, "copy": 0, "synthetic": True} for i, item in enumerate(pool.items)]
 
 
-class MixedOrder(Sampler[int]):
-    """The order of an epoch: which places are synthetic, and what stands in each, from (seed, epoch) alone.
-
-    At the places of real items stands what would stand there without a pool, so that a share of 0 is training on
-    real items to the bit, and arms of different shares see the same real items at the same steps.
-
-    Args:
-        items: of `mixed_items`.
-        batch_size, iterations: of an epoch; every arm with the same numbers takes the same number of steps.
-        num_epochs: of the training, over which a schedule runs.
-        share: synthetic part of each epoch, 0 to 1; None: the part that synthetic items have of all items, as when
-            a pool is simply added to the real ones.
-        schedule, share_end, steps, warmup_epochs, finish_epochs: see `nnunet_plugin.settings.SynthAugSettings`.
-        seed: of the draws.
-
-    Raises:
-        InputError: a setting cannot be used.
-    """
-
-    def __init__(
-        self,
-        items: list[dict[str, Any]],
-        batch_size: int,
-        iterations: int,
-        num_epochs: int,
-        share: float | None = 0.5,
-        schedule: str = "constant",
-        share_end: float | None = None,
-        steps: list | None = None,
-        warmup_epochs: int = 0,
-        finish_epochs: int = 0,
-        seed: int = 0,
-    ):
-        if batch_size < 1 or iterations < 1:
-            raise InputError(f"batch_size {batch_size}, iterations {iterations}", "at least 1", "mend the setting")
-        self.num_synthetic = sum(item["synthetic"] for item in items)
-        self.num_real = len(items) - self.num_synthetic
-        self.batch_size, self.iterations, self.num_epochs, self.seed = batch_size, iterations, num_epochs, seed
-        share = self.num_synthetic / len(items) if share is None else share
-        pairs = None if steps is None else tuple((pair[0], pair[1]) for pair in steps)
-        mixed = SynthAugSettings("pool", share, schedule, share_end, pairs, warmup_epochs, finish_epochs, seed)
-        mixed.check_length(num_epochs)
-        self.settings = mixed if self.num_synthetic else SynthAugSettings("none", share=0.0)
-        self.epoch = 1
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """What the draws depend on besides the items."""
-        names = ("share", "schedule", "share_end", "steps", "warmup_epochs", "finish_epochs")
-        return {name: getattr(self.settings, name) for name in names}
-
-    def set_epoch(self, epoch: int) -> None:
-        """Say which epoch comes, counted from 1."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.batch_size * self.iterations
-
-    def __iter__(self) -> Iterator[int]:
-        plan = epoch_plan(
-            self.settings, self.epoch - 1, self.num_epochs, max(1, self.num_synthetic), self.iterations, self.batch_size
-        ).ravel()
-        real = draw(self.num_real, len(self), self.seed, self.epoch - 1)
-        yield from np.where(plan == REAL, real, self.num_real + plan).tolist()
-
-
-def _check_pool(pool: Pool, data: TrainingSet) -> None:
-    """Raise an error when a pool is of another data set, dimension or space, or would leak."""
-    cases, dimension = data.cases, len(data.geometry.spatial_size)
+def check_pool(pool: Pool, cases: Cases, dimension: int) -> None:
+    """Raise `InputError` when a pool is of another data set, dimension or space than the cases."""
     described, ours = pool.content["dataset"], cases.description.as_record()
     if different := sorted(key for key in ours if described.get(key) != ours[key]):
         raise InputError(
@@ -183,7 +116,7 @@ def _check_pool(pool: Pool, data: TrainingSet) -> None:
     if pool.dimension != dimension:
         raise InputError(
             f"a pool of dimension {pool.dimension}",
-            f"a pool of dimension {dimension}, as spatial_size {list(data.geometry.spatial_size)}",
+            f"a pool of dimension {dimension}, as spatial_size",
             "train on slices with a pool of slices, on volumes with a pool of volumes",
         )
     space = pool.content["space"]
@@ -199,8 +132,8 @@ def _check_pool(pool: Pool, data: TrainingSet) -> None:
         check_space(space, pool.dimension, cases.space, {**cases.space, "spacing": spacing})
 
 
-def _check_cases(pool: Pool, cases: Cases) -> None:
-    """Raise an error when the generator saw a validation case of the fold, or cases that nobody knows."""
+def check_cases(pool: Pool, cases: Cases) -> None:
+    """Raise `InputError` when the generator saw a validation case of the fold, or cases that nobody knows."""
     check_leakage(pool.generator_cases, (), cases.fold.val, cases.fold.name)
     if unknown := sorted(set(pool.generator_cases) - {*cases.fold.train, *cases.fold.val}):
         raise InputError(
@@ -216,7 +149,7 @@ def _read_on_grid(pool: Pool, sample: str, data: TrainingSet) -> torch.Tensor:
     image, label = read_sample(pool, sample, cases.description.known_integers)
     if pool.is_raw:
         # Samples came to the scanner's units by this one map; a case of its own would be scaled by its extremes.
-        scaling = replace(Scaling.from_record(pool.content["provenance"]["scaling"]), per_case=False)
+        scaling = sample_scaling(pool.content["provenance"], pool.dimension)
         if pool.dimension == 3:  # raw volumes have the axes of the raw files
             order = [2 - axis for axis in array_axes(cases.space["slice_axis"])]
             image, label = (array.transpose(0, *(1 + axis for axis in order)) for array in (image, label))

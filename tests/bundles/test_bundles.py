@@ -1,11 +1,7 @@
 """Every bundle and overlay: parses, takes its arguments, trains, resumes exactly, samples."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -19,13 +15,13 @@ from scripts.runtime.settings import refuse_unknown_overrides
 
 from ..data.toy import write_preprocessed
 from ..pool.toy_generator import contents
+from ..processes import python, start, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLES = sorted(path.parent for path in (ROOT / "bundles").glob("*/configs"))
 GENERATORS = [path.name for path in BUNDLES if '"sampler"' in (path / "configs/inference.json").read_text()]
 OVERLAYS = {"dhvae": ["hvae_disc", "hvae_perc", "paper"], "hvae": ["vae", "paper"]}
 # Sums are rounded in another order with another number of threads; equality to the bit needs the same.
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 TINY = {
     "spatial_size": [24, 24], "channels": [8, 16], "num_res_blocks": 1, "latent_channels": 2, "attention_heads": 1,
     "num_leapfrog_steps": 1, "batch_size": 4, "val_interval": 1, "grid_interval": 100,
@@ -43,9 +39,7 @@ def run(name: str, config: str, root: Path, overlay: str | None = None, check=Tr
         known = json.loads((bundle(name) / "configs/inference.json").read_text())
         given = {key: value for key, value in given.items() if key in known}
     words = [word for key, value in given.items() for word in (f"--{key}", str(value))]
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
-    command = [sys.executable, *launch, "-m", "monai.bundle", "run", "--config_file", str(files), *words]
-    done = subprocess.run(command, cwd=bundle(name), capture_output=True, text=True, env=ONE_THREAD)
+    done = python("-m", "monai.bundle", "run", "--config_file", files, *words, cwd=bundle(name), ranks=ranks)
     assert not check or done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done
 
@@ -204,14 +198,9 @@ def test_killed_training_goes_on(dataset, tmp_path):
     files = "['configs/train.json']"
     settings = {"bundle_root": tmp_path, "dataset_dir": dataset, "max_epochs": 40, **TINY}
     words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
-    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", files, *words]
-    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command, cwd=bundle("hvae"), env=ONE_THREAD, **silent)
+    process = start("-m", "monai.bundle", "run", "--config_file", files, *words, cwd=bundle("hvae"))
     checkpoint = tmp_path / "models/checkpoint.pt"
-    deadline = time.monotonic() + 120
-    while not checkpoint.is_file():
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.05)
+    wait_until(checkpoint.is_file, process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert torch.load(checkpoint, weights_only=True)["trainer"]["iteration"] > 0

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
@@ -15,6 +13,8 @@ import pytest
 from scripts.converters import convert, raw_dataset
 from scripts.data.cases import open_cases
 from scripts.runtime.errors import InputError
+
+from ..processes import python
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE = (12, 14, 10)
@@ -352,7 +352,7 @@ convert(sys.argv[1], sys.argv[2], sys.argv[3], test_cases=1)
 def test_killed_it_leaves_no_data_set_and_goes_on(tmp_path):
     source, target = brats(tmp_path / "src"), tmp_path / "Dataset137_BraTS"
     arguments = ["brats", str(source), str(target), "13"]  # in the third of five cases, after two of its files
-    died = subprocess.run([sys.executable, "-c", KILLED, *arguments], stderr=subprocess.DEVNULL, cwd=ROOT)
+    died = python("-c", KILLED, *arguments)
     assert died.returncode == -signal.SIGKILL
     draft = tmp_path / "Dataset137_BraTS.partial"
     assert not target.exists() and not (draft / "dataset.json").exists()

@@ -15,7 +15,14 @@ FULL = {
     "warmup_epochs": 1,
     "finish_epochs": 2,
     "seed": 5,
-    "training": {"num_epochs": 10, "optimizer": "AdamW", "initial_lr": 1e-3, "weight_decay": 0.0, "seed": 0},
+    "training": {
+        "num_epochs": 10,
+        "optimizer": "AdamW",
+        "initial_lr": 1e-3,
+        "weight_decay": 0.0,
+        "seed": 0,
+        "autocast": "auto",
+    },
 }
 
 
@@ -50,6 +57,7 @@ def test_block_survives_json():
         ({"pool": "p", "training": {"num_epochs": 0}}, "num_epochs = 0"),
         ({"pool": "p", "training": {"optimizer": "Adam"}}, "SGD or AdamW"),
         ({"pool": "p", "training": {"initial_lr": 0}}, "above 0"),
+        ({"pool": "p", "training": {"autocast": "float16"}}, "auto, bfloat16 or null"),
         ({"pool": "p", "training": [1]}, "training"),
         ({"pool": "p", "warmup_epochs": 6, "finish_epochs": 5, "training": {"num_epochs": 10}}, "at most the 10"),
         ("2d", "settings by name"),

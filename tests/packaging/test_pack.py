@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from scripts.pool.writing import read_pool
 from scripts.runtime.errors import InputError
 from scripts.runtime.files import file_sha256, write_json
 
+from .. import processes
 from ..data.toy import write_preprocessed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,11 +45,7 @@ def unpack(path: Path, folder: Path) -> Path:
 
 def python(*words, cwd: Path, **environment) -> subprocess.CompletedProcess:
     clean = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-    done = subprocess.run(
-        [sys.executable, *map(str, words)], cwd=cwd, capture_output=True, text=True,
-        env={**clean, "OMP_NUM_THREADS": "1", **environment},
-    )  # fmt: skip
-    return done
+    return processes.python(*words, cwd=cwd, env={**clean, "OMP_NUM_THREADS": "1", **environment})
 
 
 def flags(**settings) -> list[str]:

@@ -23,12 +23,13 @@ from scripts.experiment.work import call
 from scripts.runtime.errors import InputError
 
 from ..data.toy import write_raw
+from ..processes import python
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def synthaug(*words: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "scripts", *words], cwd=ROOT, capture_output=True, text=True)
+    return python("-m", "scripts", *words)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A pool is mixed in exactly, by (seed, epoch) alone, and never where it does not fit or would leak."""
+"""Samples of a pool become items, and never where they do not fit or would leak."""
 
 import json
 from collections import Counter
@@ -7,12 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_plugin.mixing import REAL, epoch_plan
-from nnunet_plugin.settings import SynthAugSettings
 from scripts.data.cases import open_cases
 from scripts.data.training_set import load_training_set
 from scripts.runtime.errors import InputError
-from scripts.segmentation.mixing import MixedOrder, PoolItems, first_cases, load_pool, mixed_items
+from scripts.segmentation.mixing import PoolItems, first_cases, load_pool, mixed_items
 
 from ..data.toy import write_preprocessed, write_raw
 from ..data.toy_nnunet import write_pool
@@ -116,55 +114,6 @@ def test_fewer_real_cases_are_a_part_of_more(cases):
     assert first_cases(cases, 2).fold.val == cases.fold.val
     with pytest.raises(InputError, match="1 to 4"):
         first_cases(cases, 5)
-
-
-def items(real: int, synthetic: int) -> list[dict]:
-    return [{"synthetic": False}] * real + [{"synthetic": True}] * synthetic
-
-
-def order(real: int, synthetic: int, epoch: int = 1, **more) -> np.ndarray:
-    settings = {"batch_size": 6, "iterations": 10, "num_epochs": 5, "seed": 2} | more
-    mixed = MixedOrder(items(real, synthetic), **settings)
-    mixed.set_epoch(epoch)
-    assert len(mixed) == len(list(mixed))
-    return np.array(list(mixed)).reshape(settings["iterations"], settings["batch_size"])
-
-
-@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 0.9, 1.0])
-def test_share_is_exact_and_the_plan_is_the_plugins(share):
-    plan = epoch_plan(SynthAugSettings("p", share=share, seed=2), 3, 5, 40, 10, 6)
-    ours = order(100, 40, epoch=4, share=share)
-    assert (ours >= 100).sum() == round(60 * share)
-    assert np.array_equal(ours >= 100, plan != REAL) and np.array_equal(ours[ours >= 100] - 100, plan[plan != REAL])
-
-
-def test_real_items_do_not_depend_on_the_share():
-    alone = order(100, 0)
-    for share in (0.0, 0.3, 0.7):
-        mixed = order(100, 40, share=share)
-        assert np.array_equal(mixed[mixed < 100], alone[mixed < 100])
-    assert Counter(alone.ravel().tolist()).most_common(1)[0][1] == 1  # none twice before all were seen
-    assert np.array_equal(order(100, 40, share=0.0), alone)
-
-
-def test_an_epoch_is_a_function_of_seed_and_epoch():
-    assert np.array_equal(order(30, 9, epoch=2), order(30, 9, epoch=2))
-    assert not np.array_equal(order(30, 9, epoch=2), order(30, 9, epoch=3))
-    assert not np.array_equal(order(30, 9, seed=5), order(30, 9, seed=6))
-
-
-def test_share_of_the_union_and_schedules():
-    assert (order(30, 10, share=None) >= 30).sum() == 15  # of 60: ten of forty
-    assert (order(30, 0, share=None) >= 30).sum() == 0
-    counts = [(order(30, 10, epoch, share=1.0, schedule="linear", share_end=0.0) >= 30).sum() for epoch in range(1, 6)]
-    assert counts == [60, 45, 30, 15, 0]
-    assert (order(30, 10, 5, finish_epochs=1) >= 30).sum() == 0
-    with pytest.raises(InputError, match="share"):
-        order(30, 10, share=1.5)
-    with pytest.raises(InputError, match="finish_epochs"):
-        order(30, 10, warmup_epochs=3, finish_epochs=3)
-    with pytest.raises(InputError, match="batch_size"):
-        order(30, 10, batch_size=0)
 
 
 def test_items_are_real_ones_their_copies_and_samples(cases, tmp_path):

@@ -1,0 +1,125 @@
+"""What placing a lesion needs to know of an image, on a coarse grid: tissue, labels, depth, relative places."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from .body import body_mask, depth_in, plane_boxes, plane_range
+
+MAX_SIZE = {2: 128, 3: 48}  # voxels of the coarse grid along an axis, by dimension
+LEAST_AREA = 0.3  # of the case's largest cross-section: planes with less body are no place for a lesion
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """A volume, or one plane of it, as lesions are placed in it.
+
+    `image` `(channels, *spatial)` in units of the body (0 its median, 1 its interquartile range, a channel each),
+    `labels` and `depth` (mm to the body's edge, 0 outside) `(*spatial)`; every `stride`-th voxel of the case, so
+    `spacing` (mm) is that of the coarse grid. `boxes` `(planes, 2, 2)` and `planes` (first, last) say where the body
+    is on it, in voxels; a plane has one box, and
+    its relative place `height` along the volume.
+    """
+
+    image: np.ndarray
+    labels: np.ndarray
+    depth: np.ndarray
+    spacing: np.ndarray
+    stride: np.ndarray
+    boxes: np.ndarray
+    planes: tuple[float, float]
+    median: np.ndarray
+    scale: np.ndarray
+    height: float = 0.5
+
+    def relative(self, point: np.ndarray) -> np.ndarray:
+        """Return a point (coarse voxels) as a place in the body: 0 and 1 are its edges along an axis."""
+        first = self.planes[0]
+        box = self.boxes[self._plane(point)]
+        inside = (point[-2:] - box[0]) / np.maximum(box[1] - box[0], 1)
+        if len(point) == 2:
+            return inside
+        return np.append((point[0] - first) / max(self.planes[1] - first, 1), inside)
+
+    def absolute(self, place: np.ndarray) -> np.ndarray:
+        """Return the point (coarse voxels) of a relative place."""
+        point = np.array(place, float)
+        if len(point) == 3:
+            point[0] = self.planes[0] + place[0] * (self.planes[1] - self.planes[0])
+        box = self.boxes[self._plane(point)]
+        point[-2:] = box[0] + place[-2:] * (box[1] - box[0])
+        return point
+
+    def _plane(self, point: np.ndarray) -> int:
+        return 0 if len(point) == 2 else int(np.clip(round(point[0]), 0, len(self.boxes) - 1))
+
+    def plane(self, number: int) -> Anatomy:
+        """Return one plane of a volume made with `dimension` 2."""
+        first, last = self.planes
+        return Anatomy(
+            self.image[:, number],
+            self.labels[number],
+            self.depth[number],
+            self.spacing[1:],
+            self.stride[1:],
+            self.boxes[number : number + 1],
+            self.planes,
+            self.median,
+            self.scale,
+            float((number - first) / max(last - first, 1)),
+        )
+
+
+def read_anatomy(image: np.ndarray, labels: np.ndarray, spacing: Sequence[float], dimension: int) -> Anatomy:
+    """Return the anatomy of a volume `(channels, planes, rows, columns)`.
+
+    With `dimension` 2 the planes keep their number and depth is measured in them; single images have one plane.
+    """
+    stride = np.maximum(1, np.ceil(np.array(labels.shape) / MAX_SIZE[dimension])).astype(int)
+    if dimension == 2:
+        stride[0] = 1
+    every = tuple(slice(None, None, step) for step in stride)
+    image, labels = np.asarray(image[(slice(None), *every)], np.float32), np.asarray(labels[every], np.int16)
+    coarse = np.asarray(spacing, float) * stride
+    body = body_mask(image, labels)
+    if not body.any():
+        body = labels != -1
+    if dimension == 2:
+        depth = np.stack([depth_in(plane, coarse[1:]) for plane in body])
+    else:
+        depth = depth_in(body, coarse)
+    quartiles = np.percentile(image[:, body], [25, 50, 75], axis=1).astype(np.float32)
+    scale = np.maximum(quartiles[2] - quartiles[0], 1e-3 * (1e-3 + np.ptp(image, axis=(1, 2, 3))))
+    channels = (-1, 1, 1, 1)
+    return Anatomy(
+        ((image - quartiles[1].reshape(channels)) / scale.reshape(channels)).astype(np.float16),
+        labels,
+        depth.astype(np.float16),
+        coarse,
+        stride,
+        plane_boxes(body),
+        plane_range(body),
+        quartiles[1],
+        scale,
+    )
+
+
+class Plane(NamedTuple):
+    """A place to look for sites in: a plane of a case at a relative height, or (plane 0) a whole volume."""
+
+    case: int
+    number: int
+    height: float
+
+
+def planes_with_body(case: int, anatomy: Anatomy, dimension: int) -> list[Plane]:
+    """Return the planes of a case that show enough of the body, or the volume."""
+    if dimension == 3:
+        return [Plane(case, 0, anatomy.height)]
+    areas = np.count_nonzero(anatomy.depth, axis=(1, 2))
+    enough = np.flatnonzero(areas >= max(1, LEAST_AREA * areas.max()))
+    return [Plane(case, int(number), anatomy.plane(int(number)).height) for number in enough]

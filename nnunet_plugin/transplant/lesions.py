@@ -1,0 +1,132 @@
+"""Lesions of a case: connected parts of its lesion labels, cut out with a margin and described by what is around."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from .anatomy import Anatomy
+
+RING = (1.0, 6.0)  # from and to this distance around a lesion, in voxels of the coarse grid
+TAILS = (0.1, 0.5, 0.9)  # quantiles that describe a ring
+MARGIN = 10  # voxels around a lesion that are kept for its soft border
+LEAST_VOXELS = {2: 15, 3: 30}
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What is around a lesion, in units of the body's anatomy: mean, standard deviation, quantiles of each channel."""
+
+    mean: np.ndarray  # (channels,)
+    deviation: np.ndarray  # (channels,)
+    tails: np.ndarray  # (channels, 3)
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """A lesion with its margin. `labels` is 0 outside the lesion; `centre` in voxels of the cut; `extent` in mm.
+
+    `place` is relative to the body (see `Anatomy`), `height` that of its plane in 2D; `depth` the least distance of
+    the lesion to the body's edge in mm, `host` the label of the tissue around it.
+    """
+
+    case: int
+    image: np.ndarray
+    labels: np.ndarray
+    spacing: np.ndarray
+    centre: np.ndarray
+    extent: np.ndarray
+    diameter: float
+    place: np.ndarray
+    height: float
+    depth: float
+    host: int
+    around: Surroundings
+
+
+def describe(values: np.ndarray) -> Surroundings:
+    """Describe the surroundings by their values `(channels, voxels)`."""
+    ranks = [min(int(tail * values.shape[1]), values.shape[1] - 1) for tail in TAILS]
+    values = np.sort(values.astype(np.float32), axis=1)
+    return Surroundings(values.mean(axis=1), values.std(axis=1), values[:, ranks])
+
+
+def rings_around(mask: np.ndarray, spacing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the voxels outside a mask within 6 of the finest voxels, and of those the ones farther than 1."""
+    distance = ndimage.distance_transform_edt(~mask, sampling=spacing / spacing.min())
+    near = distance <= RING[1]
+    return near & ~mask, near & (distance > RING[0])
+
+
+def lesions_of(
+    case: int,
+    image: np.ndarray,
+    labels: np.ndarray,
+    spacing: Sequence[float],
+    anatomy: Anatomy,
+    lesion_labels: Sequence[int],
+) -> Iterator[Lesion]:
+    """Yield the lesions of an image `(channels, *spatial)` in the space of its anatomy, volume or plane."""
+    ndim = labels.ndim
+    found, count = ndimage.label(np.isin(labels, lesion_labels), ndimage.generate_binary_structure(ndim, ndim))
+    finest = min(spacing)
+    margin = np.ceil(MARGIN * finest / np.asarray(spacing)).astype(int)
+    for number, box in enumerate(ndimage.find_objects(found), start=1):
+        cut = tuple(
+            slice(max(0, part.start - around), min(size, part.stop + around))
+            for part, around, size in zip(box, margin, labels.shape, strict=True)
+        )
+        mask = found[cut] == number
+        if mask.sum() < LEAST_VOXELS[ndim]:
+            continue
+        start = np.array([part.start for part in cut])
+        lesion = _describe(case, image, labels, np.asarray(spacing, float), anatomy, lesion_labels, cut, mask, start)
+        if lesion is not None:
+            yield lesion
+
+
+def _describe(case, image, labels, spacing, anatomy, lesion_labels, cut, mask, start) -> Lesion | None:  # type: ignore[no-untyped-def]
+    voxels = np.argwhere(mask)
+    low, high = voxels.min(axis=0), voxels.max(axis=0)
+    centre = (low + high) / 2
+    coarse = coarse_mask(mask, start, anatomy.stride, anatomy.labels.shape)
+    near = tuple(slice(max(0, w.min() - int(RING[1]) - 1), w.max() + int(RING[1]) + 2) for w in np.nonzero(coarse))
+    _, ring = rings_around(coarse[near], anatomy.spacing)
+    tissue = anatomy.labels[near]
+    ring &= ~np.isin(tissue, lesion_labels) & (tissue >= 0) & (anatomy.depth[near] > 0)
+    if ring.sum() < 5:
+        return None
+    return Lesion(
+        case,
+        image[(slice(None), *cut)],
+        np.where(mask, labels[cut], 0).astype(np.int16),
+        spacing,
+        centre,
+        ((high - low) / 2 + 0.5) * spacing,
+        diameter(len(voxels) * float(np.prod(spacing)), mask.ndim),
+        anatomy.relative((start + centre) / anatomy.stride),
+        anatomy.height,
+        float(anatomy.depth[coarse].min()),
+        int(np.bincount(tissue[ring]).argmax()),
+        describe(anatomy.image[(slice(None), *near)][:, ring]),
+    )
+
+
+def coarse_mask(mask: np.ndarray, start: np.ndarray, stride: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return a cut mask on the coarse grid of the whole image; a lesion finer than the grid is one voxel."""
+    coarse = np.zeros(shape, bool)
+    first = -(-start // stride)
+    taken = mask[tuple(slice(f * step - s, None, step) for f, step, s in zip(first, stride, start, strict=True))]
+    coarse[tuple(slice(f, f + size) for f, size in zip(first, taken.shape, strict=True))] = taken
+    if not taken.any():
+        middle = np.round((start + np.argwhere(mask).mean(axis=0)) / stride).astype(int)
+        coarse[tuple(np.minimum(middle, np.array(shape) - 1))] = True
+    return coarse
+
+
+def diameter(size: float, ndim: int) -> float:
+    """Return the diameter in mm of the disc or ball of this area (mm2) or volume (mm3)."""
+    return 2 * (size / np.pi) ** 0.5 if ndim == 2 else 2 * (size * 3 / (4 * np.pi)) ** (1 / 3)

@@ -1,0 +1,186 @@
+"""Where in another patient a lesion may lie: at a like place, inside the body, in surroundings like real lesions'."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from scipy import ndimage
+
+from .anatomy import Anatomy
+from .lesions import RING, Lesion, Surroundings, describe, rings_around
+from .warp import Warp
+
+TRIES = 4  # places tried in one anatomy
+JITTER = (
+    0.05,
+    0.15,
+    0.45,
+)  # standard deviations of a place around the donor's, in body sizes; each after the one before failed
+PROBES = 30
+LEAST_RING = 0.7  # of the ring's voxels have to be tissue
+LEAST_VALUES = 5  # voxels whose quantiles say something
+LIKENESS = 0.75  # of the usual range, between the ring at a place and the lesion's own
+USUAL = (0.05, 0.95)  # quantiles over real lesions that a place's surroundings have to lie between
+
+
+@dataclass(frozen=True)
+class Gates:
+    """What is usual around real lesions: bounds of the ring's quantiles `(channels, 3)`, and the least depth in mm.
+
+    What a lesion covers is tissue: its tails have to lie half as far out as a ring's, which may hold bone or fluid.
+    """
+
+    low: np.ndarray
+    high: np.ndarray
+    depth: float
+
+    @property
+    def darkest(self) -> np.ndarray:
+        """The least low quantile of covered tissue, `(channels,)`."""
+        return self.low[:, :2].mean(axis=1)
+
+    @property
+    def brightest(self) -> np.ndarray:
+        """The greatest high quantile of covered tissue, `(channels,)`."""
+        return self.high[:, 1:].mean(axis=1)
+
+
+def usual_surroundings(tails: np.ndarray, depths: np.ndarray) -> Gates:
+    """Return the gates of lesions whose rings have the quantiles `(lesions, channels, 3)`, at these depths."""
+    low, high = np.quantile(tails, USUAL, axis=0)
+    return Gates(low, high, max(float(np.quantile(depths, USUAL[0])), 1e-3))
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """The voxels that a warped lesion covers on an anatomy's grid of `spacing` mm, around voxel `centre`.
+
+    `probes` `(probes, ndim)` are a few of these voxels, as offsets from the centre, and `low`, `high` the bounds of
+    all: most places fail already there.
+    """
+
+    mask: np.ndarray
+    spacing: np.ndarray
+    centre: np.ndarray
+    probes: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+    @cached_property
+    def rings(self) -> tuple[np.ndarray, np.ndarray]:
+        """The voxels near the lesion and those of its ring (see `rings_around`)."""
+        return rings_around(self.mask, self.spacing)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place found: the centre in voxels of the whole image, and what is around it."""
+
+    centre: np.ndarray
+    around: Surroundings
+
+
+def footprint(lesion: Lesion, warp: Warp, spacing: np.ndarray) -> Footprint:
+    """Return where a warped lesion and its ring lie on a grid of this spacing in mm."""
+    reach = np.ceil(warp.new_extent(lesion.extent) / spacing + RING[1] * spacing.min() / spacing).astype(int)
+    points = warp.old_offsets([np.arange(-n, n + 1) * step for n, step in zip(reach, spacing, strict=True)])
+    for axis in range(len(points)):
+        points[axis] = points[axis] / lesion.spacing[axis] + lesion.centre[axis]
+    mask = ndimage.map_coordinates((lesion.labels > 0).astype(np.float32), points, order=1, mode="constant") >= 0.5
+    if not mask.any():
+        mask[tuple(reach)] = True
+    offsets = np.argwhere(mask) - reach
+    probes = offsets[:: max(1, len(offsets) // PROBES)]
+    return Footprint(mask, spacing, reach, probes, offsets.min(axis=0), offsets.max(axis=0))
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a lesion asks of a site: a relative place, tissue of the label `host`, surroundings like its own.
+
+    Lesions whose labels are `coverable` may lie under the new one, if it covers them whole.
+    """
+
+    place: np.ndarray
+    host: int
+    own: Surroundings
+    coverable: tuple[int, ...]
+
+
+def find_site(
+    anatomy: Anatomy, shape: Footprint, wanted: Wanted, gates: Gates, jitter: float, rng: np.random.Generator
+) -> Site | None:
+    """Try a few places around the wanted one, `jitter` body sizes away; `None` where no lesion would be.
+
+    A lesion lies wholly in the image and in its host's tissue, as deep in the body as real ones; the ring around it
+    and the tissue that it covers look like the rings of real lesions, above all like its own.
+    """
+    size = np.array(anatomy.labels.shape)
+    first, last = -shape.low, size - 1 - shape.high
+    if (first > last).any():
+        return None
+    for _ in range(TRIES):
+        place = wanted.place + rng.normal(size=len(size)) * jitter
+        centre = np.clip(np.round(anatomy.absolute(place)).astype(int), first, last)
+        probed = tuple((centre + shape.probes).T)
+        if not _free(anatomy.labels[probed], wanted)[0].all() or anatomy.depth[probed].min() < gates.depth:
+            continue
+        start = centre - shape.centre
+        low, high = np.maximum(start, 0), np.minimum(start + shape.mask.shape, size)
+        box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+        part = tuple(slice(a, b) for a, b in zip(low - start, high - start, strict=True))
+        near, ring = (voxels[part] for voxels in shape.rings)
+        site = _look(anatomy, box, shape.mask[part], near, ring, wanted, gates)
+        # Around a real lesion there may be other lesions and air, too; most of its ring is tissue.
+        if site is not None and site[1] >= LEAST_RING * np.count_nonzero(shape.rings[1]):
+            return Site(centre * anatomy.stride.astype(float), site[0])
+    return None
+
+
+def _free(tissue: np.ndarray, wanted: Wanted) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return where a lesion may lie, and where it would cover another one."""
+    host = tissue == wanted.host
+    if not wanted.coverable or host.all():
+        return host, None
+    covered = np.isin(tissue, wanted.coverable)
+    return host | covered, covered
+
+
+def _look(
+    anatomy: Anatomy,
+    box: tuple[slice, ...],
+    mask: np.ndarray,
+    near: np.ndarray,
+    ring: np.ndarray,
+    wanted: Wanted,
+    gates: Gates,
+) -> tuple[Surroundings, int] | None:
+    """Return the surroundings at a place and how many voxels they are, or `None` when they will not do."""
+    free, covered = _free(anatomy.labels[box], wanted)
+    depth = anatomy.depth[box]
+    if not free[mask].all() or depth[mask].min() < gates.depth or (covered is not None and covered[near].any()):
+        return None
+    ring = ring & free & (depth > 0)
+    under = mask if covered is None else mask & ~covered
+    if np.count_nonzero(ring) < LEAST_VALUES:
+        return None
+    image = anatomy.image[(slice(None), *box)]
+    around = describe(image[:, ring])
+    if (around.tails < gates.low).any() or (around.tails > gates.high).any():
+        return None
+    if (np.abs(around.tails - wanted.own.tails) > LIKENESS * (gates.high - gates.low)).any():
+        return None
+    if np.count_nonzero(under) >= LEAST_VALUES:
+        tails = describe(image[:, under]).tails
+        if (tails[:, 0] < gates.darkest).any() or (tails[:, -1] > gates.brightest).any():
+            return None
+    return around, int(np.count_nonzero(ring))
+
+
+def mirrored(place: np.ndarray, axis: int) -> np.ndarray:
+    """Return a relative place on the body's other side along an axis."""
+    place = np.array(place)
+    place[axis] = 1 - place[axis]
+    return place
