@@ -7,6 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from nnunet_plugin.mixing import share_at
+from nnunet_plugin.settings import parse_settings
+
 from ..data.cases import open_cases
 from ..data.description import DatasetDescription, read_description
 from ..metrics.segmentation import compare_label_maps, summarise_cases
@@ -16,7 +19,6 @@ from .dataset import link_dataset
 from .nnunet_commands import (
     CPU_PLANS,
     dataset_number,
-    exposures,
     nnunet_environment,
     predict_command,
     results_folder,
@@ -50,8 +52,8 @@ def train(
     settings = {**NNUNET_SETTINGS, **s["settings"]}
     mixing = {key: value for key, value in s["mixing"].items() if key not in ("budget", "augmentation")}
     iterations = settings["num_iterations_per_epoch"]
-    if s["mixing"].get("budget") == "exposures" and pool is not None and mixing.get("share", 0.5) < 1:
-        iterations = exposures(iterations, mixing.get("share", 0.5))
+    if s["mixing"].get("budget") == "real_exposures" and pool is not None:
+        iterations = real_exposures(iterations, settings["num_epochs"], mixing)
     number, plans = dataset_number(dataset_dir.name), _plans(s)
     view = folder / "nnUNet_preprocessed" / dataset_dir.name
     if not (view / "synthaug").exists():  # an interrupted training goes on with what it began with
@@ -81,6 +83,16 @@ def train(
         "share": mixing.get("share", 0.5),
         "realised_share": _realised(results),
     }
+
+
+def real_exposures(iterations: int, num_epochs: int, mixing: dict[str, Any]) -> int:
+    """Iterations of an epoch in which real items are looked at as often as in so many without a synthetic share.
+
+    As `scripts.segmentation.order.Budget`; samples of the pool alone come on top.
+    """
+    shares = parse_settings({"pool": "pool", **mixing})
+    real = 1 - sum(share_at(shares, epoch, num_epochs) for epoch in range(num_epochs)) / num_epochs
+    return round(iterations / real)
 
 
 def _realised(results: Path) -> float:

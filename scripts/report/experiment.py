@@ -39,6 +39,11 @@ from .html import document, escaped, html_figure, html_table
 
 # Up to so many comparisons each has a paragraph of its own; more are told in groups.
 FEW = 3
+# Why arms have other numbers of steps where the protocol wants it so.
+BUDGETS = {
+    "real_exposures": "by arm, so that each sees a real item as often",
+    "epochs": "by arm, in equal epochs",
+}
 _NAMES = {"dice": "DSC", "iou": "IoU", "hd95": "HD95 (mm)", "nsd": "NSD"}
 
 
@@ -190,10 +195,8 @@ def steps_words(results: Results) -> str:
     for segmenter, found in steps(results).items():
         numbers = ", ".join(f"{count:,}" for count in sorted(found))
         same = "in every arm" if len(found) == 1 else "DIFFERING between arms"
-        if len(found) > 1 and results.settings.get("budget", "steps") != "steps":
-            same = {"exposures": "by arm, so that each sees a real item as often", "epochs": "by arm, in equal epochs"}[
-                results.settings["budget"]
-            ]
+        if len(found) > 1:
+            same = BUDGETS.get(results.settings.get("budget", "steps"), same)
         words.append(f"{segmenter}: {numbers} training steps {same}")
     return "; ".join(words) + "." if words else ""
 
