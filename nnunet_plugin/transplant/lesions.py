@@ -9,6 +9,7 @@ import numpy as np
 from scipy import ndimage
 
 from .anatomy import Anatomy
+from .paste import BORDER
 
 RING = (1.0, 6.0)  # from and to this distance around a lesion, in voxels of the coarse grid
 TAILS = (0.1, 0.5, 0.9)  # quantiles that describe a ring
@@ -30,7 +31,8 @@ class Lesion:
     """A lesion with its margin. `labels` is 0 outside the lesion; `centre` in voxels of the cut; `extent` in mm.
 
     `place` is relative to the body (see `Anatomy`), `height` that of its plane in 2D; `depth` the least distance of
-    the lesion to the body's edge in mm, `host` the label of the tissue around it.
+    the lesion to the body's edge in mm, `host` the label of the tissue around it, and
+    `tissue` how much of its ring is such.
     """
 
     case: int
@@ -43,6 +45,7 @@ class Lesion:
     place: np.ndarray
     height: float
     depth: float
+    tissue: float
     host: int
     around: Surroundings
 
@@ -55,10 +58,12 @@ def describe(values: np.ndarray) -> Surroundings:
 
 
 def rings_around(mask: np.ndarray, spacing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the voxels outside a mask within 6 of the finest voxels, and of those the ones farther than 1."""
+    """Return the voxels that a soft border around a mask may reach, and those of its ring: up to 5, and from 1 to 6.
+
+    Distances are in voxels of the finest spacing.
+    """
     distance = ndimage.distance_transform_edt(~mask, sampling=spacing / spacing.min())
-    near = distance <= RING[1]
-    return near & ~mask, near & (distance > RING[0])
+    return (distance > 0) & (distance <= BORDER[1]), (distance > RING[0]) & (distance <= RING[1])
 
 
 def lesions_of(
@@ -93,11 +98,16 @@ def _describe(case, image, labels, spacing, anatomy, lesion_labels, cut, mask, s
     low, high = voxels.min(axis=0), voxels.max(axis=0)
     centre = (low + high) / 2
     coarse = coarse_mask(mask, start, anatomy.stride, anatomy.labels.shape)
-    near = tuple(slice(max(0, w.min() - int(RING[1]) - 1), w.max() + int(RING[1]) + 2) for w in np.nonzero(coarse))
-    _, ring = rings_around(coarse[near], anatomy.spacing)
+    # Beyond the image's border as well, where none of the ring is tissue.
+    width = np.ceil(RING[1] * anatomy.spacing.min() / anatomy.spacing).astype(int)
+    around = tuple(slice(w.min() - n, w.max() + n + 1) for w, n in zip(np.nonzero(coarse), width, strict=True))
+    near = tuple(slice(max(0, part.start), part.stop) for part in around)
+    beyond = [(max(0, -part.start), max(0, part.stop - size)) for part, size in zip(around, coarse.shape, strict=True)]
+    _, whole = rings_around(np.pad(coarse[near], beyond), anatomy.spacing)
+    ring = whole[tuple(slice(n, n + size) for (n, _), size in zip(beyond, coarse[near].shape, strict=True))]
     tissue = anatomy.labels[near]
-    ring &= ~np.isin(tissue, lesion_labels) & (tissue >= 0) & (anatomy.depth[near] > 0)
-    if ring.sum() < 5:
+    ring = ring & ~np.isin(tissue, lesion_labels) & (tissue >= 0) & (anatomy.depth[near] > 0)
+    if np.count_nonzero(ring) < 5:
         return None
     return Lesion(
         case,
@@ -110,6 +120,7 @@ def _describe(case, image, labels, spacing, anatomy, lesion_labels, cut, mask, s
         anatomy.relative((start + centre) / anatomy.stride),
         anatomy.height,
         float(anatomy.depth[coarse].min()),
+        float(np.count_nonzero(ring) / np.count_nonzero(whole)),
         int(np.bincount(tissue[ring]).argmax()),
         describe(anatomy.image[(slice(None), *near)][:, ring]),
     )

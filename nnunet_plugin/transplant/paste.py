@@ -66,12 +66,13 @@ def make_patch(
     shape: tuple[int, ...],
     gain: np.ndarray,
     offset: np.ndarray,
+    floor: np.ndarray,
     border: float,
 ) -> Patch:
     """Warp a lesion (`image` `(channels, *cut)`, `labels` `(*cut)`) to a new centre, in the image's intensities.
 
-    `border` is the width of the soft border outside the lesion, in voxels of the finest new spacing; the box holds all
-    that changes.
+    Nothing is darker than `floor`, a channel each. `border` is the width of the soft border outside the lesion, in
+    voxels of the finest new spacing; the box holds all that changes.
     """
     width = border * new_spacing.min()
     box = box_around(new_centre, warp.new_extent(extent) + width, new_spacing, shape)
@@ -89,6 +90,7 @@ def make_patch(
         ndimage.map_coordinates(image[channel], points, output=warped[channel], order=1, mode="nearest")
         warped[channel] *= gain[channel]
         warped[channel] += offset[channel]
+        np.maximum(warped[channel], floor[channel], out=warped[channel])
     distance = ndimage.distance_transform_edt(new_labels == 0, sampling=new_spacing) if new_labels.any() else np.inf
     soft = np.clip(1 - distance / width, 0, 1) * np.ones(new_labels.shape)
     alpha = (soft * soft * (3 - 2 * soft)).astype(np.float32)

@@ -110,10 +110,10 @@ def read_provenance(path: str | Path, checkpoint: str | Path | None = None) -> d
     return provenance
 
 
-def trained_num_channels(path: str | Path, default: int) -> int:
-    """Channels of the generator described at `path`, or `default` before any training.
+def trained_num_channels(path: str | Path, default: int, name: str = "num_channels") -> int:
+    """Channels (or the number called `name`) of the generator described at `path`, or `default` before any training.
 
     The count follows from the data set, so that nobody has to repeat it for sampling.
     """
     path = Path(path)
-    return int(json.loads(path.read_text())["network"]["num_channels"]) if path.is_file() else default
+    return int(json.loads(path.read_text())["network"][name]) if path.is_file() else default

@@ -50,8 +50,8 @@ def preprocess_command(number: str, configuration: str) -> list[str]:
     workers = str(max(1, min(4, (os.cpu_count() or 2) // 2)))
     entry = "nnunetv2.experiment_planning.plan_and_preprocess_entrypoints import plan_and_preprocess_entry"
     return [
-        sys.executable, "-c", f"from {entry} as run; run()", "-d", number, "-c", configuration, "-np", workers,
-        "--verify_dataset_integrity",
+        sys.executable, "-c", f"from {entry} as run; run()", "-d", number, "-c", configuration,
+        "-np", workers, "-npfp", workers, "--verify_dataset_integrity",
     ]  # fmt: skip
 
 

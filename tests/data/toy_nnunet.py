@@ -7,6 +7,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from nnunet_plugin.pool_format import FORMAT_VERSION, files_sha256
 from scripts.data.cases import Cases
 from scripts.runtime.files import json_sha256
 
@@ -120,7 +121,7 @@ def write_pool(folder: Path, cases: Cases, drawn: list[tuple[np.ndarray, np.ndar
         nib.save(nib.Nifti1Image(np.asarray(label, np.uint8).T, affine), folder / f"labels/syn_{index:06d}.nii.gz")
     content = {
         "format": "synthaug-pool",
-        "format_version": 1,
+        "format_version": FORMAT_VERSION,
         "dimension": 2 if drawn[0][1].shape[0] == 1 else 3,
         "dataset": cases.description.as_record(),
         "space": cases.space,
@@ -131,5 +132,8 @@ def write_pool(folder: Path, cases: Cases, drawn: list[tuple[np.ndarray, np.ndar
         "samples": [{"id": f"syn_{index:06d}", "decision": "keep"} for index in range(len(drawn))],
         **changes,
     }
+    for sample in content["samples"]:
+        files = [*sorted(folder.glob(f"images/{sample['id']}_*")), folder / f"labels/{sample['id']}.nii.gz"]
+        sample["sha256"] = files_sha256(files)
     (folder / "pool.json").write_text(json.dumps(content))
     return folder

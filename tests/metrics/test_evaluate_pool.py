@@ -51,7 +51,7 @@ def write_pool(folder, cases, items, dimension=2, **changes):
     }
     content = {
         "format": "synthaug-pool",
-        "format_version": 1,
+        "format_version": 2,
         "dimension": dimension,
         "dataset": cases.description.as_record(),
         "space": cases.space,

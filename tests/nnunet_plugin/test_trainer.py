@@ -312,10 +312,12 @@ def test_training_settings_reach_nnunet(mixed, make_trainer):
 
 
 @pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
-def test_bfloat16_on_the_cpu_makes_the_same_step(mixed, configuration):
+def test_bfloat16_on_the_cpu_makes_the_same_step(mixed, make_pool, configuration):
     losses, weights = {}, {}
+    pool = make_pool(configuration=configuration)
     for autocast in (None, "bfloat16"):
-        trainer = mixed(0.5, configuration, training={**SHORT, "autocast": autocast, "seed": 0})
+        training = {**SHORT, "autocast": autocast, "seed": 0}
+        trainer = mixed(0.5, configuration, pool=pool, training=training, overwrite=True)
         trainer.initialize()
         train, _ = start_loaders(trainer)
         seen = []
