@@ -281,16 +281,17 @@ def _check_nnunet(where: str, segmenter: dict[str, Any], arms: dict[str, dict[st
         if mixing.get("share") == ADDED:
             raise _refuse(f"share {ADDED} of arm {name!r} with {where}", "a number")
         block = {key: value for key, value in mixing.items() if key != "augmentation"}
+        alone = "pool" not in s["arms"][name] and mixing.get("transplant") is not None
         try:
-            parse_settings({"pool": "pool", **block, "training": length})
+            parse_settings({**({} if alone else {"pool": "pool"}), **block, "training": length})
         except InputError as error:
             error.args = (f"arm {name!r} of {where}: {error}",)
             raise
     if s["space"] != "nnunet":
         raise _refuse(f"{where} in space {s['space']}", "space: nnunet, the arrays that nnU-Net preprocessed")
-    alone = [name for name, mixing in arms.items() if mixing.get("share") == 1]
-    if s["budget"] == "real_exposures" and alone:
-        raise _refuse(f"budget real_exposures, and arm {alone[0]!r} of synthetic samples alone", "a share below 1")
+    synthetic = [name for name, mixing in arms.items() if mixing.get("share") == 1]
+    if s["budget"] == "real_exposures" and synthetic:
+        raise _refuse(f"budget real_exposures, and arm {synthetic[0]!r} of synthetic samples alone", "a share below 1")
 
 
 def check_networks(s: Mapping[str, Any]) -> None:

@@ -324,9 +324,10 @@ def _comparison_table(results: Results, compared: list[tuple[Row, dict[str, Any]
         f"{words}: DSC{' (mean over ' + ', '.join(results.labels) + ')' if len(results.labels) > 1 else ''}, mean ± SD "
         f"over patients, each averaged over the seeds (and folds) that both have. Interval: {100 * one['level']:g} % "
         f"bootstrap percentile, {one['resamples']:,} resamples of patients. p: Wilcoxon signed-rank over patients, "
-        f"two-sided; adjusted by Holm for the {family} {'tests' if family > 1 else 'test'} of this table. Neither covers the choice of training "
-        "seeds, of the generator or of its pool. n: patients; runs: folds x seeds. Conclusion: higher or lower where "
-        f"the interval leaves out 0 and the adjusted p is below {1 - LEVEL:.2g}; else why no difference can be told."
+        f"two-sided; adjusted by Holm for the {family} test{'s' if family > 1 else ''} of this table. Neither covers "
+        "the choice of training seeds, of the generator or of its pool. n: patients; runs: folds x seeds. Conclusion: "
+        f"higher or lower where the interval leaves out 0 and the adjusted p is below {1 - LEVEL:.2g}; else why no "
+        "difference can be told."
     )
     if left_out:
         caption += f" Left out, not defined in a run: {', '.join(left_out)}."

@@ -131,8 +131,10 @@ def test_all_training_patients_and_budgets(tmp_path):
     assert {cell.settings["fold"] for cell in cells if "fold" in cell.settings} == {"all"}
     trains = [cell.settings for cell in cells if cell.kind == "train"]
     assert all(one["mixing"]["budget"] == "real_exposures" for one in trains)  # of the bundle, as it is
-    assert real_exposures(40, 10, {"share": 0.5}) == 80 and real_exposures(40, 10, {"share": 0.0}) == 40
-    assert real_exposures(40, 10, {"share": 0.5, "finish_epochs": 5}) == 53  # a quarter of all is synthetic
+    assert real_exposures(40, 10, {"share": 0.5}, True) == 80 and real_exposures(40, 10, {}, False) == 40
+    grafts = {"transplant": {"share": 0.5}}  # by default in all but the last fifth of the epochs
+    assert real_exposures(40, 10, grafts, False) == 67 and real_exposures(40, 10, {"share": 0.1, **grafts}, True) == 80
+    assert real_exposures(40, 10, {"share": 0.5, "finish_epochs": 5}, True) == 53  # a quarter of all is synthetic
     with pytest.raises(InputError, match="did you mean steps"):
         settings(tmp_path, PROTOCOL + "budget: step\n")
 
