@@ -10,7 +10,7 @@ import numpy as np
 from scipy import ndimage
 
 from .anatomy import Anatomy
-from .lesions import RING, Lesion, Surroundings, describe, rings_around
+from .lesions import LEAST_VALUES, RING, Lesion, Surroundings, describe, rings_around
 from .warp import Warp
 
 TRIES = 4  # places tried in one anatomy
@@ -21,7 +21,6 @@ JITTER = (
 )  # standard deviations of a place around the donor's, in body sizes; each after the one before failed
 PROBES = 30
 MOST_TISSUE = 0.7  # part of a ring that has to be tissue at most; less where real lesions have less
-LEAST_VALUES = 5  # voxels whose quantiles say something
 LIKENESS = 0.6  # of the usual range, between the ring at a place and the lesion's own
 SLACK = 0.15  # interquartile ranges of the body by which a few lesions may underrate what is usual
 USUAL = (0.05, 0.95)  # quantiles over real lesions that a place's surroundings have to lie between
