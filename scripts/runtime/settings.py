@@ -147,8 +147,10 @@ def check_values(workflow: Any) -> None:
     """
     config = workflow.parser.get()
     configs = _bundle_configs(workflow)
-    for name, defaults in ({} if configs is None else _defaults(configs)).items():
-        if name in config and not any(_same_kind(name, config[name], default) for default in defaults):
+    for name, values in ({} if configs is None else _defaults(configs)).items():
+        plain = [value for value in values if not _is_expression(value)]
+        defaults = ["."] if name.endswith(("_dir", "_root")) else plain
+        if name in config and defaults and not any(_same_kind(name, config[name], default) for default in defaults):
             raise _other_kind(name, config[name], defaults[0])
     uri = config.get("tracking_uri")
     if isinstance(uri, str) and not _is_expression(uri) and "://" not in uri:
@@ -202,7 +204,7 @@ def _same_kind(name: str, value: Any, default: Any) -> bool:
 
 def _other_kind(name: str, value: Any, default: Any) -> InputError:
     if isinstance(default, str):
-        remedy = f"write --{name} ./{value}" if name.endswith(("root", "dir")) else f"write --{name} \"'{value}'\""
+        remedy = f"write --{name} ./{value}" if name.endswith(("_dir", "_root")) else f"write --{name} \"'{value}'\""
     else:
         remedy = f"write --{name} {default}" if not isinstance(default, list) else f"write --{name} '{default}'"
     words = KINDS.get(type(default), "settings by name") + (f", or {WORDS[name]}" if name in WORDS else "")

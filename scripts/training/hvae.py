@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from ..data.training_set import TrainingSet
 from ..losses.adversarial import discriminator_loss, generator_loss
 from ..losses.feature_reconstruction import FeatureReconstructionLoss
 from ..losses.hvae import hvae_objective
+from ..networks.features import FeatureExtractor, feature_extractor
 from ..runtime.errors import InputError
 from ..runtime.precision import autocast_dtype
 from .evaluation import ItemEvaluation
@@ -108,6 +110,14 @@ class HVAEUpdate:
             named["discriminator"] = discriminator_loss(self.discriminator, x, fake)
             descend({"discriminator": named["discriminator"]}, self.discriminator, self.discriminator_optimizer, step)
         return mean_terms(named)
+
+
+def features_of(
+    data: TrainingSet, weights: str | Path | None, steps: int, seed: int, device: torch.device | str
+) -> FeatureExtractor:
+    """The extractor of the feature loss: with given weights, or trained on the masks of the training items."""
+    items, channels = data.training_tensor(), data.num_image_channels
+    return feature_extractor(weights, items[:, :channels], items[:, channels:], steps=steps, seed=seed, device=device)
 
 
 class HVAEEvaluation(ItemEvaluation):

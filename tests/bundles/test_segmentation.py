@@ -14,7 +14,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow, verify_net_in_out
 from scripts.data.cases import open_cases
 from scripts.data.training_set import load_training_set
 from scripts.runtime.errors import InputError
-from scripts.training.handlers import Checkpoints
+from scripts.training.checkpoints import Checkpoints
 
 from ..data.toy_nnunet import AFFINE, write_dataset, write_pool
 from ..processes import python
