@@ -66,6 +66,7 @@ class AuditData:
             sample may be a copy of: the empty ones of all patients may be the same.
         spacing: millimetres per voxel of the grid, along its axes.
         data: how real cases came to the grid.
+        painted: (samples, *grid) bool, the box that was painted, of samples that are a real patient elsewhere; or None.
     """
 
     record: dict[str, Any]
@@ -77,6 +78,7 @@ class AuditData:
     judged: np.ndarray
     spacing: tuple[float, ...]
     data: TrainingSet
+    painted: Tensor | None = None
 
 
 def load_audit_data(pool_dir: str | Path, dataset_dir: str | Path, track: Track) -> AuditData:
@@ -98,7 +100,24 @@ def load_audit_data(pool_dir: str | Path, dataset_dir: str | Path, track: Track)
     samples, broken, empty = _read_samples(Path(pool_dir), record, data, track)
     held_out = np.arange(len(items)) >= len(data.training)
     judged = real.foreground.flatten(1).any(dim=1).numpy()
-    return AuditData(record, samples, broken, empty, real, held_out, judged, data.grid_spacing, data)
+    painted = _painted(record, Path(pool_dir), data)
+    return AuditData(record, samples, broken, empty, real, held_out, judged, data.grid_spacing, data, painted)
+
+
+def _painted(record: dict, folder: Path, data: TrainingSet) -> Tensor | None:
+    """The boxes that the records name, brought to the grid as the samples were."""
+    if not all("hole" in sample for sample in record["samples"]):
+        return None
+    boxes = []
+    for sample in record["samples"]:
+        _, label = load_sample(folder, sample["id"], data.num_image_channels)
+        box = np.zeros(label.shape, np.float32)
+        start, size = sample["hole"]["start"], sample["hole"]["size"]
+        hole = tuple(slice(first, first + n) for first, n in zip(start, size, strict=True))
+        box[(slice(None),) * (3 - len(hole)) + hole] = 1
+        item = box[:, None] if record["dimension"] == 2 else box[None, None]
+        boxes.append(data.geometry.to_grid(item, np.zeros(1, np.float32))[0, 0] >= 0.5)
+    return torch.stack(boxes)
 
 
 def _open_data(record: dict, dataset_dir: str | Path) -> TrainingSet:

@@ -95,4 +95,5 @@ class LesionFlow(nn.Module):
         """
         channels = self.num_image_channels
         noise, image, distance, hole = x.split([channels, channels, self.num_labels, 1], dim=1)
+        hole = (hole > 0).to(image)
         return torch.cat([self.paint(noise, image, distance, hole), (distance < 0).to(image)], dim=1)
