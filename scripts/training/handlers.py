@@ -391,7 +391,7 @@ class TrainingRecord:
             "seed": self.seed,
             "network": self.network,
             "settings": self.settings,
-            "cases_sha256": json_sha256(self.data.seen),
+            "cases_sha256": json_sha256([{key: case[key] for key in ("id", "sha256")} for case in self.data.seen]),
             "num_items": len(self.data.training),
             "split_sha256": self.data.cases.fold.sha256,
             "space_sha256": self.data.cases.space["sha256"],
