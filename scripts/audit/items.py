@@ -11,6 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nnunet_plugin.identity import Identity, same_case
+from nnunet_plugin.leakage import seen_cases
+
 from ..data.cases import Case, open_cases_of_generator
 from ..data.scaling import sample_scaling
 from ..data.training_set import TrainingSet, item_name, load_training_set
@@ -126,8 +129,9 @@ def _open_data(record: dict, dataset_dir: str | Path) -> TrainingSet:
     # The same seed and share choose the slices without foreground that the generator saw.
     share = provenance["training"].get("background_share", 0.1)
     data = load_training_set(cases, provenance["geometry"]["spatial_size"], share, provenance["seed"])
-    seen = {case["id"]: case["sha256"] for case in provenance["cases"]}
-    if changed := [case["id"] for case in data.seen if seen.get(case["id"], case["sha256"]) != case["sha256"]]:
+    seen = seen_cases(provenance)
+    now = {case["id"]: Identity(case["sha256"], case["fingerprint"]) for case in data.seen}
+    if changed := [case for case in seen if case in now and not same_case(seen[case], now[case])]:
         raise InputError(
             f"{len(changed)} cases that changed since the generator was trained on them: {', '.join(changed[:5])}",
             f"the data set that the generator was trained on ({provenance['dataset']})",

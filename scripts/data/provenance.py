@@ -9,6 +9,8 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nnunet_plugin.leakage import cases_sha256
+
 from ..runtime.errors import InputError
 from ..runtime.files import file_sha256, write_json
 from ..runtime.packed import FILE as PACKED
@@ -61,7 +63,9 @@ def build_provenance(data: TrainingSet, bundle: dict, seed: int, network: dict, 
         "dataset": cases.description.name,
         "description": cases.description.as_record(),
         "cases": data.seen,
+        "cases_sha256": cases_sha256(data.seen),
         "fold": cases.fold.name,
+        "validation": cases.fold.val,
         "split_sha256": cases.fold.sha256,
         "space": cases.space,
         **({} if cases.directions is None else {"directions": cases.directions}),

@@ -91,7 +91,7 @@ class TrainingRecord:
             "network": self.network,
             "settings": self.settings,
             "used": self.used,
-            "cases_sha256": json_sha256(self.data.seen),
+            "cases_sha256": json_sha256([{key: case[key] for key in ("id", "sha256")} for case in self.data.seen]),
             "num_items": len(self.data.training),
             "split_sha256": self.data.cases.fold.sha256,
             "space_sha256": self.data.cases.space["sha256"],
