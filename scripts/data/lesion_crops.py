@@ -154,7 +154,7 @@ def load_lesion_crops(
         training,
         validation,
         cases,
-        [{"id": case.id, "sha256": case.sha256} for case in learnt],
+        [{"id": case.id, **case.identity._asdict()} for case in learnt],
         Scaling.fit(learnt, per_case=cases.space["kind"] == "raw", masked=cases.masked),
         fit_geometry([case.label.shape for case in learnt], own),
         np.stack([_values(scenes, percentile) for percentile in VALUES]),

@@ -84,7 +84,7 @@ class FlowSampler(Sampler):
         cases = open_cases_of_generator(record, folder)
         learnt = list(cases.training())
         seen = {case["id"]: case["sha256"] for case in self.provenance["cases"]}
-        if changed := [case.id for case in learnt if seen[case.id] != case.sha256]:
+        if changed := [case.id for case in learnt if seen[case.id] != case.identity.sha256]:
             raise InputError(f"{folder}, where {', '.join(changed[:5])} changed since the training",
                              "the data set that it was trained on", "restore it, or train again")  # fmt: skip
         windows = trained["windows"]

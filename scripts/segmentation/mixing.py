@@ -155,7 +155,7 @@ def check_cases(pool: Pool, cases: Cases, read: Iterable[Mapping[str, Any]] = ()
             "use the data set as it was when the generator was trained",
         )
     # Records without their validation cases are compared with the one split that is known here.
-    others = [{"train": [], "val": []}] * (fold.name if isinstance(fold.name, int) else 0)
+    others: list[dict[str, list[str]]] = [{"train": [], "val": []}] * (fold.name if isinstance(fold.name, int) else 0)
     check_split(provenance, [*others, {"train": fold.train, "val": fold.val}], identifiers)
     present = {case["id"]: Identity(case["sha256"], case["fingerprint"]) for case in read}
     present |= {name: cases.load(name).identity for name in sorted({*seen, *fold.val} - {*present})}
