@@ -1,4 +1,4 @@
-"""Command line: `python -m nnunet_plugin add-pool | cpu-plans | ext-path | export-model | hash-pool`."""
+"""Command line: `python -m nnunet_plugin add-pool | cpu-plans | ext-path | export-model | hash-pool | transplant`."""
 
 import sys
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ COMMANDS: dict[str, Command | str] = {
     "ext-path": ext_path,
     "export-model": "nnunet_plugin.export:export_model",
     "hash-pool": "nnunet_plugin.pool_format:hash_pool",
+    "transplant": "nnunet_plugin.transplant.command:add_transplants",
 }
 
 

@@ -105,8 +105,13 @@ def files_sha256(files: Sequence[Path]) -> str:
 
 
 def case_ids(provenance: dict) -> tuple[str, ...]:
-    """Return the ids of the generator's training cases; `InputError` where none are named."""
+    """Return the ids of the generator's training cases; `InputError` where none are named.
+
+    None at all are allowed only where a user said so of a pool that another program made.
+    """
     cases = provenance.get("cases")
+    if cases == [] and isinstance(provenance.get("adopted"), dict) and provenance["adopted"].get("saw") == "none":
+        return ()
     ids = [case.get("id") if isinstance(case, dict) else case for case in cases or ()]
     names = tuple(case for case in ids if isinstance(case, str))
     if not names or len(names) < len(ids):

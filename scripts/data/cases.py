@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+
+from nnunet_plugin.identity import Identity, identify
 
 from ..runtime.errors import InputError
 from ..runtime.files import json_sha256
@@ -42,11 +43,9 @@ class Case:
     inside: np.ndarray
 
     @property
-    def sha256(self) -> str:
-        """Hash of the voxels that the generator sees."""
-        digest = hashlib.sha256(np.ascontiguousarray(self.image, np.float32).tobytes())
-        digest.update(np.ascontiguousarray(self.label, np.int16).tobytes())
-        return digest.hexdigest()
+    def identity(self) -> Identity:
+        """Hash and fingerprint of the voxels that the generator sees."""
+        return identify(self.image, self.label)
 
 
 class Cases:
@@ -58,6 +57,7 @@ class Cases:
         space: record of axes, spacing and normalisation; `space["sha256"]` names it.
         is_3d: the space is that of a 3D configuration, which is resampled along depth too.
         plans: nnU-Net's plans of the space where no folder holds them.
+        directions: of raw cases, 1 or -1 for x, y, z of the files: whether the axis points to R, A, S or away.
     """
 
     description: DatasetDescription
@@ -65,11 +65,12 @@ class Cases:
     space: dict
     is_3d: bool = False
     plans: dict | None = None
+    directions: list[int] | None = None
 
     def load(self, case_id: str) -> Case:
         """Read and check one case."""
         case = self._read(case_id)
-        _check_case(case, self.description)
+        check_case(case, self.description)
         return case
 
     def training(self) -> Iterator[Case]:
@@ -95,7 +96,8 @@ class Cases:
         raise NotImplementedError
 
 
-def _check_case(case: Case, description: DatasetDescription) -> None:
+def check_case(case: Case, description: DatasetDescription) -> None:
+    """Raise `InputError` for what `dataset.json` contradicts, and for voxels that are no image."""
     if case.image.shape[0] != description.num_image_channels:
         raise InputError(
             f"case {case.id} has {case.image.shape[0]} image channels",
@@ -247,6 +249,7 @@ class RawCases(Cases):
 
     def _space_of(self, case_id: str) -> dict:
         axis, spacing = self._slice_axis(case_id)
+        self.directions = self._directions(case_id)
         space = {
             "kind": "raw",
             "slice_axis": axis,
@@ -283,6 +286,18 @@ class RawCases(Cases):
         spacing = [float(value) for value in image.pixdim]  # x, y, z
         axis = max(range(3), key=lambda i: (spacing[i], i))
         return axis, [spacing[i] for i in array_axes(axis)]
+
+    def files_of(self, case_id: str) -> tuple[list[Path], Path]:
+        """The files of a case: its images, one a channel, and its label."""
+        return self._image_paths(case_id), self._label_path(case_id)
+
+    def affine_of(self, case_id: str) -> np.ndarray:
+        """Affine `(4, 4)` of a case, voxels along x, y, z to millimetres along R, A, S."""
+        return np.asarray(self._load_file(self._image_paths(case_id)[0]).affine)
+
+    def _directions(self, case_id: str) -> list[int]:
+        columns = self.affine_of(case_id)[:3, :3].T
+        return [1 if column[np.abs(column).argmax()] > 0 else -1 for column in columns]
 
     def _load_pair(self, case_id: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Image float32 `(channel, x, y, z)`, label int16 `(x, y, z)` and their affine, checked against each other."""
@@ -372,7 +387,8 @@ def open_cases_of_pool(record: dict, dataset_dir: str | Path) -> Cases:
 def open_cases_of_generator(record: dict, dataset_dir: str | Path) -> Cases:
     """As `open_cases_of_pool`, and checked: the data set that the pool's generator was trained on, split as then.
 
-    Training cases are those of the provenance, whatever the folds say now; every other case of them is held out.
+    Training cases are those of the provenance, whatever the folds say now; every other case of them is held out. Where
+    the provenance says that another program saw none, they are those of its fold.
 
     Raises:
         InputError: it has another space, other channels or labels, or lacks a training case.
@@ -391,5 +407,6 @@ def open_cases_of_generator(record: dict, dataset_dir: str | Path) -> Cases:
     if wrong:
         wanted = f"the data set that the generator was trained on ({provenance['dataset']}, {space['kind']})"
         raise InputError(f"{dataset_dir} {wrong}", wanted, "give that folder as --dataset_dir")
-    cases.fold = replace(cases.fold, train=seen, val=sorted(known - {*seen}))
+    if seen:
+        cases.fold = replace(cases.fold, train=seen, val=sorted(known - {*seen}))
     return cases

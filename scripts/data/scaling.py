@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -76,6 +76,20 @@ class Scaling:
     def from_record(cls, record: dict) -> Scaling:
         """The scaling that `as_record` stored."""
         return cls(tuple(record["low"]), tuple(record["high"]), record["per_case"], record["masked"])
+
+
+def sample_scaling(provenance: dict, dimension: int) -> Scaling:
+    """The map of a pool's samples to [0, 1].
+
+    That of their generator, by which they came to the space's units. Raw volumes that another program made have units
+    of their own, as raw cases do, and are scaled as those are.
+
+    Args:
+        provenance: of the pool.
+        dimension: of the pool.
+    """
+    scaling = Scaling.from_record(provenance["scaling"])
+    return replace(scaling, per_case=scaling.per_case and dimension == 3 and "adopted" in provenance)
 
 
 def _percentiles(case: Case) -> np.ndarray:

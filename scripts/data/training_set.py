@@ -27,7 +27,7 @@ class TrainingSet:
             slices also hold `"slice"`, the index in the case.
         validation: the same of the fold's validation cases (those with foreground), never learnt from.
         cases: where they come from.
-        seen: id and hash of every training case.
+        seen: id, hash and fingerprint of every training case.
         scaling, geometry: the invertible maps that were applied.
     """
 
@@ -122,8 +122,15 @@ def load_training_set(
         cases.fold.name, len(foreground), kind, wanted, len(training_cases), len(validation), kind,
         len(cases.fold.val),
     )  # fmt: skip
-    seen = [{"id": case.id, "sha256": case.sha256} for case in training_cases]
+    seen = [{"id": case.id, **case.identity._asdict()} for case in training_cases]
     return TrainingSet(training, validation, cases, seen, scaling, geometry)
+
+
+def own_size(cases: Cases, volumes: bool) -> list[int]:
+    """The largest height and width of the fold's training cases, and for volumes their median depth."""
+    shapes = np.array([case.label.shape for case in cases.training()])
+    plane = shapes[:, 1:].max(axis=0).tolist()
+    return [*plane, sorted(shapes[:, 0].tolist())[len(shapes) // 2]] if volumes else plane
 
 
 def _on_grid(

@@ -11,10 +11,8 @@ from typing import Any
 
 from ..data.cases import PHANTOM_NAME, open_cases
 from ..data.folds import five_folds
-from ..phantom.dataset import write_phantom
 from ..runtime.errors import InputError
 from ..runtime.files import write_json
-from ..segmentation.mixing import first_cases
 from .nnunet_commands import dataset_number, nnunet_environment, preprocess_command
 
 SPLITS = "splits_final.json"
@@ -36,6 +34,8 @@ def make_source(settings: dict[str, Any], folder: Path, call: Callable[[list[str
             folder / PHANTOM_NAME if settings["dataset"]["modality"] == "flair" else folder / "Dataset802_PhantomPET"
         )
         if not source.exists():
+            from ..phantom.dataset import write_phantom
+
             write_phantom(source, **settings["dataset"])
     else:
         source = Path(given)
@@ -102,6 +102,8 @@ def make_view(
 
     Returns the folder and its folds.
     """
+    from ..segmentation.mixing import first_cases  # imports MONAI, which takes seconds
+
     view = link_dataset(source, folder / source.name)
     cases = open_cases(view, 0, plans, configuration)
     path = view / SPLITS

@@ -58,20 +58,18 @@ def data_settings(settings: dict[str, Any], dataset_dir: Any, raw_dir: Any) -> d
                 "keep some annotated patients apart as test cases" if is_raw else "give --raw_dir",
             )
         check_test_cases(raw, read_description(raw))
-        found["test_sha256"] = _identity(raw, ("imagesTs", "labelsTs"), description)
+        found["test_sha256"] = _identity(raw, ("imagesTs", "labelsTs"), description, ("dataset.json",))
     names = ("imagesTr", "labelsTr") if is_raw else ("gt_segmentations",)
     for name in names:
         if not visible(folder / name, description.file_ending) and is_raw:
             raise InputError(f"no {name} in {folder}", "imagesTr and labelsTr", "add the folder")
-    return found | {"data_sha256": _identity(folder, names, description)}
+    records = ("dataset.json", SPLITS, f"{settings['plans']}.json")
+    return found | {"data_sha256": _identity(folder, names, description, records)}
 
 
-def _identity(folder: Path, names: tuple[str, ...], description: DatasetDescription) -> str:
+def _identity(folder: Path, names: tuple[str, ...], description: DatasetDescription, records: tuple[str, ...]) -> str:
     """What the files of a data set are: labels by their content, images by name and size, which takes no time."""
-    content: list[Any] = [
-        json.loads((folder / name).read_text()) for name in ("dataset.json", SPLITS, "nnUNetPlans.json")
-        if (folder / name).is_file()
-    ]  # fmt: skip
+    content: list[Any] = [json.loads((folder / name).read_text()) for name in records if (folder / name).is_file()]
     for name in names:
         for path in visible(folder / name, description.file_ending):
             content.append([name, path.name, path.stat().st_size if "image" in name else file_sha256(path)])

@@ -45,18 +45,13 @@ def dataset_number(name: str) -> str:
     return str(int(found[1]))
 
 
-def exposures(iterations: int, share: float) -> int:
-    """Iterations in which real items are looked at as often as in so many without a synthetic share."""
-    return round(iterations / (1 - share))
-
-
 def preprocess_command(number: str, configuration: str) -> list[str]:
     """Plan and preprocess a data set."""
     workers = str(max(1, min(4, (os.cpu_count() or 2) // 2)))
     entry = "nnunetv2.experiment_planning.plan_and_preprocess_entrypoints import plan_and_preprocess_entry"
     return [
-        sys.executable, "-c", f"from {entry} as run; run()", "-d", number, "-c", configuration, "-np", workers,
-        "--verify_dataset_integrity",
+        sys.executable, "-c", f"from {entry} as run; run()", "-d", number, "-c", configuration,
+        "-np", workers, "-npfp", workers, "--verify_dataset_integrity",
     ]  # fmt: skip
 
 

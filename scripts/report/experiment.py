@@ -39,6 +39,11 @@ from .html import document, escaped, html_figure, html_table
 
 # Up to so many comparisons each has a paragraph of its own; more are told in groups.
 FEW = 3
+# Why arms have other numbers of steps where the protocol wants it so.
+BUDGETS = {
+    "real_exposures": "by arm, so that each sees a real item as often",
+    "epochs": "by arm, in equal epochs",
+}
 _NAMES = {"dice": "DSC", "iou": "IoU", "hd95": "HD95 (mm)", "nsd": "NSD"}
 
 
@@ -51,7 +56,8 @@ def write_experiment_report(run_dir: str | Path) -> Path:
     results = read_results(run_dir)
     folder = results.folder / "report"
     settings = results.settings
-    about = [str(results.content["started"]), f"preset {settings['preset']}", *_cases_words(results)]
+    about = [*_cases_words(results), f"protocol {settings['name']}, preset {settings['preset']}"]
+    about.append(str(results.content["started"]))
     body = [
         f"<h1>{escaped(settings['title'])}</h1>",
         f'<p class="about">{escaped(" · ".join(about))}</p>',
@@ -178,7 +184,8 @@ def behind_words(results: Results, compared: dict[Row, dict[str, Any]]) -> str:
         f"({runs_words(runs)})"
     )
     if generators:
-        words += f", and {generators} training{'' if generators == 1 else 's'} of generators, each with one pool"
+        words += ", and one training of a generator, with one pool" if generators == 1 else ""
+        words += f", and {generators} trainings of generators, each with one pool" if generators > 1 else ""
     return f"{words}. {steps_words(results)}"
 
 
@@ -188,10 +195,8 @@ def steps_words(results: Results) -> str:
     for segmenter, found in steps(results).items():
         numbers = ", ".join(f"{count:,}" for count in sorted(found))
         same = "in every arm" if len(found) == 1 else "DIFFERING between arms"
-        if len(found) > 1 and results.settings.get("budget", "steps") != "steps":
-            same = {"exposures": "by arm, so that each sees a real item as often", "epochs": "by arm, in equal epochs"}[
-                results.settings["budget"]
-            ]
+        if len(found) > 1:
+            same = BUDGETS.get(results.settings.get("budget", "steps"), same)
         words.append(f"{segmenter}: {numbers} training steps {same}")
     return "; ".join(words) + "." if words else ""
 
@@ -210,7 +215,7 @@ def _number_figures(results: Results, split: str, summaries: dict[Row, dict[str,
         "over seeds first; they cover the choice of patients, not of training seeds, generator or fold, and patients "
         "differ more than arms do: whether arms differ is told by the paired differences below."
     )
-    if len({row.num_synthetic for row in summaries}) > 1:
+    if len({row.num_synthetic for row in summaries} - {0}) > 1:
         panels = [_synthetic_panel(results, key, summaries) for key in dict.fromkeys(row[:3] for row in summaries)]
         panels = [panel for panel in panels if panel.lines]
         if panels:
@@ -319,9 +324,10 @@ def _comparison_table(results: Results, compared: list[tuple[Row, dict[str, Any]
         f"{words}: DSC{' (mean over ' + ', '.join(results.labels) + ')' if len(results.labels) > 1 else ''}, mean ± SD "
         f"over patients, each averaged over the seeds (and folds) that both have. Interval: {100 * one['level']:g} % "
         f"bootstrap percentile, {one['resamples']:,} resamples of patients. p: Wilcoxon signed-rank over patients, "
-        f"two-sided; adjusted by Holm for the {family} tests of this table. Neither covers the choice of training "
-        "seeds, of the generator or of its pool. n: patients; runs: folds x seeds. Conclusion: higher or lower where "
-        f"the interval leaves out 0 and the adjusted p is below {1 - LEVEL:.2g}; else why no difference can be told."
+        f"two-sided; adjusted by Holm for the {family} test{'s' if family > 1 else ''} of this table. Neither covers "
+        "the choice of training seeds, of the generator or of its pool. n: patients; runs: folds x seeds. Conclusion: "
+        f"higher or lower where the interval leaves out 0 and the adjusted p is below {1 - LEVEL:.2g}; else why no "
+        "difference can be told."
     )
     if left_out:
         caption += f" Left out, not defined in a run: {', '.join(left_out)}."

@@ -171,10 +171,10 @@ def _audits(results: Results) -> list[str]:
     cells = results.cells("audit")
     if not cells:
         return []
-    parts = [
-        "<h3>Audits</h3>",
-        "<p>Pasted tumours are not audited: all but the tumour is a training case, as the audit would say of each.</p>",
-    ]
+    parts = ["<h3>Audits</h3>"]
+    if any(cell["settings"]["bundle"] == "copy_paste" for cell in results.cells("pool")):
+        why = "Pasted tumours are not audited: all but the tumour is a training case, as the audit would say of each."
+        parts.append(f"<p>{why}</p>")
     for cell in cells:
         if (values := results.values(cell["id"])) is not None:
             words = [line for line in values["words"] if not line.endswith((".json", ".png"))]

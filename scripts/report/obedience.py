@@ -95,9 +95,9 @@ def obedience_figure(record: Mapping[str, Any], summary: Mapping[str, Any]) -> F
                 asked[~found, 0], bottom, "x", color=COLOURS[4], markersize=4, clip_on=False, label="empty mask"
             )
             volume.legend(loc="upper left")
-        ratio = summary["measures"]["volume_ratio"]
-        low, high = (_number(value) for value in ratio["quartiles"])
-        volume.set_title(f"median ratio {_number(ratio['median'])}, quartiles {low} to {high}", loc="left")
+        factor = summary["measures"]["volume_factor"]
+        medians = _number(factor["median"]), _number(factor["shuffled"]["median"])
+        volume.set_title(f"median factor {medians[0]}, {medians[1]} with shuffled requests", loc="left")
         distance = summary["measures"]["centre_distance"]
         places[0].set_title(f"median distance of the centres {_number(distance['median'])} mm", loc="left")
         for name, axes, column in zip(AXES, places, range(9)[FEATURES["centre"]], strict=True):

@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
+
+from nnunet_plugin.precision import autocast_dtype
 
 from .errors import InputError
 
-AUTOCAST = ("auto", "bfloat16", None)
+__all__ = ["TrainingDiverged", "autocast_dtype", "casting", "check_finite"]
 
 
-def autocast_dtype(autocast: str | None, device: torch.device | str) -> torch.dtype | None:
-    """The type to compute in: "bfloat16", None (float32), or "auto": bfloat16 where the device has it in hardware.
-
-    Raises:
-        InputError: another word.
-    """
-    if autocast not in AUTOCAST:
-        raise InputError(f"autocast {autocast!r}", f"one of {list(AUTOCAST)}", "set autocast")
-    if autocast == "auto":
-        if torch.device(device).type == "cuda":
-            helps = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:  # emulated, bfloat16 is far slower than float32; torch says only here what the CPU has
-            helps = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-        autocast = "bfloat16" if helps else None
-    return torch.bfloat16 if autocast == "bfloat16" else None
+def casting(device: torch.device | str, dtype: torch.dtype | None) -> torch.autocast:
+    """Context that computes in `dtype`, or as it stands with None."""
+    return torch.autocast(torch.device(device).type, dtype, enabled=dtype is not None)
 
 
-class TrainingDiverged(RuntimeError):
+class TrainingDiverged(InputError):
     """A loss or a gradient is no longer finite; names the step and the term."""
 
 
-def check_finite(named: dict[str, torch.Tensor], step: int) -> None:
+def check_finite(named: Mapping[str, torch.Tensor], step: int) -> None:
     """Stop before a broken number reaches the weights.
 
     Args:
@@ -44,7 +36,8 @@ def check_finite(named: dict[str, torch.Tensor], step: int) -> None:
     if broken:
         values = ", ".join(f"{name} {float(value.detach()):.4g}" for name, value in named.items())
         raise TrainingDiverged(
-            f"step {step}: {', '.join(broken)} is not finite ({values}). Nothing was saved of this epoch. "
-            "Train anew, in another bundle_root, with settings that make smaller steps: a lower learning_rate, "
-            "gradient_clip, or initial_step_size in the HVAE family."
+            f"step {step}: {', '.join(broken)} is not finite ({values}); nothing was saved of this epoch",
+            "finite losses and gradients: the training has diverged",
+            "train anew, in another bundle_root, with a lower learning_rate (smaller steps also come of gradient_clip, "
+            "and of initial_step_size in the HVAE family)",
         )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import torch
 from monai.config import KeysCollection
@@ -15,17 +16,24 @@ from monai.data import MetaTensor, NibabelReader
 from monai.data.utils import affine_to_spacing, orientation_ras_lps
 from monai.transforms import InvertibleTransform, MapTransform
 from monai.utils import TraceKeys
+from nibabel.orientations import apply_orientation, axcodes2ornt, ornt_transform
+from torch.nn import functional as F
 
-from ..data.cases import Case, PreprocessedCases, array_axes
+from ..data.cases import Case, PreprocessedCases, RawCases, array_axes
 from ..data.description import DatasetDescription
 from ..data.geometry import SliceGeometry, VolumeGeometry, geometry_from_record
+from ..data.preprocessing import mask_of, preprocess, read_plans
 from ..data.scaling import Scaling
 from ..data.training_set import TrainingSet
 from ..runtime.errors import InputError
 from .normalisation import ZScore
 
 OUTSIDE = -100.0  # logit where nnU-Net cropped the image away: surely no foreground
-READERS = ("SimpleITKIO", "NibabelIO")  # of nnU-Net: those that leave the axes of a file as they are
+READERS = {  # of nnU-Net: to which axes they turn a file; None: they leave it as it is
+    "SimpleITKIO": None,
+    "NibabelIO": None,
+    "NibabelIOWithReorient": "RAS",
+}
 PROPERTIES = "nnunet_properties"
 SEGMENTATION = "nnunet_segmentation"
 
@@ -40,6 +48,8 @@ class ModelSpace:
         scaling, geometry: the maps of the training set.
         plans: nnU-Net's plans with the one configuration, resolved; None in a raw space.
         z_score: what follows the scaling to [0, 1]; None: nothing.
+        axes: voxel order of the raw training files, such as "LPS", to which other files are turned; None in a
+            preprocessed space.
     """
 
     description: DatasetDescription
@@ -48,12 +58,15 @@ class ModelSpace:
     geometry: SliceGeometry | VolumeGeometry
     plans: dict | None
     z_score: ZScore | None = None
+    axes: str | None = None
 
     @classmethod
     def of(cls, data: TrainingSet, z_score: ZScore | None = None) -> ModelSpace:
         """The space of a training set."""
         plans = read_plans(data.cases) if isinstance(data.cases, PreprocessedCases) else data.cases.plans
-        return cls(data.cases.description, data.cases.space, data.scaling, data.geometry, plans, z_score)
+        return cls(
+            data.cases.description, data.cases.space, data.scaling, data.geometry, plans, z_score, _axes_of(data)
+        )
 
     @classmethod
     def open(cls, space: ModelSpace | str | Path) -> ModelSpace:
@@ -78,6 +91,7 @@ class ModelSpace:
             geometry_from_record(record["geometry"]),
             record["training"]["plans"],
             ZScore.from_record(record["training"].get("z_score")),
+            record["training"].get("axes"),
         )
 
     def to_grid(self, image: MetaTensor) -> tuple[torch.Tensor, dict]:
@@ -97,7 +111,7 @@ class ModelSpace:
                 f"three axes and the channels {self.description.channel_names}",
                 "give the channels as CASE_0000, CASE_0001, ...",
             )
-        case, properties = self._to_space(image)
+        case, way = self._to_space(image)
         geometry = _geometry_of(self.geometry, case.label.shape)
         scaled = self.scaling.apply(case)
         fill = scaled.min(axis=(1, 2, 3))
@@ -108,7 +122,7 @@ class ModelSpace:
         grid = grid.clamp(0, 1).contiguous()
         if self.z_score is not None:
             grid = self.z_score.of_case(scaled, case.inside)(grid)
-        return grid, {"shape": case.label.shape, "properties": properties}
+        return grid, {"shape": case.label.shape, **way}
 
     def to_file(self, logits: torch.Tensor, way: Mapping[str, Any]) -> torch.Tensor:
         """Logits `(label, height, width, depth)` of a grid to `(label, x, y, z)` of the image's file."""
@@ -124,33 +138,55 @@ class ModelSpace:
         top, left = ((canvas - side) // 2 - (canvas - view) // 2 for side, canvas, view in sides)
         array = room[:, :, top : top + shape[1], left : left + shape[2]]
         if way["properties"] is None:
-            return array.permute(0, *(1 + np.argsort(array_axes(self.space["slice_axis"]))))
-        return self._uncrop(array, way["properties"]).permute(0, 3, 2, 1)
+            array = _resized(array, way["plane"])
+            array = array.permute(0, *(1 + np.argsort(array_axes(self.space["slice_axis"]))))
+        else:
+            array = self._uncrop(array, way["properties"]).permute(0, 3, 2, 1)
+        turned = way.get("turned")
+        return array if turned is None else torch.from_numpy(_turn(array.numpy(), *reversed(turned)))
 
-    def _to_space(self, image: MetaTensor) -> tuple[Case, dict | None]:
-        """The image as the training cases were, and what nnU-Net noted on the way."""
+    def _to_space(self, image: MetaTensor) -> tuple[Case, dict]:
+        """The image as the training cases were, and what the way back needs."""
         array, name = np.asarray(image, np.float32), _name(image)
+        wanted = self.axes if self.plans is None else self._axes_of_reader()
+        turned = None if wanted is None else (_axes(image.affine), wanted)
+        way = {"properties": None, "turned": turned}
+        if PROPERTIES in image.meta:  # an array was turned before it was preprocessed
+            properties = image.meta[PROPERTIES]
+            return _case(name, array, self._inside(image.meta[SEGMENTATION])), {**way, "properties": properties}
         spacing = np.asarray(affine_to_spacing(image.affine, 3))
+        if turned is not None:
+            array = _turn(array, *turned)
+            spacing = spacing[_order(*turned)]
         if self.plans is None:
             order = array_axes(self.space["slice_axis"])
-            if not np.allclose(spacing[list(order)], self.space["spacing"], rtol=0.05):
-                raise InputError(
-                    f"{name} with the spacing {spacing.tolist()} (x y z)",
-                    f"{self.space['spacing']} along {['xyz'[axis] for axis in order]}, as the training cases",
-                    "resample the image, or train on cases that nnU-Net preprocessed",
-                )
             volume = array.transpose(0, *(1 + axis for axis in order))
-            return _case(name, volume, np.ones(volume.shape[1:], bool)), None
-        if PROPERTIES in image.meta:
-            return _case(name, array, self._inside(image.meta[SEGMENTATION])), image.meta[PROPERTIES]
-        if self.plans["image_reader_writer"] not in READERS:
+            plane = volume.shape[2:]
+            # Only in the plane, as nnU-Net's 2d configuration: slices are taken as they are, and volumes are brought
+            # to one depth anyway.
+            ratio = spacing[list(order[1:])] / np.asarray(self.space["spacing"][1:])
+            if not np.allclose(ratio, 1, rtol=0.05):
+                size = [max(1, round(side * factor)) for side, factor in zip(plane, ratio, strict=True)]
+                volume = _resized(torch.from_numpy(np.ascontiguousarray(volume)), size).numpy()
+            return _case(name, volume, np.ones(volume.shape[1:], bool)), {**way, "plane": plane}
+        data, seg, properties = self._preprocess(array, None, spacing)
+        return _case(name, data, self._inside(seg[0])), {**way, "properties": properties}
+
+    def _axes_of_reader(self) -> str | None:
+        """The axes that nnU-Net's reader turns files to, if it does.
+
+        Raises:
+            InputError: a reader of other images than volumes.
+        """
+        assert self.plans is not None
+        reader = self.plans["image_reader_writer"]
+        if reader not in READERS:
             raise InputError(
-                f"plans that read images with {self.plans['image_reader_writer']}",
+                f"plans that read images with {reader}",
                 f"plans with one of {', '.join(READERS)}",
                 "plan the data set with one of these readers",
             )
-        data, seg, properties = self._preprocess(array, None, spacing)
-        return _case(name, data, self._inside(seg[0])), properties
+        return READERS[reader]
 
     def to_case(self, name: str, image: MetaTensor, label: np.ndarray) -> Case:
         """Image `(channel, x, y, z)` and label `(x, y, z)` of files as nnU-Net preprocesses a training case."""
@@ -164,17 +200,11 @@ class ModelSpace:
         return self.plans is not None and len(self._nnunet()[1].spacing) == 3
 
     def _preprocess(self, image: np.ndarray, label: np.ndarray | None, spacing: np.ndarray) -> tuple[Any, Any, dict]:
-        manager, configuration = self._nnunet()
-        known = self.description
-        labels = {"labels": known.labels, "regions_class_order": known.regions_class_order}
-        return configuration.preprocessor_class(verbose=False).run_case_npy(
-            image.transpose(0, 3, 2, 1), None if label is None else label.transpose(2, 1, 0)[None],
-            {"spacing": spacing[::-1].tolist()}, manager, configuration, labels,
-        )  # fmt: skip
+        assert self.plans is not None
+        return preprocess(image, label, spacing, self.plans, self.space["configuration"], self.description)
 
     def _inside(self, seg: np.ndarray) -> np.ndarray:
-        """Where nnU-Net's mask of a masked normalisation is; everywhere without one."""
-        return seg >= 0 if any(self.space["use_mask_for_norm"]) else np.ones(seg.shape, bool)
+        return mask_of(seg, self.space)
 
     def _uncrop(self, logits: torch.Tensor, properties: Mapping[str, Any]) -> torch.Tensor:
         """`(label, depth, height, width)` as preprocessed to `(label, z, y, x)` as in the file, as nnU-Net does it."""
@@ -196,16 +226,6 @@ class ModelSpace:
         return manager, manager.get_configuration(self.space["configuration"])
 
 
-def read_plans(cases: PreprocessedCases) -> dict:
-    """The plans that the cases were preprocessed with, without other configurations."""
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-    name = cases.space["configuration"]
-    plans = json.loads((cases.folder.parent / f"{cases.space['plans_name']}.json").read_text())
-    resolved = PlansManager(plans).get_configuration(name).configuration
-    return {**plans, "configurations": {name: resolved}}
-
-
 def _geometry_of(geometry: SliceGeometry | VolumeGeometry, shape: Sequence[int]) -> SliceGeometry | VolumeGeometry:
     """The geometry for a case `(depth, height, width)`: the same, or with more room at the same resolution."""
     plane = geometry if isinstance(geometry, SliceGeometry) else geometry.plane
@@ -222,6 +242,37 @@ def _geometry_of(geometry: SliceGeometry | VolumeGeometry, shape: Sequence[int])
         field_of_view=larger.field_of_view,
         depth=shape[0],
     )
+
+
+def _axes_of(data: TrainingSet) -> str | None:
+    """Voxel order of raw training files, as of the first of them."""
+    if not isinstance(data.cases, RawCases) or data.cases.plans is not None:
+        return None
+    return _axes(data.cases.affine_of(data.cases.fold.train[0]))
+
+
+def _axes(affine: np.ndarray | torch.Tensor) -> str:
+    """Where the axes of a file point, such as "LPS"."""
+    return "".join(nib.aff2axcodes(np.asarray(affine)))
+
+
+def _turn(array: np.ndarray, before: str, after: str) -> np.ndarray:
+    """Array `(channel, x, y, z)` of one voxel order in another one."""
+    transform = ornt_transform(axcodes2ornt(before), axcodes2ornt(after))
+    return np.ascontiguousarray(np.moveaxis(apply_orientation(np.moveaxis(array, 0, -1), transform), -1, 0))
+
+
+def _order(before: str, after: str) -> list[int]:
+    """Which axis before stands at each place after."""
+    transform = ornt_transform(axcodes2ornt(before), axcodes2ornt(after))
+    return np.argsort(transform[:, 0]).tolist()
+
+
+def _resized(volume: torch.Tensor, plane: Sequence[int]) -> torch.Tensor:
+    """`(channel, depth, height, width)` with slices of another size."""
+    if tuple(volume.shape[2:]) == tuple(plane):
+        return volume
+    return F.interpolate(volume, tuple(plane), mode="bilinear", align_corners=False, antialias=True)
 
 
 def _case(name: str, image: np.ndarray, inside: np.ndarray) -> Case:

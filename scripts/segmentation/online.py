@@ -45,7 +45,9 @@ class OnlineAugmentation(Transform):
                 "set normalisation",
             )
         self.normalise, self.seed = normalise, seed
-        self.transforms, self.larger = _nnunet_transforms(spatial_size, normalise.common.masked)
+        self.transforms, self.larger = _nnunet_transforms(
+            spatial_size, [True] * len(normalise.common.mean) if normalise.common.masked else None
+        )
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Item `{"image", "label": (channel, *spatial_size), "case", "epoch", "place", ...}`."""
@@ -74,8 +76,13 @@ class OnlineAugmentation(Transform):
         }
 
 
-def _nnunet_transforms(spatial_size: Sequence[int], masked: bool) -> tuple[Any, list[int]]:
-    """nnU-Net's transforms and the size of the patch that they begin with, both with depth first."""
+def _nnunet_transforms(spatial_size: Sequence[int], masked: list[bool] | None) -> tuple[Any, list[int]]:
+    """nnU-Net's transforms and the size of the patch that they begin with, both with depth first.
+
+    Args:
+        spatial_size: the grid.
+        masked: channels that are 0 outside of nnU-Net's mask.
+    """
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
     patch = [*spatial_size[2:], *spatial_size[:2]]
@@ -84,9 +91,7 @@ def _nnunet_transforms(spatial_size: Sequence[int], masked: bool) -> tuple[Any, 
         configuration_manager=SimpleNamespace(patch_size=patch), print_to_log_file=lambda *_, **__: None
     )
     rotation, flat, larger, axes = nnUNetTrainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size(trainer)
-    transforms = nnUNetTrainer.get_training_transforms(
-        patch, rotation, None, axes, flat, use_mask_for_norm=[masked] if masked else None
-    )
+    transforms = nnUNetTrainer.get_training_transforms(patch, rotation, None, axes, flat, use_mask_for_norm=masked)
     for transform in transforms.transforms:
         blur = getattr(transform, "transform", transform)
         if getattr(blur, "benchmark", False):  # chooses one of two algorithms by the clock, and so other last bits

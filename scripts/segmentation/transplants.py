@@ -78,7 +78,7 @@ class Transplants:
         seed: of the draws.
 
     Raises:
-        InputError: fewer than two training cases, or labels that are no lesions.
+        InputError: fewer than two training cases, labels that are no lesions, or lesions that fit nowhere.
     """
 
     def __init__(self, data: TrainingSet, settings: TransplantSettings, seed: int):
@@ -100,6 +100,7 @@ class Transplants:
             )
         cases = zip(self.images, self.labels, spacings, strict=True)
         self.bank = make_bank(cases, self.dimension, self._lesions(spacings), seed=seed)
+        self.make(0, 0)  # what cannot be done is said before the training
 
     def _lesions(self, spacings: list[tuple[float, ...]]) -> list[int]:
         """The integers of label maps that are lesions.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from ..data.cases import PHANTOM_NAME, Cases, PreprocessedCases, RawCases, open_
 from ..runtime.errors import InputError
 
 SPLITS = ("validation", "test")
+ARRAY_ENDING = ".b2nd"
 
 
 def image_items(dataset_dir: str | Path | None, phantom_dir: str | Path) -> list[dict[str, Any]]:
@@ -31,9 +33,9 @@ def image_items(dataset_dir: str | Path | None, phantom_dir: str | Path) -> list
     folder = Path(dataset_dir)
     if (folder / "imagesTs").is_dir():
         folder = folder / "imagesTs"
-    arrays = sorted(path for path in folder.glob("*.b2nd") if not path.name.endswith("_seg.b2nd"))
+    arrays = sorted(path for path in folder.glob(f"*{ARRAY_ENDING}") if not path.stem.endswith("_seg"))
     items = [{"image": [str(path)], "case": path.stem} for path in arrays]
-    for path in sorted(folder.glob("*_0000.*")):
+    for path in [] if arrays else sorted(folder.glob("*_0000.*")):
         case, _, ending = path.name.rpartition("_0000")
         items.append({"image": _channels(folder, case, ending), "case": case})
     if not items:
@@ -90,14 +92,18 @@ def labelled_items(cases: Cases, split: str, raw_dir: str | Path | None = None) 
 
 
 def case_name(meta: dict[str, Any], saver: Any) -> dict[str, str]:
-    """Names a saved prediction after its case, for MONAI's `SaveImage`: CASE_0000.nii.gz becomes CASE."""
+    """Names a saved prediction after its case, for MONAI's `SaveImage`: CASE_0000.nii.gz and CASE.b2nd become CASE."""
     return {"subject": case_of(str(meta["filename_or_obj"]))}
 
 
 def case_of(image: str | Path | Sequence[str | Path]) -> str:
-    """The case that an image file, or the first of those of the channels, is named after."""
+    """The case that an image file, or the first of those of the channels, is named after.
+
+    An array that nnU-Net preprocessed holds all channels, and no number of a channel is in its name.
+    """
     path = Path(image if isinstance(image, (str, Path)) else image[0])
-    return Path(path.name.removesuffix(".gz")).stem.removesuffix("_0000")
+    name = Path(path.name.removesuffix(".gz")).stem
+    return name if path.suffix == ARRAY_ENDING else name.removesuffix("_0000")
 
 
 class NameCase(Transform):
@@ -116,5 +122,5 @@ def _raw_item(folder: Path, part: str, case: str, ending: str) -> dict[str, Any]
 def _channels(folder: Path, case: str, ending: str) -> list[str]:
     first = folder / f"{case}_0000{ending}"
     digits = "[0-9]" * 4
-    more = sorted(path for path in folder.glob(f"{case}_{digits}{ending}") if path != first)
+    more = sorted(path for path in folder.glob(f"{escape(case)}_{digits}{ending}") if path != first)
     return [str(first), *map(str, more)]

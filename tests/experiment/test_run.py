@@ -2,6 +2,8 @@
 
 import json
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -89,8 +91,52 @@ def test_killed_and_gone_on_with(tmp_path):
             assert metrics["cases"] == value["cases"]
     assert (run_dir / "report/report.html").is_file() and (run_dir / "report/arms.csv").is_file()
     assert not (data / "splits_final.json").exists()  # the user's folder stays as it was
-    other = python(*words, "--raw_dir", data)
-    assert other.returncode == 1 and "raw_dir None (now" in other.stderr
+    again = python(*words, "--raw_dir", data)
+    assert again.returncode == 0 and "7 cells, 7 of them finished before" in again.stdout  # it decides no result
+
+
+CHILD = """
+import subprocess, sys, time
+from scripts.experiment.parent import end_with_parent
+end_with_parent(int(sys.argv[1]))
+subprocess.Popen(["sleep", "600"])
+print("up", flush=True)
+time.sleep(600)
+"""
+PARENT = """
+import os, subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", sys.argv[1], str(os.getpid())], start_new_session=True)
+print(child.pid, flush=True)
+child.wait()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks for processes in /proc")
+def test_cells_end_with_the_command_that_is_killed(tmp_path):
+    """`kill -9` leaves it no time to end them: they notice, and end what they started."""
+    words = [sys.executable, "-c", PARENT, CHILD]
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        cell = int(process.stdout.readline())
+        assert process.stdout.readline() == "up\n"
+        group = [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/stat") if session_of(path) == cell]
+        assert cell in group and len(group) == 2
+        process.kill()
+    while any(running(number) for number in group):  # pytest's own limit ends this if they do not
+        time.sleep(0.1)
+
+
+def session_of(stat: Path) -> int:
+    try:
+        return int(stat.read_text().rpartition(")")[2].split()[3])
+    except OSError:
+        return 0
+
+
+def running(number: int) -> bool:
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_submitit_runs_the_same_cells(tmp_path):

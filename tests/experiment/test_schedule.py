@@ -133,7 +133,7 @@ def test_other_settings_repeat_only_what_they_change(tmp_path):
     run = start(tmp_path)
     finish(run)
     before = results_of(run)
-    changed = PROTOCOL.replace("model: {bundle: hvae}", "model: {bundle: hvae, settings: {beta: 0.3}}")
+    changed = PROTOCOL.replace("model: {bundle: hvae}", "model: {bundle: hvae, settings: {learning_rate: 0.002}}")
     other = RunFolder.start(tmp_path / "run", settings(tmp_path, changed), {})
     executor = FakeExecutor(2)
     Schedule(other, executor).run()

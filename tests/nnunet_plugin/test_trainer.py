@@ -311,6 +311,29 @@ def test_training_settings_reach_nnunet(mixed, make_trainer):
     assert plain.optimizer.defaults == stock.optimizer.defaults
 
 
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+def test_bfloat16_on_the_cpu_makes_the_same_step(mixed, make_pool, configuration):
+    losses, weights = {}, {}
+    pool = make_pool(configuration=configuration)
+    for autocast in (None, "bfloat16"):
+        training = {**SHORT, "autocast": autocast, "seed": 0}
+        trainer = mixed(0.5, configuration, pool=pool, training=training, overwrite=True)
+        trainer.initialize()
+        train, _ = start_loaders(trainer)
+        seen = []
+        trainer.network.register_forward_hook(lambda *call, seen=seen: seen.append(call[2]))
+        trainer.network.train()
+        trainer.on_train_epoch_start()
+        losses[autocast] = [float(trainer.train_step(next(train))["loss"]) for _ in range(2)]
+        logits = seen[0] if isinstance(seen[0], torch.Tensor) else seen[0][0]
+        assert (logits.dtype == torch.bfloat16) == (autocast is not None)
+        assert not torch.is_autocast_enabled("cpu")
+        weights[autocast] = torch.cat([value.flatten() for value in trainer.network.parameters()])
+        assert weights[autocast].dtype == torch.float32
+    assert losses[None] != losses["bfloat16"] and losses[None] == pytest.approx(losses["bfloat16"], abs=0.02)
+    assert (weights[None] - weights["bfloat16"]).abs().mean() < 0.05 * SHORT.get("initial_lr", 0.01)
+
+
 def test_arms_start_from_the_same_weights(mixed, make_pool):
     pool = make_pool()
     networks = []

@@ -1,21 +1,22 @@
-"""A pool is mixed in exactly, by (seed, epoch) alone, and never where it does not fit or would leak."""
+"""Samples of a pool become items, and never where they do not fit or would leak."""
 
 import json
 from collections import Counter
+from copy import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from nnunet_plugin.mixing import REAL, epoch_plan
-from nnunet_plugin.settings import SynthAugSettings
 from scripts.data.cases import open_cases
+from scripts.data.folds import listed_fold
 from scripts.data.training_set import load_training_set
 from scripts.runtime.errors import InputError
-from scripts.segmentation.mixing import MixedOrder, PoolItems, first_cases, load_pool, mixed_items
+from scripts.segmentation.mixing import PoolItems, first_cases, load_pool, mixed_items
 
 from ..data.toy import write_preprocessed, write_raw
-from ..data.toy_nnunet import write_pool
+from ..data.toy_nnunet import seen_by, write_pool
 
 SIZE = (24, 24)
 
@@ -64,8 +65,7 @@ def test_raw_samples_go_back_through_the_map_of_their_generator(size, tmp_path):
         image, label = image[:, None], label[None]
     wrong = data.scaling.as_record() | {"low": [0.0], "high": [1e6]}
     for name, scaling, same in (("right", data.scaling.as_record(), True), ("wrong", wrong, False)):
-        provenance = {"dataset": "Dataset901_Toy", "cases": [{"id": cases.fold.train[0]}], "scaling": scaling}
-        folder = write_pool(tmp_path / name, cases, [(image, label)], provenance=provenance)
+        folder = write_pool(tmp_path / name, cases, [(image, label)], provenance=seen_by(cases, scaling=scaling))
         (item,) = load_pool(folder, cases, data).items
         again = data.geometry.from_grid(item["image"][None]).numpy()[0]  # without the padding around the slice
         assert np.allclose(again, back, atol=1e-4) == same
@@ -86,11 +86,16 @@ def test_only_kept_samples_and_the_first_of_them(cases, tmp_path):
 
 def test_a_pool_that_does_not_fit_is_refused(cases, tmp_path):
     data, _, drawn = samples(cases, 1)
-    space, provenance = cases.space, {"dataset": "Dataset901_Toy"}
-    leaking = [{"id": case} for case in (*cases.fold.train, *cases.fold.val)]
+    space, provenance = cases.space, seen_by(cases)
+    everybody = copy(cases)
+    everybody.fold = listed_fold([*cases.fold.train, *cases.fold.val])
+    stranger = {"id": "stranger", "sha256": "0" * 64}
     wrong = {
-        ", ".join(cases.fold.val): {"provenance": {**provenance, "cases": leaking}},
-        "stranger": {"provenance": {**provenance, "cases": [{"id": "stranger"}]}},
+        ", ".join(cases.fold.val): {"provenance": seen_by(everybody)},
+        "stranger": {"provenance": {"dataset": "Dataset901_Toy", "cases": [stranger]}},
+        "without the hash": {"provenance": {**provenance, "cases": [{"id": cases.fold.train[0]}]}},
+        "list of cases was changed": {"provenance": {**provenance, "cases": provenance["cases"][1:]}},
+        "its own fold": {"provenance": {**provenance, "fold": 1}},
         "another space": {"space": {**space, "spacing": [4.0, 1.5, 2.0]}},
         "nnunet_preprocessed space": {"space": {"kind": "raw", "spacing": [4.0, 1.5, 1.0]}},
         "labels": {"dataset": {**cases.description.as_record(), "labels": {"background": 0, "x": 1}}},
@@ -107,6 +112,36 @@ def test_a_pool_that_does_not_fit_is_refused(cases, tmp_path):
     assert len(load_pool(thick, cases, data).items) == 1  # 2d leaves the slice axis as it is, as in the plugin
 
 
+def test_cases_that_changed_or_changed_places_since_the_pool_was_made_are_refused(tmp_path):
+    cases = open_toy(tmp_path / "Dataset901_Toy")
+    _, _, drawn = samples(cases, 1)
+    pool = write_pool(tmp_path / "pool", cases, drawn)
+    one, two, held_out = cases.fold.train[0], cases.fold.train[1], cases.fold.val[0]
+    read = cases._read
+
+    def changed(**places):
+        other = copy(cases)
+        other._read = lambda name: replace(read(places.get(name, name)), id=name)
+        return other, load_training_set(other, SIZE)
+
+    for places, words in (
+        ({one: two, two: one}, f"{one} .now under {two}"),
+        ({one: held_out, held_out: one}, f"now under {held_out}"),
+        ({held_out: one}, f"{held_out} .seen as {one}"),
+    ):
+        with pytest.raises(InputError, match=words):
+            load_pool(pool, *changed(**places))
+    other = copy(cases)
+    other._read = lambda name: replace(read(name), image=read(name).image + np.float32(1e-4))
+    assert load_pool(pool, other, load_training_set(other, SIZE)).record["samples"] == 1  # other bits, the same case
+    old = json.loads((pool / "pool.json").read_text())  # before there were fingerprints
+    for key in ("validation", "cases_sha256"):
+        del old["provenance"][key]
+    old["provenance"]["cases"] = [{key: case[key] for key in ("id", "sha256")} for case in old["provenance"]["cases"]]
+    (pool / "pool.json").write_text(json.dumps(old))
+    assert load_pool(pool, cases, load_training_set(cases, SIZE)).record["samples"] == 1
+
+
 def test_fewer_real_cases_are_a_part_of_more(cases):
     train = cases.fold.train
     few = [first_cases(cases, n, seed=3).fold.train for n in (1, 2, 3, 4)]
@@ -116,55 +151,6 @@ def test_fewer_real_cases_are_a_part_of_more(cases):
     assert first_cases(cases, 2).fold.val == cases.fold.val
     with pytest.raises(InputError, match="1 to 4"):
         first_cases(cases, 5)
-
-
-def items(real: int, synthetic: int) -> list[dict]:
-    return [{"synthetic": False}] * real + [{"synthetic": True}] * synthetic
-
-
-def order(real: int, synthetic: int, epoch: int = 1, **more) -> np.ndarray:
-    settings = {"batch_size": 6, "iterations": 10, "num_epochs": 5, "seed": 2} | more
-    mixed = MixedOrder(items(real, synthetic), **settings)
-    mixed.set_epoch(epoch)
-    assert len(mixed) == len(list(mixed))
-    return np.array(list(mixed)).reshape(settings["iterations"], settings["batch_size"])
-
-
-@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 0.9, 1.0])
-def test_share_is_exact_and_the_plan_is_the_plugins(share):
-    plan = epoch_plan(SynthAugSettings("p", share=share, seed=2), 3, 5, 40, 10, 6)
-    ours = order(100, 40, epoch=4, share=share)
-    assert (ours >= 100).sum() == round(60 * share)
-    assert np.array_equal(ours >= 100, plan != REAL) and np.array_equal(ours[ours >= 100] - 100, plan[plan != REAL])
-
-
-def test_real_items_do_not_depend_on_the_share():
-    alone = order(100, 0)
-    for share in (0.0, 0.3, 0.7):
-        mixed = order(100, 40, share=share)
-        assert np.array_equal(mixed[mixed < 100], alone[mixed < 100])
-    assert Counter(alone.ravel().tolist()).most_common(1)[0][1] == 1  # none twice before all were seen
-    assert np.array_equal(order(100, 40, share=0.0), alone)
-
-
-def test_an_epoch_is_a_function_of_seed_and_epoch():
-    assert np.array_equal(order(30, 9, epoch=2), order(30, 9, epoch=2))
-    assert not np.array_equal(order(30, 9, epoch=2), order(30, 9, epoch=3))
-    assert not np.array_equal(order(30, 9, seed=5), order(30, 9, seed=6))
-
-
-def test_share_of_the_union_and_schedules():
-    assert (order(30, 10, share=None) >= 30).sum() == 15  # of 60: ten of forty
-    assert (order(30, 0, share=None) >= 30).sum() == 0
-    counts = [(order(30, 10, epoch, share=1.0, schedule="linear", share_end=0.0) >= 30).sum() for epoch in range(1, 6)]
-    assert counts == [60, 45, 30, 15, 0]
-    assert (order(30, 10, 5, finish_epochs=1) >= 30).sum() == 0
-    with pytest.raises(InputError, match="share"):
-        order(30, 10, share=1.5)
-    with pytest.raises(InputError, match="finish_epochs"):
-        order(30, 10, warmup_epochs=3, finish_epochs=3)
-    with pytest.raises(InputError, match="batch_size"):
-        order(30, 10, batch_size=0)
 
 
 def test_items_are_real_ones_their_copies_and_samples(cases, tmp_path):

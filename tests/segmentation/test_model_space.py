@@ -1,20 +1,27 @@
 """Images of any size reach the grid as the training cases did, and predictions come back to their own files."""
 
 import json
+import pickle
 from dataclasses import replace
+from pathlib import Path
 
+import blosc2
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, Invertd, LoadImaged
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+from scipy.ndimage import gaussian_filter
+from scipy.spatial.transform import Rotation
 
 from scripts.data.cases import open_cases
 from scripts.data.provenance import build_provenance
 from scripts.data.training_set import load_training_set
 from scripts.runtime.errors import InputError
 from scripts.segmentation.model_space import ImageReader, ModelSpace, ToGridd, ToLabelMapd
+from scripts.segmentation.normalisation import Normalise
 from scripts.segmentation.trained import check_trained, trained_channels
 from scripts.segmentation.whole_cases import case_name, image_items, labelled_items
 
@@ -118,6 +125,93 @@ def test_a_perfect_network_gives_the_label_back(kind, size, configuration, tmp_p
     assert agreement == 1 if size[0] == 40 else agreement > 0.7
 
 
+OBLIQUE = Rotation.from_euler("xyz", [20, -15, 10], degrees=True).as_matrix()
+
+
+@pytest.mark.parametrize("size", [(40, 40), (40, 40, 6)])
+@pytest.mark.parametrize("z_score", [False, True])
+def test_a_raw_image_in_another_voxel_order_gives_the_same(size, z_score, tmp_path):
+    """The same anatomy: whatever the axes of the file, the prediction lies on its voxels, to the bit."""
+    raw, _ = write_dataset(tmp_path)
+    data, space = opened(raw, size)
+    space = ModelSpace.of(data, Normalise(data, "z-score").common) if z_score else space
+    image = nib.load(raw / "imagesTs/toy_006_0000.nii.gz")
+    voxels = np.asarray(image.dataobj, np.float32)
+    seen, answers = [], []
+    for affine in (image.affine, np.block([[OBLIQUE @ image.affine[:3, :3], image.affine[:3, 3:]], [np.eye(4)[3:]]])):
+        for axes in (nib.aff2axcodes(affine), "RAS", "LPS", "SAR", "AIL"):
+            turned = nib.Nifti1Image(voxels, affine).as_reoriented(
+                ornt_transform(io_orientation(affine), axcodes2ornt(axes))
+            )
+            nib.save(turned, tmp_path / "x_0000.nii.gz")
+            item = {"image": [str(tmp_path / "x_0000.nii.gz")]}
+            seen.append(chain(space)(item)["image"].as_tensor())
+            back = returned(space, item, lambda x: torch.cat([x - x.mean(), x - 2 * x.std()]))
+            assert back.shape[1:] == turned.shape and np.allclose(back.affine, turned.affine, atol=1e-4)
+            answer = nib.Nifti1Image(np.asarray(back[0]), turned.affine)
+            start = ornt_transform(io_orientation(turned.affine), io_orientation(affine))
+            answers.append(np.asarray(answer.as_reoriented(start).dataobj))
+    assert all(torch.equal(seen[0], other) for other in seen) and answers[0].any()
+    assert all(np.array_equal(answers[0], other) for other in answers)
+
+
+@pytest.mark.parametrize("factor", [2, 3])
+def test_a_raw_image_of_another_spacing_gives_nearly_the_same(factor, tmp_path):
+    """Finer voxels in the plane, as another scanner stores them; slices are what they are."""
+    raw, _ = write_dataset(tmp_path)
+    _, space = opened(raw, (40, 40))
+    image = nib.load(raw / "imagesTs/toy_006_0000.nii.gz")
+    voxels = gaussian_filter(np.asarray(image.dataobj, np.float32), 1)
+    fine = voxels.repeat(factor, 0).repeat(factor, 1)
+    answers = []
+    for array, steps in ((voxels, [1, 1, 1, 1]), (fine, [1 / factor, 1 / factor, 1, 1])):
+        nib.save(nib.Nifti1Image(array, image.affine @ np.diag(steps)), tmp_path / "x_0000.nii.gz")
+        back = returned(
+            space, {"image": [str(tmp_path / "x_0000.nii.gz")]}, lambda x: torch.cat([x - 0.4, x - 2]) * 100
+        )
+        assert back.shape[1:] == array.shape
+        answers.append(np.asarray(back[0]) > 0)
+    coarse = answers[0].repeat(factor, 0).repeat(factor, 1)
+    assert 2 * (coarse & answers[1]).sum() / (coarse.sum() + answers[1].sum()) > 0.95
+
+
+@pytest.mark.parametrize("axes", ["LPS", "RAS", "SAR"])
+def test_plans_that_turn_images_are_followed(axes, tmp_path):
+    """Preprocessed arrays of nnU-Net's NibabelIOWithReorient, and the files that they were made from."""
+    from nnunetv2.imageio.nibabel_reader_writer import NibabelIOWithReorient
+
+    raw, pre = write_dataset(tmp_path)
+    _, space = opened(pre, (24, 24))
+    space = replace(space, plans={**space.plans, "image_reader_writer": "NibabelIOWithReorient"})
+    name = tmp_path / "x_0000.nii.gz"
+    image = nib.load(raw / "imagesTr/toy_001_0000.nii.gz")
+    turned = image.as_reoriented(ornt_transform(io_orientation(image.affine), axcodes2ornt(axes)))
+    nib.save(nib.Nifti1Image(np.asarray(turned.dataobj, np.float32), turned.affine), name)
+    manager, configuration = space._nnunet()
+    data, properties = NibabelIOWithReorient().read_images([str(name)])
+    array, seg, properties = configuration.preprocessor_class(verbose=False).run_case_npy(
+        data, None, properties, manager, configuration, {"labels": {"background": 0, "x": 1}}
+    )
+    write_array(tmp_path / "x.b2nd", array, seg, properties)
+    found = []
+    for path in (name, tmp_path / "x.b2nd"):
+        item = {"image": [str(path)]}
+        grid = chain(space)(item)["image"]
+        back = returned(space, item, lambda x: torch.cat([x - 0.4, x - 2]))
+        assert back.shape[1:] == turned.shape and np.allclose(back.affine, turned.affine)
+        found.append((grid.as_tensor(), back.as_tensor()))
+    assert torch.allclose(found[0][0], found[1][0], atol=1e-5) and torch.equal(found[0][1], found[1][1])
+    bright = np.asarray(turned.dataobj) > np.quantile(np.asarray(turned.dataobj), 0.9)
+    assert bright[np.asarray(found[0][1][0]) > 0].mean() > 0.6  # at its own place
+
+
+def write_array(path, data, seg, properties):
+    """As nnU-Net's preprocessor writes a case."""
+    for array, name in ((data, path), (seg, path.with_name("x_seg.b2nd"))):
+        blosc2.asarray(np.ascontiguousarray(array), urlpath=str(name), mode="w")
+    path.with_suffix(".pkl").write_bytes(pickle.dumps(properties))
+
+
 def test_a_larger_image_keeps_its_resolution_and_its_rim(tmp_path):
     raw = write_raw(tmp_path / "Dataset901_Toy")  # slices of 20 x 18
     data, space = opened(raw, (16, 16))
@@ -146,10 +240,11 @@ def test_what_cannot_be_predicted_is_said(tmp_path):
     assert "channel" in refusal(space, [raw / f"imagesTr/toy_00{i}_0000.nii.gz" for i in range(2)])
     _, of_raw = opened(raw, (24, 24))
     wrong = tmp_path / "x_0000.nii.gz"
-    nib.save(nib.Nifti1Image(np.eye(9, dtype=np.float32)[:, :, None].repeat(7, 2), np.diag([2, 2, 4, 1.0])), wrong)
-    assert "spacing" in refusal(of_raw, [wrong])
-    reorienting = replace(space, plans={**space.plans, "image_reader_writer": "NibabelIOWithReorient"})
-    assert "NibabelIOWithReorient" in refusal(reorienting, [raw / "imagesTr/toy_000_0000.nii.gz"])
+    nib.save(nib.Nifti1Image(np.eye(9, dtype=np.float32), np.diag([2, 2, 4, 1.0])), wrong)
+    assert "three axes" in refusal(of_raw, [wrong])
+    reorienting = replace(space, plans={**space.plans, "image_reader_writer": "SimpleITKIOWithReorient"})
+    for image in (raw / "imagesTr/toy_000_0000.nii.gz", pre / "nnUNetPlans_2d/toy_000.b2nd"):
+        assert "SimpleITKIOWithReorient" in refusal(reorienting, [image])
     with pytest.raises(InputError, match="train first"):
         ModelSpace.open(tmp_path / "provenance.json")
 
@@ -157,7 +252,9 @@ def test_what_cannot_be_predicted_is_said(tmp_path):
 def test_space_is_stored_with_the_model(tmp_path):
     for folder in write_dataset(tmp_path):
         data, space = opened(folder, (24, 24))
-        record = build_provenance(data, {}, 0, {"in_channels": 1, "out_channels": 2}, {"plans": space.plans})
+        record = build_provenance(data, {}, 0, {"in_channels": 1, "out_channels": 2}, {
+            "plans": space.plans, "axes": space.axes,
+        })  # fmt: skip
         (tmp_path / "provenance.json").write_text(json.dumps(record))
         again = ModelSpace.open(tmp_path / "provenance.json")
         assert json.loads(json.dumps(vars(again), default=vars)) == json.loads(json.dumps(vars(space), default=vars))
@@ -173,6 +270,22 @@ def test_items_of_folders(tmp_path):
     assert [item["case"] for item in image_items(pre / "nnUNetPlans_2d", tmp_path)] == [f"toy_00{i}" for i in range(6)]
     assert case_name({"filename_or_obj": "/a/toy.1_0000.nii.gz"}, None)["subject"] == "toy.1"
     assert case_name({"filename_or_obj": "/a/toy_001.b2nd"}, None)["subject"] == "toy_001"
+
+
+@pytest.mark.parametrize("case", ["p_0000", "p_0000_0000", "p_0001", "a[0]_0000"])
+def test_a_case_keeps_its_name(case, tmp_path):
+    """A name that ends as the number of a channel does, or holds what a pattern would."""
+    for folder, names in (("files", [f"{case}_0000.nii.gz", f"{case}_0001.nii.gz"]), ("arrays", [f"{case}.b2nd"])):
+        for name in names:
+            (tmp_path / folder).mkdir(exist_ok=True)
+            (tmp_path / folder / name).write_bytes(b"")
+        (item,) = image_items(tmp_path / folder, tmp_path)
+        assert item["case"] == case and [Path(path).name for path in item["image"]] == names
+        assert case_name({"filename_or_obj": item["image"][0]}, None)["subject"] == case
+
+
+def test_an_empty_folder_has_no_items(tmp_path):
+    (tmp_path / "raw").mkdir()
     with pytest.raises(InputError, match="no images"):
         image_items(tmp_path / "raw", tmp_path)
 
