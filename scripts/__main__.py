@@ -403,6 +403,37 @@ def obedience(pool_dir: str) -> str:
     return report_obedience(pool_dir)
 
 
+def insert(
+    image: str,
+    out: str,
+    bundle_root: str | None = None,
+    mask: str | None = None,
+    volume: float | None = None,
+    centre: list | None = None,
+    remove: bool = False,
+    seed: int = 0,
+) -> Path:
+    """Paint a lesion into one volume, or healthy tissue over one; prints the path of a picture.
+
+    Writes OUT (voxels outside what was painted keep their bits, the file its type and geometry), OUT_mask and OUT.png.
+
+    Args:
+        image: A NIfTI file; of several channels CASE_0000.nii.gz, with the others beside it.
+        out: The NIfTI file to write; of several channels OUT_0000.nii.gz and so on.
+        bundle_root: Where a training of the bundle lesion_flow left its models; by default the weights that it ships.
+        mask: A label map on the image's grid: the lesion that is wanted, or with --remove the one to take away.
+        volume: Instead of a mask, mm3 of a lesion to draw.
+        centre: Where, as a voxel index, such as '[30,42,18]'.
+        remove: Paint healthy tissue over the mask.
+        seed: The seed of shape and noise.
+    """
+    from .packaging.bundle_files import bundle_dir
+    from .report.insertion import insert as insert_into
+
+    root = bundle_dir("lesion_flow") if bundle_root is None else bundle_root
+    return insert_into(image, out, root, mask, volume, centre, remove, seed)
+
+
 COMMANDS: dict[str, Command | str] = {
     "demo": demo,
     "phantom": phantom,
@@ -415,6 +446,7 @@ COMMANDS: dict[str, Command | str] = {
     "audit": audit,
     "evaluate-pool": evaluate_pool,
     "copy-paste": copy_paste,
+    "insert": insert,
     "adopt": f"{__package__}.report.adopted:adopt",
     "datalist": f"{__package__}.segmentation.datalist:write_datalist",
     "reader": f"{__package__}.report.reader:write_reader",

@@ -86,7 +86,7 @@ def read_anatomy(image: np.ndarray, labels: np.ndarray, spacing: Sequence[float]
     if dimension == 2:
         stride[0] = 1
     every = tuple(slice(None, None, step) for step in stride)
-    image, labels = np.asarray(image[(slice(None), *every)], np.float32), np.asarray(labels[every], np.int16)
+    image, labels = np.array(image[(slice(None), *every)], np.float32), np.array(labels[every], np.int16)
     coarse = np.asarray(spacing, float) * stride
     body = body_mask(image, labels)
     if not body.any():

@@ -122,7 +122,7 @@ class Bank:
         place = lesion.place
         if mirror and self.mirror_axis is not None:
             place = mirrored(place, self.mirror_axis)
-        return Wanted(place, lesion.host, lesion.around, self.lesion_labels if covers else ())
+        return Wanted(place, lesion.host, lesion.around, self.lesion_labels, covers)
 
     def draw(self, rng: np.random.Generator, decoys: float) -> Transplant | None:
         """Draw a transplant, a decoy in the share `decoys` of the draws; `None` when no place was found for any.

@@ -6,10 +6,12 @@ from typing import Any
 
 from ..errors import InputError
 from ..import_pool import TRAINER, _check_name, _merged_plans, _only_writer, check_plans_name
+from ..leakage import identify_cases
 from ..options import checked
 from ..preprocessed import (
     PreprocessedDataset,
     case_identifiers,
+    case_reader,
     find_dataset,
     fold_split,
     read_json,
@@ -18,7 +20,7 @@ from ..preprocessed import (
     write_json,
 )
 from ..settings import parse_settings, settings_block
-from .folds import bank_folder, make_fold
+from .folds import bank_folder, choose_labels, label_volumes, make_fold
 
 
 @checked
@@ -101,9 +103,16 @@ def add_transplants(
     identifiers = case_identifiers(found, resolved)
     folds = [fold] if fold is not None else list(range(_count_folds(found, identifiers)))
     splits = {of: fold_split(found, identifiers, of) for of in folds}
+    every = sorted(set().union(*(splits[of][0] for of in folds)))
+    volumes = label_volumes(found, source, resolved, every)
+    chosen = {of: choose_labels(_by_label(volumes, splits[of][0]), labels) for of in folds}
+    seen = identify_cases(case_reader(found, resolved["data_identifier"]), every)
     with _only_writer(found):
         merged = _merged_plans(source, plans_file, base, name, block, overwrite)
-        records = {of: make_fold(found, source, resolved, of, sorted(splits[of][0]), labels, overwrite) for of in folds}
+        records = {}
+        for of in folds:
+            cases = {case: seen[case] for case in splits[of][0]}
+            records[of] = make_fold(found, source, resolved, of, cases, chosen[of], overwrite)
         _, _, all_splits, is_new = splits[folds[0]]
         if is_new and not (found.folder / "splits_final.json").exists():
             write_json(found.folder / "splits_final.json", all_splits)
@@ -120,6 +129,11 @@ def add_transplants(
         "fitting": [record["fitting"] for record in records.values()],
         "train_command": f"nnUNetv2_train {found.name} {name} {folds[0]} -p {plans_out} -tr {TRAINER}",
     }
+
+
+def _by_label(volumes: dict[str, dict[int, float]], cases: set[str]) -> dict[int, list[float]]:
+    rows = [volumes[case] for case in sorted(cases)]
+    return {label: [row[label] for row in rows] for label in rows[0]}
 
 
 def _mixed_configuration(source: dict[str, Any], plans_file: Any, configuration: str) -> dict[str, Any] | None:

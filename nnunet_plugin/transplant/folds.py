@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ import numpy as np
 
 from ..errors import InputError
 from ..identity import Identity
-from ..leakage import identify_cases
 from ..preprocessed import PreprocessedDataset, case_reader, read_json, space_fields, write_json
 from .making import LEAST_VARIATION, lesion_labels, make_bank, variation
 from .store import save_bank
@@ -28,14 +27,14 @@ def bank_folder(dataset: PreprocessedDataset, data_identifier: str, fold: int | 
 
 def label_volumes(
     dataset: PreprocessedDataset, plans: dict[str, Any], configuration: dict[str, Any], names: Sequence[str]
-) -> dict[int, list[float]]:
+) -> dict[str, dict[int, float]]:
     """Return the volume in mm3 of every foreground label in every case, 0 where it has none."""
     labels = foreground_labels(dataset, plans)
-    volumes: dict[int, list[float]] = {label: [] for label in labels}
-    for _, label_map, spacing in _read_cases(dataset, plans, configuration, names, images=False):
+    volumes: dict[str, dict[int, float]] = {}
+    read = _read_cases(dataset, plans, configuration, names, images=False)
+    for name, (_, label_map, spacing) in zip(names, read, strict=True):
         counts = np.bincount(np.maximum(label_map, 0).ravel(), minlength=max(labels) + 1)
-        for label in labels:
-            volumes[label].append(float(counts[label] * np.prod(spacing)))
+        volumes[name] = {label: float(counts[label] * np.prod(spacing)) for label in labels}
     return volumes
 
 
@@ -46,7 +45,7 @@ def foreground_labels(dataset: PreprocessedDataset, plans: dict[str, Any]) -> li
     return [int(label) for label in PlansManager(plans).get_label_manager(dataset.dataset_json).all_labels if label]
 
 
-def choose_labels(volumes: dict[int, list[float]], wanted: Sequence[int] | None) -> list[int]:
+def choose_labels(volumes: Mapping[int, Sequence[float]], wanted: Sequence[int] | None) -> list[int]:
     """Return the labels that are lesions: the wanted ones, or those whose volume varies as lesions' do.
 
     Raises `InputError` where none are, as in data sets of organs, and where a wanted one is no label.
@@ -71,15 +70,21 @@ def make_fold(
     plans: dict[str, Any],
     configuration: dict[str, Any],
     fold: int | str,
-    train: Sequence[str],
-    labels: Sequence[int] | None,
+    seen: Mapping[str, Identity],
+    labels: Sequence[int],
     overwrite: bool,
 ) -> dict[str, Any]:
-    """Make the bank of a fold, unless the same is there; returns its record, with `made` whether it was made now."""
-    names = sorted(train)
+    """Make the bank of a fold, unless the same is there; returns its record, with `made` whether it was made now.
+
+    Args:
+        dataset, plans, configuration: what was preprocessed; the configuration resolved.
+        fold: a number or "all".
+        seen: the fold's training cases as they are now, by id.
+        labels: the labels that are lesions.
+        overwrite: make it anew in any case.
+    """
+    names = sorted(seen)
     folder = bank_folder(dataset, configuration["data_identifier"], fold)
-    chosen = choose_labels(label_volumes(dataset, plans, configuration, names), labels)
-    seen = identify_cases(case_reader(dataset, configuration["data_identifier"]), names)
     record = {
         "format": FORMAT,
         "format_version": 1,
@@ -87,7 +92,7 @@ def make_fold(
         "fold": fold,
         "dimension": len(configuration["patch_size"]),
         "space": space_fields(plans, configuration),
-        "lesion_labels": chosen,
+        "lesion_labels": list(labels),
         "seen": {name: list(seen[name]) for name in names},
     }
     if folder.exists() and not overwrite:

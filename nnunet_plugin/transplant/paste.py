@@ -99,9 +99,9 @@ def make_patch(
 
 def blend(image: np.ndarray, patch: Patch, start: np.ndarray) -> np.ndarray:
     """Return a region `(channels, *region)` of the image that starts at voxel `start`, with the patch in it."""
-    here, there = _overlap(image.shape[1:], patch, start)
-    if here is None:
+    if (common := _overlap(image.shape[1:], patch, start)) is None:
         return image
+    here, there = common
     image = image.copy()
     old = image[(slice(None), *here)]
     image[(slice(None), *here)] = old + patch.alpha[there] * (patch.image[(slice(None), *there)] - old)
@@ -110,20 +110,23 @@ def blend(image: np.ndarray, patch: Patch, start: np.ndarray) -> np.ndarray:
 
 def relabel(labels: np.ndarray, patch: Patch, start: np.ndarray) -> np.ndarray:
     """Return a region `(*region)` of the label map that starts at voxel `start`, with the patch's labels in it."""
-    here, there = _overlap(labels.shape, patch, start)
-    if here is None:
+    if (common := _overlap(labels.shape, patch, start)) is None:
         return labels
+    here, there = common
     labels = labels.copy()
     new = patch.labels[there]
     labels[here] = np.where(new > 0, new, labels[here])
     return labels
 
 
-def _overlap(shape, patch: Patch, start: np.ndarray):  # type: ignore[no-untyped-def]
+def _overlap(
+    shape: tuple[int, ...], patch: Patch, start: np.ndarray
+) -> tuple[tuple[slice, ...], tuple[slice, ...]] | None:
+    """Return the common part of a region and a patch, as slices of either, or `None`."""
     low = np.maximum(start, patch.start)
     high = np.minimum(start + np.array(shape), patch.start + np.array(patch.labels.shape))
     if (low >= high).any():
-        return None, None
+        return None
     return (
         tuple(slice(a, b) for a, b in zip(low - start, high - start, strict=True)),
         tuple(slice(a, b) for a, b in zip(low - patch.start, high - patch.start, strict=True)),

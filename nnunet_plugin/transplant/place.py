@@ -10,7 +10,7 @@ import numpy as np
 from scipy import ndimage
 
 from .anatomy import Anatomy
-from .lesions import RING, Lesion, Surroundings, describe, rings_around
+from .lesions import LEAST_VALUES, RING, Lesion, Surroundings, describe, rings_around
 from .warp import Warp
 
 TRIES = 4  # places tried in one anatomy
@@ -21,7 +21,6 @@ JITTER = (
 )  # standard deviations of a place around the donor's, in body sizes; each after the one before failed
 PROBES = 30
 MOST_TISSUE = 0.7  # part of a ring that has to be tissue at most; less where real lesions have less
-LEAST_VALUES = 5  # voxels whose quantiles say something
 LIKENESS = 0.6  # of the usual range, between the ring at a place and the lesion's own
 SLACK = 0.15  # interquartile ranges of the body by which a few lesions may underrate what is usual
 USUAL = (0.05, 0.95)  # quantiles over real lesions that a place's surroundings have to lie between
@@ -107,13 +106,14 @@ def footprint(lesion: Lesion, warp: Warp, spacing: np.ndarray) -> Footprint:
 class Wanted:
     """What a lesion asks of a site: a relative place, tissue of the label `host`, surroundings like its own.
 
-    Lesions whose labels are `coverable` may lie under the new one, if it covers them whole.
+    No lesion (of the labels `lesions`) lies near; if it `covers`, one may lie under the new one, which covers it whole.
     """
 
     place: np.ndarray
     host: int
     own: Surroundings
-    coverable: tuple[int, ...]
+    lesions: tuple[int, ...]
+    covers: bool
 
 
 def find_site(
@@ -132,7 +132,7 @@ def find_site(
         place = wanted.place + rng.normal(size=len(size)) * jitter
         centre = np.clip(np.round(anatomy.absolute(place)).astype(int), first, last)
         probed = tuple((centre + shape.probes).T)
-        if not _free(anatomy.labels[probed], wanted)[0].all() or anatomy.depth[probed].min() < gates.depth:
+        if not _free(anatomy.labels[probed], wanted).all() or anatomy.depth[probed].min() < gates.depth:
             continue
         start = centre - shape.centre
         low, high = np.maximum(start, 0), np.minimum(start + shape.mask.shape, size)
@@ -146,13 +146,10 @@ def find_site(
     return None
 
 
-def _free(tissue: np.ndarray, wanted: Wanted) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return where a lesion may lie, and where it would cover another one."""
+def _free(tissue: np.ndarray, wanted: Wanted) -> np.ndarray:
+    """Return where a lesion may lie."""
     host = tissue == wanted.host
-    if not wanted.coverable or host.all():
-        return host, None
-    covered = np.isin(tissue, wanted.coverable)
-    return host | covered, covered
+    return host | np.isin(tissue, wanted.lesions) if wanted.covers else host
 
 
 def _look(
@@ -165,12 +162,13 @@ def _look(
     gates: Gates,
 ) -> tuple[Surroundings, int] | None:
     """Return the surroundings at a place and how many voxels they are, or `None` when they will not do."""
-    free, covered = _free(anatomy.labels[box], wanted)
-    depth = anatomy.depth[box]
-    if not free[mask].all() or depth[mask].min() < gates.depth or (covered is not None and covered[near].any()):
+    tissue, depth = anatomy.labels[box], anatomy.depth[box]
+    if not _free(tissue[mask], wanted).all() or depth[mask].min() < gates.depth:
         return None
-    ring = ring & free & (depth > 0)
-    under = mask if covered is None else mask & ~covered
+    host = tissue == wanted.host
+    if not host.all() and np.isin(tissue[near & ~host], wanted.lesions).any():
+        return None
+    ring, under = ring & host & (depth > 0), mask & host
     if np.count_nonzero(ring) < LEAST_VALUES:
         return None
     image = anatomy.image[(slice(None), *box)]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+
+from nnunet_plugin.identity import Identity, identify
 
 from ..runtime.errors import InputError
 from ..runtime.files import json_sha256
@@ -42,11 +43,9 @@ class Case:
     inside: np.ndarray
 
     @property
-    def sha256(self) -> str:
-        """Hash of the voxels that the generator sees."""
-        digest = hashlib.sha256(np.ascontiguousarray(self.image, np.float32).tobytes())
-        digest.update(np.ascontiguousarray(self.label, np.int16).tobytes())
-        return digest.hexdigest()
+    def identity(self) -> Identity:
+        """Hash and fingerprint of the voxels that the generator sees."""
+        return identify(self.image, self.label)
 
 
 class Cases:

@@ -24,16 +24,16 @@ class Fold:
 
 
 def five_folds(case_ids: list[str]) -> list[dict[str, list[str]]]:
-    """nnU-Net's default split: `generate_crossval_split(sorted ids, seed=12345, n_splits=5)`."""
-    from sklearn.model_selection import KFold  # takes a second to import
+    """nnU-Net's default split."""
+    from nnunetv2.utilities.crossval_split import generate_crossval_split  # takes a second to import
 
     ids = sorted(case_ids)
     if len(ids) < NUM_FOLDS:
         raise InputError(
             f"{len(ids)} training cases", f"at least {NUM_FOLDS} for {NUM_FOLDS} folds", "annotate more cases"
         )
-    folds = KFold(n_splits=NUM_FOLDS, shuffle=True, random_state=12345).split(ids)
-    return [{"train": [ids[i] for i in train], "val": [ids[i] for i in val]} for train, val in folds]
+    folds = generate_crossval_split(ids, seed=12345, n_splits=NUM_FOLDS)
+    return [{part: [str(case) for case in fold[part]] for part in ("train", "val")} for fold in folds]
 
 
 def read_fold(dataset_dir: str | Path, case_ids: list[str], fold: int | str, store: bool) -> Fold:

@@ -27,7 +27,7 @@ class TrainingSet:
             slices also hold `"slice"`, the index in the case.
         validation: the same of the fold's validation cases (those with foreground), never learnt from.
         cases: where they come from.
-        seen: id and hash of every training case.
+        seen: id, hash and fingerprint of every training case.
         scaling, geometry: the invertible maps that were applied.
     """
 
@@ -122,7 +122,7 @@ def load_training_set(
         cases.fold.name, len(foreground), kind, wanted, len(training_cases), len(validation), kind,
         len(cases.fold.val),
     )  # fmt: skip
-    seen = [{"id": case.id, "sha256": case.sha256} for case in training_cases]
+    seen = [{"id": case.id, **case.identity._asdict()} for case in training_cases]
     return TrainingSet(training, validation, cases, seen, scaling, geometry)
 
 

@@ -11,6 +11,8 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from nnunet_plugin.leakage import cases_sha256
+
 from ..data.cases import Case, Cases, PreprocessedCases, array_axes, check_case, open_cases
 from ..data.description import read_description
 from ..data.folds import listed_cases
@@ -309,7 +311,7 @@ class _Adopted:
         hashes = [[file_sha256(path) for path in (*pair.images, pair.label)] for pair in files.pairs]
         if saw == "none":
             fold = replace(fold, train=[], val=[])
-            record |= {"cases": [], "split_sha256": json_sha256([[], []])}
+            record |= {"cases": [], "cases_sha256": cases_sha256([]), "split_sha256": json_sha256([[], []])}
         self.provenance = {
             **record,
             "fold": 0 if saw == "none" else "all",  # which the cases are opened with

@@ -54,12 +54,15 @@ def test_space_does_not_depend_on_batch_size(tmp_path):
 
 
 def test_hash_sees_every_voxel(raw):
-    before = open_cases(raw).load("toy_000").sha256
+    before = open_cases(raw).load("toy_000").identity.sha256
     array = np.asarray(nib.load(raw / "imagesTr/toy_000_0000.nii.gz").dataobj).copy()
     array[0, 0, 0] += 1
     overwrite(raw / "imagesTr/toy_000_0000.nii.gz", array)
-    assert open_cases(raw).load("toy_000").sha256 != before
-    assert open_cases(raw).load("toy_001").sha256 not in (before, open_cases(raw).load("toy_000").sha256)
+    assert open_cases(raw).load("toy_000").identity.sha256 != before
+    assert open_cases(raw).load("toy_001").identity.sha256 not in (
+        before,
+        open_cases(raw).load("toy_000").identity.sha256,
+    )
 
 
 def test_folds_are_those_of_nnunet(tmp_path):
