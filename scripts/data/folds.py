@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +13,8 @@ from ..runtime.errors import InputError
 from ..runtime.files import write_json
 
 NUM_FOLDS = 5
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,12 @@ def read_fold(dataset_dir: str | Path, case_ids: list[str], fold: int | str, sto
             "delete splits_final.json so that it is made anew, or restore the cases",
         )
     if store and not path.is_file():
-        write_json(path, splits)
+        try:
+            write_json(path, splits)
+        except OSError as error:
+            if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                raise
+            logger.warning("%s cannot be written (%s); nnU-Net makes the same split of these cases", path, error)
     return _fold(fold, list(chosen["train"]), list(chosen["val"]))
 
 

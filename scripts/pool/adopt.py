@@ -290,7 +290,7 @@ def _check_units(samples: np.ndarray, files: _Files, data: TrainingSet) -> None:
         counts = files.dimension == 2 or data.cases.space["kind"] != "raw" or name.lower() == "ct"
         low, high = np.median(samples[:, :, channel], axis=0)
         real = data.scaling.low[channel], data.scaling.high[channel]
-        ratio = (high - low) / max(real[1] - real[0], 1e-8)
+        ratio = (high - low) / (real[1] - real[0])
         if counts and not 1 / UNITS <= ratio <= UNITS:
             raise InputError(
                 f"channel {name} with intensities from {low:.4g} to {high:.4g} (the median of the samples)",
