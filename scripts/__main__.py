@@ -317,20 +317,6 @@ def experiment(
     )  # fmt: skip
 
 
-def report(run_dir: str) -> Path:
-    """Write the report of a run or an experiment, finished or not: report/report.html, its figures and tables.
-
-    Args:
-        run_dir: The --output_dir of the run, demo or experiment.
-
-    Example:
-        synthaug report results/lgg_table
-    """
-    from .report.experiment import write_experiment_report
-
-    return write_experiment_report(run_dir)
-
-
 def bundle_path(name: str) -> Path:
     """Print the folder of a bundle, to run it with `python -m monai.bundle run` from there.
 
@@ -387,22 +373,6 @@ def pack(bundle: str, output_dir: str, checkpoint: str | None = None, url: str |
     return pack_bundle(bundle_dir(bundle), output_dir, checkpoint, url)
 
 
-def obedience(pool_dir: str) -> str:
-    """Measure how far a conditional generator's masks are from what was asked for, in volume, place and size.
-
-    Prints the answer with n, and writes it as obedience.json and obedience.png into the pool.
-
-    Args:
-        pool_dir: A finished pool of volumes, sampled from a conditional generator such as sbldm.
-
-    Example:
-        synthaug obedience pool_large
-    """
-    from .report.obedience import report_obedience
-
-    return report_obedience(pool_dir)
-
-
 def insert(
     image: str,
     out: str,
@@ -426,6 +396,9 @@ def insert(
         centre: Where, as a voxel index, such as '[30,42,18]'.
         remove: Paint healthy tissue over the mask.
         seed: The seed of shape and noise.
+
+    Example:
+        synthaug insert patient_0000.nii.gz with_lesion.nii.gz --volume 9000 --centre '[30,42,18]'
     """
     from .packaging.bundle_files import bundle_dir
     from .report.insertion import insert as insert_into
@@ -441,7 +414,7 @@ COMMANDS: dict[str, Command | str] = {
     "bundle-path": bundle_path,
     "verify": verify,
     "pack": pack,
-    "obedience": obedience,
+    "obedience": f"{__package__}.report.obedience:report_obedience",
     "convert": convert,
     "audit": audit,
     "evaluate-pool": evaluate_pool,
@@ -451,7 +424,7 @@ COMMANDS: dict[str, Command | str] = {
     "datalist": f"{__package__}.segmentation.datalist:write_datalist",
     "reader": f"{__package__}.report.reader:write_reader",
     "experiment": experiment,
-    "report": report,
+    "report": f"{__package__}.report.experiment:write_experiment_report",
     **PLUGIN_COMMANDS,
 }
 

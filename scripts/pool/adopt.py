@@ -303,6 +303,7 @@ class _Adopted:
     """What `write_pool` draws: candidate `i` is the `i`-th file."""
 
     samples_per_pass = 1
+    real_anatomy = False  # as far as anyone knows
 
     def __init__(self, files: _Files, data: TrainingSet, adopted: dict[str, Any]):
         self.files, self.dimension, self.description = files, files.dimension, data.cases.description

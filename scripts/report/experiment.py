@@ -48,10 +48,16 @@ _NAMES = {"dice": "DSC", "iou": "IoU", "hd95": "HD95 (mm)", "nsd": "NSD"}
 
 
 def write_experiment_report(run_dir: str | Path) -> Path:
-    """Write `report/report.html`, PNGs and CSVs into an experiment's folder, finished or not; returns the page.
+    """Write the report of a run or an experiment, finished or not: report/report.html, its figures and tables.
+
+    Args:
+        run_dir: The --output_dir of the run, demo or experiment.
 
     Raises:
         InputError: the folder holds no experiment.
+
+    Example:
+        synthaug report results/lgg_table
     """
     results = read_results(run_dir)
     folder = results.folder / "report"
