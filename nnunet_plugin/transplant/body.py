@@ -49,10 +49,11 @@ def _fill(plane: np.ndarray) -> np.ndarray:
 def depth_in(body: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
     """Return the distance of each voxel to the edge of the body in mm (float32, 0 outside).
 
-    The border of the image is no edge: nobody ends where the image does.
+    The border of the image is no edge: nobody ends where the image does. Where all is body, as in a crop around an
+    organ, every voxel is as deep as the image is long.
     """
     if body.all():
-        return np.full(body.shape, np.inf, np.float32)
+        return np.full(body.shape, np.linalg.norm(np.multiply(body.shape, spacing)), np.float32)
     return ndimage.distance_transform_edt(body, sampling=spacing).astype(np.float32)
 
 

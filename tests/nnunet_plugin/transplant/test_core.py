@@ -10,7 +10,7 @@ from scipy import ndimage
 from nnunet_plugin.errors import InputError
 from nnunet_plugin.transplant.anatomy import read_anatomy
 from nnunet_plugin.transplant.bank import Bank
-from nnunet_plugin.transplant.body import body_mask
+from nnunet_plugin.transplant.body import body_mask, depth_in
 from nnunet_plugin.transplant.cases import PastedImage, PastedLabels, window_around
 from nnunet_plugin.transplant.folds import choose_labels
 from nnunet_plugin.transplant.making import make_bank
@@ -223,6 +223,15 @@ def test_body_leaves_out_air_and_keeps_the_skull():
     assert np.array_equal(body_mask(np.where(radius < 10, image, 0)[None], outside) & (radius >= 11), radius < 0)
     anatomy = read_anatomy(image[None, None], np.zeros((1, 40, 40), int), (3.0, 1.0, 1.0), 2)
     assert anatomy.depth[0, 20, 20] > 13 and anatomy.depth[0, 0, 0] == 0
+
+
+def test_a_crop_without_air_has_a_depth():
+    """Its lesions are compared with each other by it: deeper than anything in an image with air, and finite."""
+    spacing = (3.0, 1.0, 2.0)
+    body = np.ones((4, 9, 7), bool)
+    whole = depth_in(body, spacing)
+    body[0, 0, 0] = False
+    assert np.isfinite(whole).all() and whole.min() == whole.max() > depth_in(body, spacing).max()
 
 
 def test_organs_are_told_by_their_volumes():
