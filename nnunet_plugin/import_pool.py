@@ -10,7 +10,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from .errors import InputError
+from .errors import InputError, plain_words
 from .identity import Identity
 from .imported import IMPORT_RECORD, import_record, import_samples, needs_import, read_import
 from .leakage import check_split, check_voxels, identify_cases, seen_cases
@@ -160,6 +160,8 @@ def _only_writer(dataset: PreprocessedDataset) -> Iterator[None]:
         except Timeout:
             print(f"waiting for another add-pool for {dataset.name}", file=sys.stderr)
             lock.acquire()
+        except OSError as error:  # a folder that cannot be written
+            raise plain_words(error) or error from None
         if path.exists():
             break
         lock.release()  # of a file that its last holder had just removed

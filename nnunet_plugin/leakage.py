@@ -70,7 +70,8 @@ def check_split(
     if "validation" in provenance and recorded != _split_sha256(names, provenance["validation"]):
         agrees = False
     elif recorded in now:  # the data set's splits are still those of the training
-        agrees = 0 <= number < len(now) and now[number] == recorded and names == splits[number]["train"]
+        own = 0 <= number < len(now) and now[number] == recorded and names == splits[number]["train"]
+        agrees = own or "adopted" in provenance  # the user listed the cases, which are those of a fold
     elif number < 0 and fold not in ("all", "listed"):
         agrees = False
     elif "validation" in provenance:

@@ -84,10 +84,12 @@ class SynthAugMixin(nnUNetTrainer):
         """Build network and optimiser; with a training seed the same weights for every configuration."""
         self._seed()
         super().initialize()
-        if self._autocast_dtype is not None:
-            if len(self.configuration_manager.patch_size) == 2:  # faster by a third than maps channel by channel
-                self.network.to(memory_format=torch.channels_last)
-            self.loss = Float32Loss(self.loss)  # type: ignore[has-type]
+        if self._autocast_dtype is not None and len(self.configuration_manager.patch_size) == 2:
+            self.network.to(memory_format=torch.channels_last)
+
+    def _build_loss(self) -> torch.nn.Module:
+        loss = super()._build_loss()
+        return loss if self._autocast_dtype is None else Float32Loss(loss)
 
     def train_step(self, batch: dict) -> dict:
         """Make nnU-Net's step; on a CPU in bfloat16 where the settings ask for it."""

@@ -317,20 +317,6 @@ def experiment(
     )  # fmt: skip
 
 
-def report(run_dir: str) -> Path:
-    """Write the report of a run or an experiment, finished or not: report/report.html, its figures and tables.
-
-    Args:
-        run_dir: The --output_dir of the run, demo or experiment.
-
-    Example:
-        synthaug report results/lgg_table
-    """
-    from .report.experiment import write_experiment_report
-
-    return write_experiment_report(run_dir)
-
-
 def bundle_path(name: str) -> Path:
     """Print the folder of a bundle, to run it with `python -m monai.bundle run` from there.
 
@@ -387,20 +373,38 @@ def pack(bundle: str, output_dir: str, checkpoint: str | None = None, url: str |
     return pack_bundle(bundle_dir(bundle), output_dir, checkpoint, url)
 
 
-def obedience(pool_dir: str) -> str:
-    """Measure how far a conditional generator's masks are from what was asked for, in volume, place and size.
+def insert(
+    image: str,
+    out: str,
+    bundle_root: str | None = None,
+    mask: str | None = None,
+    volume: float | None = None,
+    centre: list | None = None,
+    remove: bool = False,
+    seed: int = 0,
+) -> Path:
+    """Paint a lesion into one volume, or healthy tissue over one; prints the path of a picture.
 
-    Prints the answer with n, and writes it as obedience.json and obedience.png into the pool.
+    Writes OUT (voxels outside what was painted keep their bits, the file its type and geometry), OUT_mask and OUT.png.
 
     Args:
-        pool_dir: A finished pool of volumes, sampled from a conditional generator such as sbldm.
+        image: A NIfTI file; of several channels CASE_0000.nii.gz, with the others beside it.
+        out: The NIfTI file to write; of several channels OUT_0000.nii.gz and so on.
+        bundle_root: Where a training of the bundle lesion_flow left its models; by default the weights that it ships.
+        mask: A label map on the image's grid: the lesion that is wanted, or with --remove the one to take away.
+        volume: Instead of a mask, mm3 of a lesion to draw.
+        centre: Where, as a voxel index, such as '[30,42,18]'.
+        remove: Paint healthy tissue over the mask.
+        seed: The seed of shape and noise.
 
     Example:
-        synthaug obedience pool_large
+        synthaug insert patient_0000.nii.gz with_lesion.nii.gz --volume 9000 --centre '[30,42,18]'
     """
-    from .report.obedience import report_obedience
+    from .packaging.bundle_files import bundle_dir
+    from .report.insertion import insert as insert_into
 
-    return report_obedience(pool_dir)
+    root = bundle_dir("lesion_flow") if bundle_root is None else bundle_root
+    return insert_into(image, out, root, mask, volume, centre, remove, seed)
 
 
 COMMANDS: dict[str, Command | str] = {
@@ -410,16 +414,17 @@ COMMANDS: dict[str, Command | str] = {
     "bundle-path": bundle_path,
     "verify": verify,
     "pack": pack,
-    "obedience": obedience,
+    "obedience": f"{__package__}.report.obedience:report_obedience",
     "convert": convert,
     "audit": audit,
     "evaluate-pool": evaluate_pool,
     "copy-paste": copy_paste,
+    "insert": insert,
     "adopt": f"{__package__}.report.adopted:adopt",
     "datalist": f"{__package__}.segmentation.datalist:write_datalist",
     "reader": f"{__package__}.report.reader:write_reader",
     "experiment": experiment,
-    "report": report,
+    "report": f"{__package__}.report.experiment:write_experiment_report",
     **PLUGIN_COMMANDS,
 }
 

@@ -17,8 +17,8 @@ FLOORS = [  # each room stands above all that it imports, so that no two folders
     {"metrics", "sampling", "segmentation"},
     {"converters", "pool"},
     {"data", "losses"},
-    {"networks", "phantom", "dynamics"},
-    {"runtime"},
+    {"networks", "phantom"},
+    {"dynamics", "runtime"},
 ]
 
 

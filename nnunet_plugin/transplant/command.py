@@ -71,6 +71,9 @@ def add_transplants(
             num_iterations_per_epoch, num_val_iterations_per_epoch, optimizer (SGD or AdamW), initial_lr,
             weight_decay, seed.
         overwrite: Replace a configuration or stale plans of the same name, and make the lesions' folders anew.
+
+    Example:
+        synthaug transplant 501 2d --share 0.3
     """
     plans_out = f"{plans}SynthAug" if plans_out is None else plans_out
     name = f"{configuration}_transplant" if name is None else name

@@ -22,6 +22,7 @@ from .agreement import SegmenterSettings, find_agreement
 from .duplicates import find_duplicates
 from .items import load_audit_data
 from .memorisation import find_copies
+from .painted import painted_alone
 from .pictures import TITLES, audit_figure
 from .plausibility import plausibility_checks
 from .result import AuditResult, percent
@@ -118,9 +119,10 @@ def run_audit(
             device=device,
             progress=lambda *_: bar.update(),  # type: ignore[arg-type, return-value]
         ).cpu()
-    memorisation = find_copies(audit, extractor, levels, track)
+    compared = audit if audit.painted is None else painted_alone(audit)
+    memorisation = find_copies(compared, extractor, levels, track)
     pixels = memorisation.real["pixels"], memorisation.nearest["pixels"]
-    duplicates = find_duplicates(audit, *pixels, levels, track)
+    duplicates = find_duplicates(compared, *pixels, levels, track)
     agreement = find_agreement(audit, levels, settings, device, track)
     return AuditResult(audit, levels, seed, plausibility, agreement, memorisation, duplicates, extractor.name)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -10,10 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
+from nnunet_plugin.identity import Identity, identify
+
 from ..runtime.errors import InputError
 from ..runtime.files import json_sha256
 from .description import DatasetDescription, read_description
 from .folds import Fold, read_fold
+from .raw_files import lists_its_files, raw_files
 
 PHANTOM_NAME = "Dataset801_PhantomFLAIR"
 
@@ -42,11 +44,9 @@ class Case:
     inside: np.ndarray
 
     @property
-    def sha256(self) -> str:
-        """Hash of the voxels that the generator sees."""
-        digest = hashlib.sha256(np.ascontiguousarray(self.image, np.float32).tobytes())
-        digest.update(np.ascontiguousarray(self.label, np.int16).tobytes())
-        return digest.hexdigest()
+    def identity(self) -> Identity:
+        """Hash and fingerprint of the voxels that the generator sees."""
+        return identify(self.image, self.label)
 
 
 class Cases:
@@ -137,10 +137,11 @@ class PreprocessedCases(Cases):
         self.space, self.is_3d = self._configuration(dataset_dir, plans, configuration)
         self.folder = dataset_dir / self.space["data_identifier"]
         if not self.folder.is_dir():
+            number = dataset_dir.absolute().name.removeprefix("Dataset").partition("_")[0]
             raise InputError(
                 f"no preprocessed cases in {self.folder}",
                 "the folder that nnUNetv2_preprocess writes",
-                f"run nnUNetv2_plan_and_preprocess -d {self.description.name[7:10]} -c {configuration}",
+                f"run nnUNetv2_plan_and_preprocess -d {number} -c {configuration}",
             )
         from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
@@ -228,23 +229,8 @@ class RawCases(Cases):
 
     def __init__(self, dataset_dir: Path, fold: int | str):
         self.description = read_description(dataset_dir)
-        self.dataset_dir = dataset_dir
-        ending = self.description.file_ending
-        labels = sorted(path.name[: -len(ending)] for path in (dataset_dir / "labelsTr").glob(f"*{ending}"))
-        images = {path.name[: -len(ending) - 5] for path in (dataset_dir / "imagesTr").glob(f"*{ending}")}
-        if images - set(labels):
-            raise InputError(
-                f"images without a label: {', '.join(sorted(images - set(labels))[:5])}",
-                "a file in labelsTr for every case of imagesTr",
-                "add the labels or remove the images",
-            )
-        absent = [path.name for case in labels for path in self._image_paths(case) if not path.is_file()]
-        if absent or not labels:
-            raise InputError(
-                f"missing images in {dataset_dir / 'imagesTr'}: {', '.join(absent[:5]) or 'all'}",
-                f"CASE_0000{ending} for every channel of every case of labelsTr",
-                "restore the files",
-            )
+        self._files = raw_files(dataset_dir, self.description)
+        labels = list(self._files)
         self.fold = read_fold(dataset_dir, labels, fold, store=False)
         self.space = self._space_of(labels[0])
 
@@ -261,14 +247,10 @@ class RawCases(Cases):
         return {**space, "sha256": json_sha256(space)}
 
     def _image_paths(self, case_id: str) -> list[Path]:
-        ending = self.description.file_ending
-        return [
-            self.dataset_dir / "imagesTr" / f"{case_id}_{channel:04d}{ending}"
-            for channel in range(self.description.num_image_channels)
-        ]
+        return self._files[case_id][0]
 
     def _label_path(self, case_id: str) -> Path:
-        return self.dataset_dir / "labelsTr" / f"{case_id}{self.description.file_ending}"
+        return self._files[case_id][1]
 
     def _load_file(self, path: Path):
         from monai.transforms import LoadImage
@@ -367,7 +349,8 @@ def open_cases(
         raise InputError(
             f"no folder {folder}", "an nnU-Net data set folder, raw or preprocessed", "check --dataset_dir"
         )
-    if (folder / "imagesTr").is_dir():
+    # nnU-Net copies dataset.json, and with it the list of raw files, to the preprocessed folder.
+    if (folder / "imagesTr").is_dir() or (lists_its_files(folder) and not (folder / f"{plans}.json").is_file()):
         return RawCases(folder, fold)
     return PreprocessedCases(folder, fold, plans, configuration)
 

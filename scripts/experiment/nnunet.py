@@ -7,6 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from nnunet_plugin.mixing import share_at
+from nnunet_plugin.settings import parse_settings
+
 from ..data.cases import open_cases
 from ..data.description import DatasetDescription, read_description
 from ..metrics.segmentation import compare_label_maps, summarise_cases
@@ -16,7 +19,6 @@ from .dataset import link_dataset
 from .nnunet_commands import (
     CPU_PLANS,
     dataset_number,
-    exposures,
     nnunet_environment,
     predict_command,
     results_folder,
@@ -46,47 +48,71 @@ def train(
     """
     from nnunet_plugin.cpu_plans import write_cpu_plans
     from nnunet_plugin.import_pool import add_pool
+    from nnunet_plugin.transplant.command import add_transplants
 
     settings = {**NNUNET_SETTINGS, **s["settings"]}
     mixing = {key: value for key, value in s["mixing"].items() if key not in ("budget", "augmentation")}
     iterations = settings["num_iterations_per_epoch"]
-    if s["mixing"].get("budget") == "exposures" and pool is not None and mixing.get("share", 0.5) < 1:
-        iterations = exposures(iterations, mixing.get("share", 0.5))
+    if s["mixing"].get("budget") == "real_exposures":
+        iterations = real_exposures(iterations, settings["num_epochs"], mixing, pool is not None)
+    transplant = mixing.pop("transplant", None)
     number, plans = dataset_number(dataset_dir.name), _plans(s)
     view = folder / "nnUNet_preprocessed" / dataset_dir.name
     if not (view / "synthaug").exists():  # an interrupted training goes on with what it began with
         link_dataset(dataset_dir, view)
     for name in ("nnUNet_raw", "nnUNet_results"):
         (folder / name).mkdir(exist_ok=True)
-    if pool is None:
+    share = 0.0
+    if pool is not None:
+        pool, share = (
+            _first_samples(pool, num_synthetic, folder / f"pool_first{num_synthetic}"),
+            mixing.get("share", 0.5),
+        )
+    elif transplant is None:
         pool, mixing = _unused_pool(s, view, folder), {**mixing, "share": 0.0}
-    else:
-        pool = _first_samples(pool, num_synthetic, folder / f"pool_first{num_synthetic}")
     workers = {} if settings["full_plans"] else {"nnUNet_n_proc_DA": "0"}
     with nnunet_environment(folder, settings["full_plans"], **workers):
         if not settings["full_plans"]:
             write_cpu_plans(number, s["plans"], CPU_PLANS)
-        add_pool(
-            pool, number, s["fold"], s["configuration"], plans=plans, plans_out=f"{plans}SynthAug", name=NAME,
-            pool_name="pool", seed=s["seed"],
-            training=training_settings(settings["num_epochs"], iterations, s["seed"], settings["full_plans"]),
-            **mixing,
-        )  # fmt: skip
+        shared: dict[str, Any] = {
+            "fold": s["fold"], "plans": plans, "plans_out": f"{plans}SynthAug", "seed": s["seed"],
+            "training": training_settings(settings["num_epochs"], iterations, s["seed"], settings["full_plans"]),
+        }  # fmt: skip
+        base = s["configuration"]
+        if pool is not None:
+            made = NAME if transplant is None else f"{NAME}_pool"
+            add_pool(pool, number, configuration=base, name=made, pool_name="pool", **shared, **mixing)
+            base = made
+        if transplant is not None:
+            add_transplants(number, configuration=base, name=NAME, **shared, **transplant)
         results = _results(s, dataset_dir, folder)
         call(train_command(number, NAME, s["fold"], f"{plans}SynthAug", choose_device(), results))
     return {
         "steps": settings["num_epochs"] * iterations,
         "cases": len(open_cases(view, s["fold"], s["plans"], s["configuration"]).fold.train),
         "num_synthetic": num_synthetic,
-        "share": mixing.get("share", 0.5),
+        "share": share,
         "realised_share": _realised(results),
     }
 
 
+def real_exposures(iterations: int, num_epochs: int, mixing: dict[str, Any], with_pool: bool) -> int:
+    """Iterations of an epoch in which real items are looked at as often as in so many without anything else.
+
+    As `scripts.segmentation.order.Budget`: samples of the pool and transplants come on top.
+    """
+    if not with_pool and mixing.get("transplant") is None:
+        return iterations
+    settings = parse_settings({**({"pool": "pool"} if with_pool else {}), **mixing})
+    sources = [source for source in (settings if with_pool else None, settings.transplant) if source is not None]
+    other = sum(share_at(source, epoch, num_epochs) for source in sources for epoch in range(num_epochs))
+    return round(iterations / (1 - other / num_epochs))
+
+
 def _realised(results: Path) -> float:
-    """The synthetic share of all epochs, as the trainer counted it."""
+    """The share of the pool's samples in all epochs, as the trainer counted it."""
     rows = [json.loads(line) for line in (results / "synthaug_epochs.jsonl").read_text().splitlines()]
-    return sum({row["epoch"]: row["share"] for row in rows}.values()) / len({row["epoch"] for row in rows})
+    return float(sum(row.get("share") or 0.0 for row in rows) / len(rows))
 
 
 def evaluate(

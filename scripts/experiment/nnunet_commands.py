@@ -45,11 +45,6 @@ def dataset_number(name: str) -> str:
     return str(int(found[1]))
 
 
-def exposures(iterations: int, share: float) -> int:
-    """Iterations in which real items are looked at as often as in so many without a synthetic share."""
-    return round(iterations / (1 - share))
-
-
 def preprocess_command(number: str, configuration: str) -> list[str]:
     """Plan and preprocess a data set."""
     workers = str(max(1, min(4, (os.cpu_count() or 2) // 2)))

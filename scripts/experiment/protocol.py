@@ -52,7 +52,7 @@ METRIC_KEYS = ("feature_steps", "resamples", "num_samples", "weights_inception",
 SPACES = ("raw", "nnunet")
 # Every arm takes the same steps; or as many as give each real item the same number of looks, synthetic ones on top; or
 # epochs over all items, as in the papers.
-BUDGETS = ("steps", "exposures", "epochs")
+BUDGETS = ("steps", "real_exposures", "epochs")
 # What the cells of an experiment decide, and what an arm of a segmenter may not decide either.
 CELLS = {
     "bundle_root", "ckpt_dir", "output_dir", "device", "dataset_dir", "plans", "configuration", "fold", "seed",
@@ -60,7 +60,7 @@ CELLS = {
 }  # fmt: skip
 # A protocol that could set these for a generator or segmenter, too, could compare unlike with unlike.
 DECIDED = CELLS | {
-    "share", "augmentation", "transplant", "schedule", "share_end", "steps", "warmup_epochs", "finish_epochs",
+    "share", "augmentation", "transplant", "budget", "schedule", "share_end", "steps", "warmup_epochs", "finish_epochs",
 }  # fmt: skip
 # A longer training, or another seed, would be another reason for another Dice.
 LENGTH = ("max_epochs", "iterations_per_epoch", "batch_size", "training", "learning_rate")
@@ -165,9 +165,6 @@ def _check(s: dict[str, Any], where: str) -> None:
         raise _refuse(f"fold all, and evaluate {s['evaluate']}", "evaluate: [test]: no case is left to validate on")
     if "all" in s["folds"] and s["real"] != ["all"]:
         raise _refuse(f"fold all, and real {s['real']}", "real: [all]; fewer patients come from numbered folds")
-    changing = [name for name, arm in s["arms"].items() if {"schedule", "warmup_epochs", "finish_epochs"} & set(arm)]
-    if s["budget"] == "exposures" and changing:
-        raise _refuse(f"budget exposures, and arm {changing[0]!r} whose share changes", "arms of one share")
     if s["budget"] not in BUDGETS:
         raise InputError(f"budget {s['budget']!r}", f"one of {', '.join(BUDGETS)}", near(s["budget"], BUDGETS))
     for name, generator in s["generators"].items():
@@ -247,16 +244,19 @@ def _check_segmenter(name: str, segmenter: dict[str, Any], s: dict[str, Any]) ->
         _check_keys(mixing, sorted(known), f"arm {arm!r}")
         of_bundle = {key: value for key, value in mixing.items() if value != ADDED}
         check_settings(f"arm {arm!r}", bundle, "train.json", overlays, of_bundle)
-        _check_augmentation(arm, mixing)
+        _check_mixing(arm, mixing)
 
 
-def _check_augmentation(arm: str, mixing: Mapping[str, Any]) -> None:
-    if mixing.get("augmentation", "none") == "none":
+def _check_mixing(arm: str, mixing: Mapping[str, Any]) -> None:
+    """What the bundle would refuse in a training, after hours of generators."""
+    if mixing.get("augmentation", "none") == "none" and mixing.get("transplant") is None:
         return
     from ..segmentation.augmentation import augmentation_factor  # imports MONAI, which takes seconds
+    from ..segmentation.transplants import TransplantSettings
 
     try:
-        augmentation_factor(mixing["augmentation"])
+        augmentation_factor(mixing.get("augmentation", "none"))
+        TransplantSettings.parse(mixing.get("transplant"))
     except InputError as error:
         error.args = (f"arm {arm!r}: {error}",)
         raise
@@ -273,7 +273,7 @@ def _check_nnunet(where: str, segmenter: dict[str, Any], arms: dict[str, dict[st
     if not isinstance(settings["full_plans"], bool):
         raise _refuse(f"full_plans {settings['full_plans']!r} of {where}", "true or false")
     if s["budget"] == "epochs":
-        raise _refuse(f"budget epochs of {where}", "steps or exposures: nnU-Net's epochs are so many steps each")
+        raise _refuse(f"budget epochs of {where}", "steps or real_exposures: nnU-Net's epochs are so many steps each")
     length = {key: settings[key] for key in ("num_epochs", "num_iterations_per_epoch")}
     for name, mixing in arms.items():
         if mixing.get("augmentation", "none") != "none":
@@ -281,13 +281,17 @@ def _check_nnunet(where: str, segmenter: dict[str, Any], arms: dict[str, dict[st
         if mixing.get("share") == ADDED:
             raise _refuse(f"share {ADDED} of arm {name!r} with {where}", "a number")
         block = {key: value for key, value in mixing.items() if key != "augmentation"}
+        alone = "pool" not in s["arms"][name] and mixing.get("transplant") is not None
         try:
-            parse_settings({"pool": "pool", **block, "training": length})
+            parse_settings({**({} if alone else {"pool": "pool"}), **block, "training": length})
         except InputError as error:
             error.args = (f"arm {name!r} of {where}: {error}",)
             raise
     if s["space"] != "nnunet":
         raise _refuse(f"{where} in space {s['space']}", "space: nnunet, the arrays that nnU-Net preprocessed")
+    synthetic = [name for name, mixing in arms.items() if mixing.get("share") == 1]
+    if s["budget"] == "real_exposures" and synthetic:
+        raise _refuse(f"budget real_exposures, and arm {synthetic[0]!r} of synthetic samples alone", "a share below 1")
 
 
 def check_networks(s: Mapping[str, Any]) -> None:

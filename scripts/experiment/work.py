@@ -18,9 +18,7 @@ from ..data.provenance import code_revision, package_versions, read_provenance
 from ..packaging.bundle_files import bundle_command, bundle_dir, known_settings
 from ..runtime.errors import InputError
 from ..runtime.files import write_json
-from .accepted import defaults
 from .cells import Cell
-from .nnunet_commands import exposures
 from .parent import end_with_parent, timed
 from .protocol import ADDED, COPY_PASTE, NNUNET, SEGMENTATION
 from .record import choose_device, device_words, num_parameters, num_processes
@@ -229,10 +227,9 @@ def _train(cell: Cell, run: RunFolder, folder: Path) -> dict[str, Any]:
         from . import nnunet
 
         return nnunet.train(s, _dataset(cell, run), pool, number, folder, call)
-    mixing = {key: None if value == ADDED else value for key, value in s["mixing"].items() if key != "budget"}
+    mixing = {key: None if value == ADDED else value for key, value in s["mixing"].items()}
     chosen = {"pool_dir": str(pool), "num_synthetic": number} if pool else {}
-    overrides = {"bundle_root": str(folder), **_place(cell, run), **s["settings"], **_length(s, number), **mixing,
-                 **chosen}  # fmt: skip
+    overrides = {"bundle_root": str(folder), **_place(cell, run), **s["settings"], **mixing, **chosen}
     _run_bundle(s["bundle"], ("train.json", *s["overlays"]), overrides)
     provenance = read_provenance(folder / "models" / "provenance.json", folder / "models" / "model.pt")
     training = provenance["training"]
@@ -243,23 +240,6 @@ def _train(cell: Cell, run: RunFolder, folder: Path) -> dict[str, Any]:
         "num_synthetic": number,
         "share": training["mixing"]["share"],
     }
-
-
-def _length(s: dict[str, Any], number: int) -> dict[str, Any]:
-    """What another budget than equal steps changes, as an expression that the bundle computes from its items.
-
-    exposures: as many steps more as the pool has a share of them. epochs: each epoch has as many items as there are.
-    """
-    items, own = "len(@train#dataset.data)", defaults(s["bundle"], ("train.json", *s["overlays"])) | s["settings"]
-    iterations, share = own["iterations_per_epoch"], s["mixing"].get("share", own["share"])
-    budget = s["mixing"].get("budget")
-    if budget == "epochs":
-        return {"iterations_per_epoch": f"$-(-{items} // @batch_size)"}
-    if budget == "exposures" and number and share == ADDED:
-        return {"iterations_per_epoch": f"$round({iterations} * {items} / ({items} - {number}))"}
-    if budget == "exposures" and number and share < 1:
-        return {"iterations_per_epoch": exposures(iterations, share)}
-    return {}
 
 
 def _evaluate(cell: Cell, run: RunFolder, folder: Path) -> dict[str, Any]:

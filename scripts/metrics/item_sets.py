@@ -11,6 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nnunet_plugin.identity import same_case
+from nnunet_plugin.leakage import seen_cases
+
 from ..data.cases import Case, Cases, open_cases_of_generator
 from ..data.description import DatasetDescription
 from ..data.geometry import SliceGeometry
@@ -166,11 +169,11 @@ def read_cases(pool: OpenedPool, name: str, ids: list[str], track: Track) -> Ite
     Raises:
         InputError: a training case is not the one that the generator saw, or nothing holds foreground.
     """
-    seen = {case["id"]: case["sha256"] for case in pool.record["provenance"]["cases"]}
+    seen = seen_cases(pool.record["provenance"])
     builder = _Builder(pool, keep_empty=False)
     for case_id in track(ids, f"reading {name} cases"):
         case = pool.cases.load(case_id)
-        if seen.get(case_id, case.sha256) != case.sha256:
+        if case_id in seen and not same_case(seen[case_id], case.identity):
             raise InputError(
                 f"case {case_id} has changed since the generator was trained on it",
                 "the data set that the generator was trained on",

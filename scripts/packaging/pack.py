@@ -14,7 +14,7 @@ from monai.bundle import ConfigParser
 
 from ..data.provenance import read_provenance
 from ..runtime.errors import InputError
-from ..runtime.files import file_sha256
+from ..runtime.files import file_sha256, replacing
 from .needed import PACKAGE, SOURCES, needed_files
 from .verify import LARGEST
 
@@ -38,8 +38,8 @@ def pack_bundle(
         url: the address at which you put weights of more than 25 MB; smaller ones need none.
 
     Raises:
-        InputError: no weights, weights of another bundle or version, a version that the changelog does not know, or
-            large weights without an address.
+        InputError: no weights, weights of another bundle or version, a version that the changelog does not know, a
+            pool of real anatomy in the bundle's folder, or large weights without an address.
     """
     metadata = json.loads((bundle / "configs/metadata.json").read_text())
     name, version = metadata["name"], metadata["version"]
@@ -56,6 +56,7 @@ def pack_bundle(
             f"{weights} of the bundle {trained['name']} {trained['version']}", f"weights of {name} {version}",
             "give the --checkpoint of a training of this bundle, or pack the version that trained it",
         )  # fmt: skip
+    refuse_real_anatomy(bundle)
     output = Path(output_dir)
     large, beside = weights.stat().st_size > LARGEST, output / f"{name}_v{version}_model.pt"
     if large and not str(url).startswith(("https://", "http://")):
@@ -68,7 +69,8 @@ def pack_bundle(
     files["models/provenance.json"] = record.read_bytes()
     output.mkdir(parents=True, exist_ok=True)
     if large:
-        _replace(beside, weights.read_bytes())
+        with replacing(beside) as temporary:
+            temporary.write_bytes(weights.read_bytes())
         entry = {"path": "models/model.pt", "url": url, "hash_val": file_sha256(beside), "hash_type": "sha256"}
         files["large_files.yml"] = yaml.safe_dump({"large_files": [entry]}, sort_keys=False).encode()
         print(f"put {beside} at {url}")
@@ -78,6 +80,17 @@ def pack_bundle(
     _write(path, name, files)
     print(f"sha256 {file_sha256(path)}")
     return path
+
+
+def refuse_real_anatomy(bundle: Path) -> None:
+    """Raise `InputError` when the bundle's folder holds a pool that shows patients as they are."""
+    for path in sorted(bundle.rglob("pool.json")):
+        if json.loads(path.read_text()).get("real_anatomy"):
+            raise InputError(
+                f"{path.parent}, a pool of real anatomy in the bundle",
+                "no pool, or one of a generator that makes whole images",
+                "move it away: it is as private as the patients' images",
+            )
 
 
 def _configs(bundle: Path) -> dict[str, bytes]:
@@ -120,17 +133,9 @@ def _code(bundle: Path, identity: dict[str, str]) -> dict[str, bytes]:
 
 
 def _write(path: Path, folder: str, files: dict[str, bytes]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with zipfile.ZipFile(temporary, "w") as archive:
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for name in sorted(files):
             entry = zipfile.ZipInfo(f"{folder}/{name}", DATE)
             entry.compress_type, entry.external_attr = zipfile.ZIP_STORED, 0o644 << 16
             entry.create_system = 3  # the same on every system
             archive.writestr(entry, files[name])
-    temporary.replace(path)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)

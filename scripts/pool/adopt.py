@@ -11,6 +11,8 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from nnunet_plugin.leakage import cases_sha256
+
 from ..data.cases import Case, Cases, PreprocessedCases, array_axes, check_case, open_cases
 from ..data.description import read_description
 from ..data.folds import listed_cases
@@ -288,7 +290,7 @@ def _check_units(samples: np.ndarray, files: _Files, data: TrainingSet) -> None:
         counts = files.dimension == 2 or data.cases.space["kind"] != "raw" or name.lower() == "ct"
         low, high = np.median(samples[:, :, channel], axis=0)
         real = data.scaling.low[channel], data.scaling.high[channel]
-        ratio = (high - low) / max(real[1] - real[0], 1e-8)
+        ratio = (high - low) / (real[1] - real[0])
         if counts and not 1 / UNITS <= ratio <= UNITS:
             raise InputError(
                 f"channel {name} with intensities from {low:.4g} to {high:.4g} (the median of the samples)",
@@ -301,6 +303,7 @@ class _Adopted:
     """What `write_pool` draws: candidate `i` is the `i`-th file."""
 
     samples_per_pass = 1
+    real_anatomy = False  # as far as anyone knows
 
     def __init__(self, files: _Files, data: TrainingSet, adopted: dict[str, Any]):
         self.files, self.dimension, self.description = files, files.dimension, data.cases.description
@@ -309,7 +312,7 @@ class _Adopted:
         hashes = [[file_sha256(path) for path in (*pair.images, pair.label)] for pair in files.pairs]
         if saw == "none":
             fold = replace(fold, train=[], val=[])
-            record |= {"cases": [], "split_sha256": json_sha256([[], []])}
+            record |= {"cases": [], "cases_sha256": cases_sha256([]), "split_sha256": json_sha256([[], []])}
         self.provenance = {
             **record,
             "fold": 0 if saw == "none" else "all",  # which the cases are opened with

@@ -210,6 +210,7 @@ def _finish(folder: Path, partial: Path, records: list[dict], settings: dict, sa
         "dimension": sampler.dimension,
         "dataset": sampler.description.as_record(),
         "space": sampler.provenance["space"],
+        "real_anatomy": sampler.real_anatomy,
         "provenance": sampler.provenance,
         "sampling": {**settings, "num_samples": len(records), "candidates": _next_candidate(records)},
         "samples": records,

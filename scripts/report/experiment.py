@@ -39,14 +39,25 @@ from .html import document, escaped, html_figure, html_table
 
 # Up to so many comparisons each has a paragraph of its own; more are told in groups.
 FEW = 3
+# Why arms have other numbers of steps where the protocol wants it so.
+BUDGETS = {
+    "real_exposures": "by arm, so that each sees a real item as often",
+    "epochs": "by arm, in equal epochs",
+}
 _NAMES = {"dice": "DSC", "iou": "IoU", "hd95": "HD95 (mm)", "nsd": "NSD"}
 
 
 def write_experiment_report(run_dir: str | Path) -> Path:
-    """Write `report/report.html`, PNGs and CSVs into an experiment's folder, finished or not; returns the page.
+    """Write the report of a run or an experiment, finished or not: report/report.html, its figures and tables.
+
+    Args:
+        run_dir: The --output_dir of the run, demo or experiment.
 
     Raises:
         InputError: the folder holds no experiment.
+
+    Example:
+        synthaug report results/lgg_table
     """
     results = read_results(run_dir)
     folder = results.folder / "report"
@@ -190,10 +201,8 @@ def steps_words(results: Results) -> str:
     for segmenter, found in steps(results).items():
         numbers = ", ".join(f"{count:,}" for count in sorted(found))
         same = "in every arm" if len(found) == 1 else "DIFFERING between arms"
-        if len(found) > 1 and results.settings.get("budget", "steps") != "steps":
-            same = {"exposures": "by arm, so that each sees a real item as often", "epochs": "by arm, in equal epochs"}[
-                results.settings["budget"]
-            ]
+        if len(found) > 1:
+            same = BUDGETS.get(results.settings.get("budget", "steps"), same)
         words.append(f"{segmenter}: {numbers} training steps {same}")
     return "; ".join(words) + "." if words else ""
 
@@ -321,9 +330,10 @@ def _comparison_table(results: Results, compared: list[tuple[Row, dict[str, Any]
         f"{words}: DSC{' (mean over ' + ', '.join(results.labels) + ')' if len(results.labels) > 1 else ''}, mean ± SD "
         f"over patients, each averaged over the seeds (and folds) that both have. Interval: {100 * one['level']:g} % "
         f"bootstrap percentile, {one['resamples']:,} resamples of patients. p: Wilcoxon signed-rank over patients, "
-        f"two-sided; adjusted by Holm for the {family} tests of this table. Neither covers the choice of training "
-        "seeds, of the generator or of its pool. n: patients; runs: folds x seeds. Conclusion: higher or lower where "
-        f"the interval leaves out 0 and the adjusted p is below {1 - LEVEL:.2g}; else why no difference can be told."
+        f"two-sided; adjusted by Holm for the {family} test{'s' if family > 1 else ''} of this table. Neither covers "
+        "the choice of training seeds, of the generator or of its pool. n: patients; runs: folds x seeds. Conclusion: "
+        f"higher or lower where the interval leaves out 0 and the adjusted p is below {1 - LEVEL:.2g}; else why no "
+        "difference can be told."
     )
     if left_out:
         caption += f" Left out, not defined in a run: {', '.join(left_out)}."

@@ -22,10 +22,18 @@ AXES = ("depth", "height", "width")
 
 
 def report_obedience(pool_dir: str | Path) -> str:
-    """Write `obedience.json` and `obedience.png` in a pool; returns what they say, in words.
+    """Measure how far a conditional generator's masks are from what was asked for, in volume, place and size.
+
+    Prints the answer with n, and writes it as obedience.json and obedience.png into the pool.
+
+    Args:
+        pool_dir: A finished pool of volumes, sampled from a conditional generator such as sbldm.
 
     Raises:
         InputError: the pool is not finished, or is not of volumes that were asked for something.
+
+    Example:
+        synthaug obedience pool_large
     """
     folder = Path(pool_dir)
     record = read_pool(folder)

@@ -56,7 +56,9 @@ def pool_sheet(
     pairs = [load_sample(pool_dir, name, description.num_image_channels) for name in chosen]
     name, masked = f"synthetic (seed {record['sampling']['seed']}, spread evenly over the pool)", _masked(record)
     if slices:
-        images, labels = np.stack([image[:, 0] for image, _ in pairs]), np.stack([label[0] for _, label in pairs])
+        shape = np.max([label.shape[1:] for _, label in pairs], axis=0).tolist()
+        images = np.stack([_centre(image[:, 0], shape, _fill(image, masked)) for image, _ in pairs])
+        labels = np.stack([_centre(label, shape, np.zeros(1))[0] for _, label in pairs])
         rows = [SheetRow(name, images, labels, chosen)]
         if cases is not None:
             rows.insert(0, _real_row(cases, images.shape[2:], len(chosen)))

@@ -37,6 +37,8 @@ class CopyPasteSampler(Sampler):
         InputError: there is one patient alone.
     """
 
+    real_anatomy = True
+
     def __init__(self, data: TrainingSet, seed: int = 0, min_foreground: int = 8):
         self.data = data
         channels = data.num_image_channels

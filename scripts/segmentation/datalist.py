@@ -28,9 +28,9 @@ def write_datalist(
     """Write real cases and samples as a data list of MONAI, for Auto3DSeg and the model zoo's bundles.
 
     The format is that of the Medical Segmentation Decathlon, with absolute paths. `training` holds every real training
-    case of the fold and as many kept samples as make `share` of all items: drawn by the seed, none twice while the
-    pool lasts. `validation` holds the fold's validation cases, all real. No training
-    item has a fold: the pool serves one alone, and Auto3DSeg takes `validation` as its only fold.
+    case of the fold and as many kept samples as make `share` of all items: drawn by the seed, none twice while the pool
+    lasts. `validation` holds the fold's validation cases, all real. No training item has a fold: the pool serves one
+    alone, and Auto3DSeg takes `validation` as its only fold.
 
     Args:
         pool_dir: A finished pool of raw volumes.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from nnunet_plugin.identity import Identity
+from nnunet_plugin.leakage import check_split, check_voxels, seen_cases
 from nnunet_plugin.pool_format import Pool, read_pool, read_sample
 from nnunet_plugin.preprocessed import check_leakage, check_space
 
@@ -76,7 +79,7 @@ def load_pool(
         return PoolItems([], None)
     pool = read_pool(pool_dir)
     check_pool(pool, data.cases, len(data.geometry.spatial_size))
-    check_cases(pool, cases)
+    check_cases(pool, cases, data.seen)
     wanted = len(pool.kept) if num_synthetic is None else num_synthetic
     if not 0 <= wanted <= len(pool.kept):
         raise InputError(
@@ -132,15 +135,31 @@ def check_pool(pool: Pool, cases: Cases, dimension: int) -> None:
         check_space(space, pool.dimension, cases.space, {**cases.space, "spacing": spacing})
 
 
-def check_cases(pool: Pool, cases: Cases) -> None:
-    """Raise `InputError` when the generator saw a validation case of the fold, or cases that nobody knows."""
-    check_leakage(pool.generator_cases, (), cases.fold.val, cases.fold.name)
-    if unknown := sorted(set(pool.generator_cases) - {*cases.fold.train, *cases.fold.val}):
+def check_cases(pool: Pool, cases: Cases, read: Iterable[Mapping[str, Any]] = ()) -> None:
+    """Raise `InputError` when the generator saw a validation case of the fold, or cases that nobody knows.
+
+    Names can lie, so the voxels are compared, by the plugin's rule.
+
+    Args:
+        pool: whose generator it is.
+        cases: all cases of the fold, in the space of the pool.
+        read: those that have been read, `{"id", "sha256", "fingerprint"}`; the others that matter are read here.
+    """
+    provenance, fold = pool.content["provenance"], cases.fold
+    seen, identifiers = seen_cases(provenance), {*fold.train, *fold.val}
+    check_leakage(seen, fold.train, fold.val, fold.name)
+    if unknown := sorted(set(seen) - identifiers):
         raise InputError(
             f"a generator trained on cases that the data set does not have: {', '.join(unknown)}",
             "cases of the data set, so that a leak can be excluded",
             "use the data set as it was when the generator was trained",
         )
+    # Records without their validation cases are compared with the one split that is known here.
+    others: list[dict[str, list[str]]] = [{"train": [], "val": []}] * (fold.name if isinstance(fold.name, int) else 0)
+    check_split(provenance, [*others, {"train": fold.train, "val": fold.val}], identifiers)
+    present = {case["id"]: Identity(case["sha256"], case["fingerprint"]) for case in read}
+    present |= {name: cases.load(name).identity for name in sorted({*seen, *fold.val} - {*present})}
+    check_voxels(seen, present, fold.val, fold.name)
 
 
 def _read_on_grid(pool: Pool, sample: str, data: TrainingSet) -> torch.Tensor:

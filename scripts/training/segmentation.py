@@ -9,8 +9,9 @@ import torch
 from ignite.engine import Events
 from monai.utils import CommonKeys as Keys
 
-from ..runtime.precision import autocast_dtype, check_finite
-from .parallel import average_gradients, mean_terms
+from ..runtime.precision import autocast_dtype, casting
+from .parallel import mean_terms
+from .steps import descend
 
 PLATEAU = (0.6, 0.8, 1.0)  # parts of the training
 
@@ -47,17 +48,22 @@ class Validation:
     are stored with the checkpoint, so that a resumed training has them all.
 
     Args:
-        cases: which are validated; none of them, no validation.
         evaluator: MONAI's, with the metric.
         metric: its name.
         num_epochs: of the training.
         interval: epochs between other validations; 0: none.
     """
 
-    def __init__(self, cases: Sequence[Any], evaluator: Any, metric: str, num_epochs: int, interval: int):
-        self.cases, self.evaluator, self.metric, self.interval = cases, evaluator, metric, interval
+    def __init__(self, evaluator: Any, metric: str, num_epochs: int, interval: int):
+        self.cases: Sequence[Any] = ()
+        self.evaluator, self.metric, self.interval = evaluator, metric, interval
         self.points = {max(1, round(part * num_epochs)): str(part) for part in PLATEAU}
         self.plateau: dict[str, float] = {}
+
+    def of(self, cases: Sequence[Any]) -> Validation:
+        """Name the cases; where there are none, nothing is validated."""
+        self.cases = cases
+        return self
 
     def attach(self, engine: Any) -> None:
         """Act at the end of epochs."""
@@ -109,16 +115,9 @@ class SegmentationUpdate:
                 engine.network.to(memory_format=torch.channels_last)
                 self.laid_out = True
             image = image.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(torch.device(device).type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
+        with casting(device, self.autocast_dtype):
             logits = engine.inferer(image, engine.network)
         loss = engine.loss_function(logits.float(), label)
-        check_finite({"loss": loss}, engine.state.iteration)
-        engine.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        average_gradients(engine.network)
-        largest = float("inf") if self.gradient_clip is None else self.gradient_clip
-        norm = torch.nn.utils.clip_grad_norm_(engine.network.parameters(), largest)
-        check_finite({"gradient": norm}, engine.state.iteration)
-        engine.optimizer.step()
+        descend({"loss": loss}, engine.network, engine.optimizer, engine.state.iteration, self.gradient_clip)
         shares = {f"{name}_share": batch[name].float().mean().to(device) for name in ("synthetic", "transplanted")}
         return mean_terms({Keys.LOSS: loss, **shares})

@@ -14,7 +14,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow, verify_net_in_out
 from scripts.data.cases import open_cases
 from scripts.data.training_set import load_training_set
 from scripts.runtime.errors import InputError
-from scripts.training.handlers import Checkpoints
+from scripts.training.checkpoints import Checkpoints
 
 from ..data.toy_nnunet import AFFINE, write_dataset, write_pool
 from ..processes import python
@@ -102,7 +102,7 @@ def test_overlays_hold_only_what_differs():
     configs = {path.stem: json.loads(path.read_text()) for path in (BUNDLE / "configs").glob("*.json")}
     networks = {"unetr": {"unetr"}, "swin_unetr": {"swin_unetr"}}  # settings that only one network has
     base = {**configs["inference"], **{k: v for k, v in configs["train"].items() if not str(v).startswith("%")}}
-    for overlay in ("attention_unet", "unetr", "swin_unetr", "volume", "paper", "paper_volume"):
+    for overlay in ("attention_unet", "unetr", "swin_unetr", "volume", "paper", "paper_volume", "evidence"):
         for key, value in configs[overlay].items():
             assert key in base or key in networks, f"{overlay}.json sets the unknown {key}"
             assert base.get(key) != value, f"{overlay}.json repeats {key}"
@@ -147,6 +147,15 @@ def test_loss_is_dice_and_binary_cross_entropy(channels, tmp_path):
     dice = 1 - 2 * (p * mask).sum((0, 2, 3)) / (p.sum((0, 2, 3)) + mask.sum((0, 2, 3)))
     expected = dice.mean() + torch.nn.functional.binary_cross_entropy(p, mask)
     assert loss(logits, mask) == pytest.approx(float(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize("volume", [None, "volume"])
+def test_evidence_is_the_small_fast_network(volume, tmp_path):
+    parser = parsed("inference", "evidence", volume, root=tmp_path)
+    network = parser.get_parsed_content("network_def").eval()
+    assert type(network).__name__ == "DynUNet" and sum(p.numel() for p in network.parameters()) < 2e6
+    size = parser.get_parsed_content("spatial_size")
+    assert network(torch.rand(1, 1, *size)).shape == (1, 1, *size)
 
 
 @pytest.mark.parametrize("config, kind", [("train", "train"), ("inference", "infer")])
@@ -211,6 +220,46 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+def stopped(monkeypatch, root: Path, *configs: str, **settings) -> None:
+    """A training that is interrupted after two epochs."""
+
+    def stop(self, engine, save=Checkpoints._save):
+        save(self, engine)
+        if engine.state.epoch == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Checkpoints, "_save", stop)
+        run("train", *configs, bundle_root=str(root), **settings)
+
+
+@pytest.mark.slow
+def test_online_augmentation_from_training_to_prediction(folders, pool, tmp_path, one_thread, monkeypatch):
+    """Resumed is uninterrupted; what the network sees is recorded; prediction and evaluation agree."""
+    raw, pre = folders
+    arm = TINY | {"max_epochs": 4, "augmentation": "online", "pool_dir": str(pool), "share": 0.25, "val_interval": 0}
+    settings = {"dataset_dir": str(pre), **arm}
+    run("train", "evidence", bundle_root=str(tmp_path / "whole"), **settings)
+    stopped(monkeypatch, tmp_path / "again", "evidence", **settings)
+    run("train", "evidence", bundle_root=str(tmp_path / "again"), **settings)
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "again"))
+    records = [json.loads((tmp_path / name / "models/provenance.json").read_text()) for name in ("whole", "again")]
+    training = records[0]["training"]
+    assert training["plateau"] == records[1]["training"]["plateau"] and list(training["plateau"]) == [
+        "0.6",
+        "0.8",
+        "1.0",
+    ]
+    assert training["augmentation"] == "online" and training["z_score"]["per_case"] is False
+    known = {"bundle_root": str(tmp_path / "again"), **{name: TINY[name] for name in ("spatial_size", "channels")}}
+    run("train", "evidence", "evaluate", dataset_dir=str(pre), raw_dir=str(raw), split="test", **known)
+    run("inference", "evidence", kind="infer", dataset_dir=str(raw), **known)
+    metrics = json.loads((tmp_path / "again/evaluation/metrics.json").read_text())
+    voxels = np.asarray(nib.load(tmp_path / "again/predictions/toy_006.nii.gz").dataobj)
+    measured = {name: values["predicted_voxels"] for name, values in metrics["cases"]["toy_006"].items()}
+    assert measured == {"inner": (voxels == 1).sum(), "outer": (voxels == 2).sum()}
+
+
 @pytest.mark.slow
 def test_share_zero_is_real_only_and_resumed_is_uninterrupted(folders, pool, tmp_path, one_thread, monkeypatch):
     settings = {"dataset_dir": str(folders[1]), **TINY, "max_epochs": 4, "augmentation": "x2"}
@@ -228,14 +277,7 @@ def test_share_zero_is_real_only_and_resumed_is_uninterrupted(folders, pool, tmp
     assert training["pool"]["name"] == "pool" and training["mixing"]["share"] == 0.5
     assert len(training["pool"]["generator_cases"]) == 4 and len(training["pool"]["sha256"]) == 64
 
-    def stop(self, engine, save=Checkpoints._save):
-        save(self, engine)
-        if engine.state.epoch == 2:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(Checkpoints, "_save", stop)
-        run("train", bundle_root=str(tmp_path / "again"), **mixed)
+    stopped(monkeypatch, tmp_path / "again", **mixed)
     assert not (tmp_path / "again/models/model.pt").exists()
     run("train", bundle_root=str(tmp_path / "again"), **mixed)
     assert same(weights(tmp_path / "mixed"), weights(tmp_path / "again"))

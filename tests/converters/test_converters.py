@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from scripts.converters import convert, raw_dataset
+from scripts.converters.raw_dataset import SourceCase, _patient_folds
 from scripts.data.cases import open_cases
 from scripts.runtime.errors import InputError
 
@@ -217,6 +218,22 @@ def test_scans_of_a_patient_stay_on_one_side(tmp_path):
     assert len(drawn) > 1
     counted = convert("brats", source, tmp_path / "Dataset009_Held", test_cases=2, seed=3)
     assert names(counted / "labelsTs") == names(made / "labelsTs")
+
+
+@pytest.mark.parametrize("patients", [2, 3, 4])
+def test_few_patients_of_several_scans_stay_on_one_side_in_all_five_folds(patients):
+    scans = [f"p{patient}-{scan}" for patient in range(patients) for scan in range(3)]
+    folds = _patient_folds([SourceCase(scan, scan[:2], (), None) for scan in scans])
+    assert len(folds) == 5  # nnU-Net draws by scans where one is missing
+    for fold in folds:
+        assert sorted([*fold["train"], *fold["val"]]) == scans and fold["train"] and fold["val"]
+        assert not {scan[:2] for scan in fold["train"]} & {scan[:2] for scan in fold["val"]}
+    assert {scan for fold in folds for scan in fold["val"]} == {*scans}
+
+
+def test_scans_of_one_patient_are_no_data_set_to_validate_on():
+    with pytest.raises(InputError, match="patient p0"):
+        _patient_folds([SourceCase(f"p0-{scan}", "p0", (), None) for scan in range(6)])
 
 
 @pytest.mark.parametrize("target", ["GTVp", "both"])

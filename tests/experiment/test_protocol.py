@@ -4,8 +4,8 @@ import pytest
 import yaml
 
 from scripts.experiment.cells import cell_hashes, plan_cells
+from scripts.experiment.nnunet import real_exposures
 from scripts.experiment.protocol import PROTOCOLS, read_protocol
-from scripts.experiment.work import _length
 from scripts.runtime.errors import InputError
 
 from .fake import PROTOCOL, settings, write_protocol
@@ -126,17 +126,15 @@ def test_all_training_patients_and_budgets(tmp_path):
     text = PROTOCOL.replace("folds: [0, 1]", "folds: [all]")
     with pytest.raises(InputError, match="evaluate"):
         settings(tmp_path, text)
-    s = settings(tmp_path, text.replace("title:", "evaluate: [test]\nbudget: exposures\ntitle:"))
+    s = settings(tmp_path, text.replace("title:", "evaluate: [test]\nbudget: real_exposures\ntitle:"))
     cells = plan_cells(s)
     assert {cell.settings["fold"] for cell in cells if "fold" in cell.settings} == {"all"}
-    trains = {cell.settings["arm"]: cell.settings for cell in cells if cell.kind == "train"}
-    assert trains["model"]["mixing"]["budget"] == "exposures"
-    assert _length(trains["real only"], 0) == _length(trains["x5"], 0) == {}
-    assert _length(trains["model"], 20) == {"iterations_per_epoch": 60}  # 30, and as many synthetic ones on top
-    added = {**trains["model"], "mixing": {"share": "added", "budget": "exposures"}}
-    items = [0] * 50
-    assert eval(_length(added, 20)["iterations_per_epoch"].lstrip("$").replace("@train#dataset.data", "items")) == 50
-    assert "batch_size" in _length({**added, "mixing": {"budget": "epochs"}}, 20)["iterations_per_epoch"] and items
+    trains = [cell.settings for cell in cells if cell.kind == "train"]
+    assert all(one["mixing"]["budget"] == "real_exposures" for one in trains)  # of the bundle, as it is
+    assert real_exposures(40, 10, {"share": 0.5}, True) == 80 and real_exposures(40, 10, {}, False) == 40
+    grafts = {"transplant": {"share": 0.5}}  # by default in all but the last fifth of the epochs
+    assert real_exposures(40, 10, grafts, False) == 67 and real_exposures(40, 10, {"share": 0.1, **grafts}, True) == 80
+    assert real_exposures(40, 10, {"share": 0.5, "finish_epochs": 5}, True) == 53  # a quarter of all is synthetic
     with pytest.raises(InputError, match="did you mean steps"):
         settings(tmp_path, PROTOCOL + "budget: step\n")
 
@@ -163,3 +161,12 @@ def test_pools_are_as_large_as_the_largest_arm_and_audited_unless_pasted(tmp_pat
     assert not [cell for cell in cells if cell.kind == "generator" and cell.settings["label"] == "pasted"]
     waiting = [cell for cell in cells if cell.kind in ("train", "metrics") and cell.settings.get("arm") == "model"]
     assert waiting and all("audit" in cell.needs for cell in waiting)
+
+
+def test_arms_of_transplants_and_online_augmentation(tmp_path):
+    arms = "  x5: {augmentation: online}\n  grafts: {augmentation: online, transplant: {share: 0.3}}"
+    s = settings(tmp_path, PROTOCOL.replace("  x5: {augmentation: x5}", arms))
+    mixing = {cell.settings["arm"]: cell.settings["mixing"] for cell in plan_cells(s) if cell.kind == "train"}
+    assert mixing["grafts"] == {"augmentation": "online", "transplant": {"share": 0.3}}
+    with pytest.raises(InputError, match="did you mean share"):
+        settings(tmp_path, PROTOCOL.replace("  x5: {augmentation: x5}", arms.replace("share:", "shar:")))

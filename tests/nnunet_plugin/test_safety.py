@@ -1,5 +1,6 @@
 """Nothing is lost: options of another type, folders of others, two commands at once, damaged imports, hostile files."""
 
+import errno
 import gzip
 import json
 import shutil
@@ -44,7 +45,7 @@ def show(
         (["0x10", "Dataset066_MR-liver", "1.0"], ("0x10", "Dataset066_MR-liver", "1.0", False, 3, 0.5, None)),
         (["[a]", "1e5", "{b: c}", "--overwrite"], ("[a]", "1e5", "{b: c}", True, 3, 0.5, None)),
         (["True", "--overwrite=False", "--share=1"], ("True", 1, None, False, 3, 1, None)),
-        (["a", "--nooverwrite", "--sizes", "[1,2]"], ("a", 1, None, False, 3, 0.5, [1, 2])),
+        (["a", "--overwrite", "false", "--sizes", "[1,2]"], ("a", 1, None, False, 3, 0.5, [1, 2])),
     ],
 )
 def test_options_arrive_as_their_annotations_say(capsys, words, arrives):
@@ -55,7 +56,6 @@ def test_options_arrive_as_their_annotations_say(capsys, words, arrives):
 @pytest.mark.parametrize(
     "words",
     [
-        ["--overwrite", "false"],
         ["--overwrite", "0"],
         ["--overwrite", "no"],
         ["--overwrite=None"],
@@ -64,7 +64,6 @@ def test_options_arrive_as_their_annotations_say(capsys, words, arrives):
         ["--count", "True"],
         ["--share", "half"],
         ["--share", "nan"],
-        ["--share"],
     ],
 )
 def test_options_of_another_type_are_refused(capsys, words):
@@ -158,6 +157,19 @@ def test_two_at_once_lose_nothing(make_pool, nnunet, tmp_path):
     for name, count in (("pool", 12), ("other", 5)):
         assert len(list((base / "synthaug" / name / "fold_0").glob("*_seg.b2nd"))) == count
     assert not [path for path in base.rglob("*") if path.name.endswith((".partial", ".lock"))]
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(make_pool, snapshot, monkeypatch, capsys):
+    pool = make_pool(samples=1)
+
+    def refused(lock, *args, **kwargs):
+        raise OSError(errno.EROFS, "Read-only file system", lock.lock_file)
+
+    monkeypatch.setattr("nnunet_plugin.import_pool.FileLock.acquire", refused)
+    with pytest.raises(InputError, match="Read-only"):
+        add_pool(pool, 901, 0)
+    assert main(["add-pool", str(pool), "901", "2d", "0"]) == 1
+    assert capsys.readouterr().err.startswith("error: ")
 
 
 def test_damaged_import_is_mended_by_the_same_command(make_pool, nnunet, snapshot):

@@ -205,7 +205,7 @@ def test_unequal_steps_are_said(tmp_path):
 
 
 def test_another_budget_is_named_and_not_shouted_about(tmp_path):
-    run = run_of(tmp_path, text=RUN + "budget: exposures\n")
+    run = run_of(tmp_path, text=RUN + "budget: real_exposures\n")
     cell = next(cell for cell in run.cells.values() if cell.kind == "train" and cell.settings["arm"] == "real only")
     write_result(run, cell.id, {"steps": 300, "num_synthetic": 0})
     words = answer(run)

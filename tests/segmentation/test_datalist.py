@@ -11,11 +11,13 @@ from monai.data import load_decathlon_datalist
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd
 
 from scripts.data.cases import open_cases
+from scripts.data.folds import listed_cases
 from scripts.pool.adopt import adopt_pool
 from scripts.runtime.errors import InputError
 from scripts.segmentation.datalist import write_datalist
 
 from ..data.toy import toy_case, write_preprocessed, write_raw
+from ..data.toy_nnunet import seen_by
 
 AFFINE = np.diag([-1.0, -1.5, 4.0, 1.0])
 
@@ -91,7 +93,9 @@ def test_auto3dseg_finds_one_fold(made, tmp_path, caplog):
 def test_a_leak_and_other_spaces_are_refused(made, tmp_path):
     data, pool = made
     leaky = json.loads((pool / "pool.json").read_text())
-    leaky["provenance"] |= {"cases": [{"id": open_cases(data, 2).fold.val[0], "sha256": "0" * 64}]}
+    cases = open_cases(data, 2)
+    cases.fold = listed_cases(cases.fold.val[:1], [*cases.fold.train, *cases.fold.val])
+    leaky["provenance"] |= seen_by(cases)
     copy = tmp_path / "pool"
     copy.mkdir()
     for name in ("images", "labels"):
