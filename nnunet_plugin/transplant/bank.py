@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -91,14 +92,14 @@ class Bank:
             if (choice & healthy).any():
                 choice &= healthy
             where = rng.permutation(np.flatnonzero(choice))[:TRIALS]
-            for rank in range(len(JITTER)):
-                for covers in (False, True):
-                    found += [
-                        Fit(number, int(place), rank, covers)
-                        for place in where
-                        if not (covers and healthy[place])
-                        and self._try(rng, lesion, self.places[place], rank, covers) is not None
-                    ]
+            # Farther away, or over another lesion, only where there is no other way.
+            for rank, covers in product(range(len(JITTER)), (False, True)):
+                found += [
+                    Fit(number, int(place), rank, covers)
+                    for place in where
+                    if not (covers and healthy[place])
+                    and self._try(rng, lesion, self.places[place], rank, covers) is not None
+                ]
                 if found and found[-1].lesion == number:
                     break
         self.fits = np.array(found, np.int32).reshape(-1, len(Fit._fields))
