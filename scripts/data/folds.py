@@ -13,6 +13,7 @@ from ..runtime.errors import InputError
 from ..runtime.files import write_json
 
 NUM_FOLDS = 5
+SPLITS = "splits_final.json"
 
 logger = logging.getLogger(__name__)
 
@@ -52,16 +53,10 @@ def read_fold(dataset_dir: str | Path, case_ids: list[str], fold: int | str, sto
     Raises:
         InputError: the fold does not exist or the split names cases that are not there.
     """
-    path = Path(dataset_dir) / "splits_final.json"
+    path = Path(dataset_dir) / SPLITS
     if str(fold) == "all":
         return _fold("all", sorted(case_ids), [])
-    if path.is_file():
-        try:
-            splits = json.loads(path.read_text())
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path} is not JSON ({error})", "nnU-Net's splits", "restore or delete it") from error
-    else:
-        splits = five_folds(case_ids)
+    splits = _splits(path, case_ids)
     if str(fold).isdigit() and int(fold) < len(splits):
         fold = int(fold)
         chosen = splits[fold]
@@ -96,9 +91,22 @@ def listed_fold(case_ids: list[str]) -> Fold:
     return _fold("listed", case_ids, [])
 
 
-def listed_cases(seen: list[str], case_ids: list[str]) -> Fold:
-    """Cases that a generator saw, and all others."""
+def listed_cases(dataset_dir: str | Path, seen: list[str], case_ids: list[str]) -> Fold:
+    """The fold that trains on the cases that a generator saw; where there is none, these and all others."""
+    path = Path(dataset_dir) / SPLITS
+    for number, split in enumerate(_splits(path, case_ids) if path.is_file() or len(case_ids) >= NUM_FOLDS else []):
+        if {*split["train"]} == {*seen}:
+            return _fold(number, list(split["train"]), list(split["val"]))
     return _fold("listed", sorted(seen), sorted({*case_ids} - {*seen}))
+
+
+def _splits(path: Path, case_ids: list[str]) -> list[dict[str, list[str]]]:
+    if not path.is_file():
+        return five_folds(case_ids)
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is not JSON ({error})", "nnU-Net's splits", "restore or delete it") from error
 
 
 def _fold(name: int | str, train: list[str], val: list[str]) -> Fold:

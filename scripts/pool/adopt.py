@@ -89,7 +89,7 @@ def adopt_pool(
         )
     # One that saw none is compared with the training and validation cases of fold 0.
     cases = open_cases(first, 0 if saw == "none" else "all", plans, configuration)
-    word = _whom(saw, cases)
+    word = _whom(saw, cases, first)
     files = _Files(pairs, cases, first, dimension, to_preprocess=not is_raw and not preprocessed)
     intensities = files.check()
     data = load_training_set(cases, own_size(cases, volumes=dimension == 3))
@@ -143,7 +143,7 @@ def _nifti_files(folder: Path) -> dict[str, Path]:
     return files
 
 
-def _whom(saw: str | Path, cases: Cases) -> str:
+def _whom(saw: str | Path, cases: Cases, dataset_dir: Path) -> str:
     """The user's word; where it names cases, they are the training cases from now on."""
     if str(saw) in SAW:
         return str(saw)
@@ -157,7 +157,7 @@ def _whom(saw: str | Path, cases: Cases) -> str:
             f"ids of training cases of {cases.description.name}, such as {cases.fold.train[0]}",
             "mend the list, or write --saw none or all",
         )
-    cases.fold = listed_cases(named, cases.fold.train)
+    cases.fold = listed_cases(dataset_dir, named, cases.fold.train)
     return "listed"
 
 
@@ -290,7 +290,7 @@ def _check_units(samples: np.ndarray, files: _Files, data: TrainingSet) -> None:
         counts = files.dimension == 2 or data.cases.space["kind"] != "raw" or name.lower() == "ct"
         low, high = np.median(samples[:, :, channel], axis=0)
         real = data.scaling.low[channel], data.scaling.high[channel]
-        ratio = (high - low) / (real[1] - real[0])
+        ratio = (high - low) / max(real[1] - real[0], 1e-8)
         if counts and not 1 / UNITS <= ratio <= UNITS:
             raise InputError(
                 f"channel {name} with intensities from {low:.4g} to {high:.4g} (the median of the samples)",
@@ -303,7 +303,7 @@ class _Adopted:
     """What `write_pool` draws: candidate `i` is the `i`-th file."""
 
     samples_per_pass = 1
-    real_anatomy = False  # as far as anyone knows
+    real_anatomy = True  # for all that is known: some programs paint lesions into patients
 
     def __init__(self, files: _Files, data: TrainingSet, adopted: dict[str, Any]):
         self.files, self.dimension, self.description = files, files.dimension, data.cases.description
@@ -315,7 +315,7 @@ class _Adopted:
             record |= {"cases": [], "cases_sha256": cases_sha256([]), "split_sha256": json_sha256([[], []])}
         self.provenance = {
             **record,
-            "fold": 0 if saw == "none" else "all",  # which the cases are opened with
+            "fold": fold.name if isinstance(fold.name, int) else "all",  # which the cases are opened with
             "validation": fold.val,
             "adopted": adopted,
             "weights_sha256": json_sha256(hashes),
