@@ -164,6 +164,7 @@ def _make_pool(cell: Cell, run: RunFolder, folder: Path) -> dict[str, Any]:
         overrides = {
             "bundle_root": str(run.folder(cell.needs["generator"])),
             "output_dir": str(folder / "pool"),
+            "dataset_dir": str(_dataset(cell, run)),  # which a painter of lesions paints into
             "num_samples": s["num_samples"],
             "seed": s["seed"],
             **{key: value for key, value in s.get("settings", {}).items() if key in known},

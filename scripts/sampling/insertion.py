@@ -98,7 +98,7 @@ def insert_lesion(
         assert volume is not None and centre is not None
         wanted = _draw_shape(given, float(volume), centre, description, np.random.default_rng(seed))
     order = _axes_order(space)
-    steps, sides = _model_grid(space, given, order)
+    steps, sides = _model_grid(space, given, order, len(painter.steps))
     finest = min(steps[-len(painter.steps) :])
     hole = hole_around(wanted > 0, BORDER * finest / float(given.spacing.min()), given.spacing.tolist())
     label = np.zeros_like(wanted) if remove else wanted
@@ -225,13 +225,14 @@ def _axes_order(space: dict) -> tuple[int, int, int]:
     return depth, height, width
 
 
-def _model_grid(space: dict, given: Volume, order: Sequence[int]) -> tuple[list[float], tuple[int, ...]]:
-    """Millimetres and voxels along depth, height, width; a 2D configuration leaves the depth as it is."""
+def _model_grid(
+    space: dict, given: Volume, order: Sequence[int], dimension: int
+) -> tuple[list[float], tuple[int, ...]]:
+    """Millimetres and voxels along depth, height, width; for a painter of slices the depth stays as it is."""
     own = given.spacing[list(order)]
     wanted = np.array([float(step or 1.0) for step in space["spacing"]])
-    slices = space["kind"] == "raw" or space["configuration"].startswith("2d")
     wanted = np.where(np.abs(wanted / own - 1) < SAME, own, wanted)
-    if slices:
+    if dimension == 2:
         wanted[0] = own[0]
     sides = np.array(given.values.shape[1:])[list(order)]
     new = [max(1, round(float(side * a / b))) for side, a, b in zip(sides, own, wanted, strict=True)]
@@ -274,9 +275,8 @@ class _Resampling:
     def _resampled(values: np.ndarray, sides: Sequence[int]) -> np.ndarray:
         if tuple(values.shape) == tuple(sides):
             return values
-        axes = [(np.arange(n) + 0.5) * old / n - 0.5 for n, old in zip(sides, values.shape, strict=True)]
-        points = np.meshgrid(*axes, indexing="ij")
-        return ndimage.map_coordinates(values, points, order=1, mode="nearest")
+        factors = [new / old for new, old in zip(sides, values.shape, strict=True)]
+        return ndimage.zoom(values, factors, order=1, mode="nearest", grid_mode=True)
 
 
 def _paint(

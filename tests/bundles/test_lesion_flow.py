@@ -16,7 +16,7 @@ from scripts.runtime.errors import InputError
 from ..data.toy import body_case, write_preprocessed
 from .two_stages import ROOT, losses, network, run, same, weights
 
-TINY = {"spatial_size": [24, 24], "num_steps": 2, "val_interval": 2}
+TINY = {"spatial_size": [24, 24], "num_steps": 2}
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def dataset(tmp_path_factory):
 @pytest.fixture(scope="module")
 def straight(dataset, tmp_path_factory):
     root = tmp_path_factory.mktemp("straight")
-    run("lesion_flow", ["train"], root, dataset_dir=dataset, max_epochs=4, **TINY)
+    run("lesion_flow", ["train"], root, dataset_dir=dataset, max_epochs=4, val_interval=2, **TINY)
     return root
 
 
@@ -75,7 +75,7 @@ def test_train_then_sample_in_every_mode(straight, dataset, tmp_path):
 @pytest.mark.slow
 def test_resumed_training_is_the_uninterrupted_one(straight, dataset, tmp_path):
     for epochs in (2, 4):
-        run("lesion_flow", ["train"], tmp_path, dataset_dir=dataset, max_epochs=epochs, **TINY)
+        run("lesion_flow", ["train"], tmp_path, dataset_dir=dataset, max_epochs=epochs, val_interval=2, **TINY)
     assert same(weights(straight), weights(tmp_path))
     assert losses(straight / "models") == losses(tmp_path / "models")
     a, b = (torch.load(root / "models/checkpoint.pt", weights_only=True)["best"] for root in (straight, tmp_path))
