@@ -19,7 +19,7 @@ from .dataset import EpochPlans, Ledger, MixedDataset, planned
 from .errors import InputError
 from .import_pool import read_import
 from .mixing import share_at
-from .precision import Float32Loss, autocast_dtype
+from .precision import Float32Loss, autocast_dtype, memory_format
 from .preprocessed import (
     PreprocessedDataset,
     check_leakage,
@@ -78,8 +78,8 @@ class SynthAugMixin(nnUNetTrainer):
         """Build network and optimiser; with a training seed the same weights for every configuration."""
         self._seed()
         super().initialize()
-        if self._autocast_dtype is not None and len(self.configuration_manager.patch_size) == 2:
-            self.network.to(memory_format=torch.channels_last)
+        if self._autocast_dtype is not None:
+            self.network.to(memory_format=memory_format(len(self.configuration_manager.patch_size)))
 
     def _build_loss(self) -> torch.nn.Module:
         loss = super()._build_loss()
