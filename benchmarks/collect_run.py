@@ -1,26 +1,26 @@
-"""Keep what a run of `synthaug run` measured, and leave out patients' images and this machine's paths.
+"""Keep what a run measured: `run.json` and each finished cell's `result.json`, without this machine's paths.
 
     python benchmarks/collect_run.py RUN_DIR NAME
 
-writes `benchmarks/results/NAME.json` (Dice per test patient, arm and seed; comparison; settings; versions; commit;
-seconds) and `NAME.png` (Dice of each patient, real only against real + synthetic).
+writes `benchmarks/results/NAME`, small and without images: `synthaug report` makes a report of it, and a copy of it as
+`--output_dir` of the same command goes on where the run was, on another machine, too. Give the command again while the
+run goes on, to keep each cell as it ends.
 """
 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
-from scripts.report.answer import answer, compare_arms
-from scripts.report.figures import save_png
-from scripts.report.plots import paired_dice_figure
+from scripts.runtime.files import write_json
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
-def without_paths(value):
-    """Replace every absolute path in a record by its last part, and drop the files that stay with the run."""
+def without_paths(value: Any) -> Any:
+    """Replace every absolute path in a record by its last part."""
     if isinstance(value, dict):
-        return {k: without_paths(v) for k, v in value.items() if k not in ("losses_file", "shares_file", "pictures")}
+        return {key: without_paths(item) for key, item in value.items()}
     if isinstance(value, list):
         return [without_paths(item) for item in value]
     if isinstance(value, str) and "/" in value:
@@ -28,17 +28,19 @@ def without_paths(value):
     return value
 
 
+def collect(run_dir: Path, target: Path) -> int:
+    """Copy the records; returns how many cells are finished."""
+    content = json.loads((run_dir / "run.json").read_text())
+    write_json(target / "run.json", without_paths(content))
+    cells = [cell["id"] for cell in content["cells"] if (run_dir / "cells" / cell["id"] / "result.json").is_file()]
+    for cell in cells:
+        result = json.loads((run_dir / "cells" / cell / "result.json").read_text())
+        write_json(target / "cells" / cell / "result.json", without_paths(result))
+    return len(cells)
+
+
 def main(run_dir: str, name: str) -> None:
-    record = json.loads((Path(run_dir) / "run.json").read_text())
-    compared = compare_arms(record)
-    measure = next(iter(compared["values"]))  # the mean over labels where there are several
-    (reference, first), (other, second) = compared["values"][measure].items()
-    kept = without_paths(record)
-    kept["answer"] = answer(record)
-    (RESULTS / f"{name}.json").write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
-    figure = paired_dice_figure(first, second, (reference, other), f"Dice, {measure}, {record['dataset']['name']}")
-    save_png(figure, RESULTS / f"{name}.png")
-    print(kept["answer"])
+    print(f"{collect(Path(run_dir), RESULTS / name)} finished cells in {RESULTS / name}")
 
 
 if __name__ == "__main__":

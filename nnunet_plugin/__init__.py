@@ -7,5 +7,9 @@ from pathlib import Path
 
 
 def ext_path() -> Path:
-    """Return the folder for the environment variable `nnUNet_extTrainer` (it holds the trainer alone)."""
+    """Return the folder for the environment variable `nnUNet_extTrainer` (it holds the trainer alone).
+
+    Example:
+        export nnUNet_extTrainer=$(synthaug ext-path)
+    """
     return Path(__file__).resolve().parent / "trainers"

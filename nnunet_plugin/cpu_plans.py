@@ -5,9 +5,11 @@ from pathlib import Path
 
 from .errors import InputError
 from .import_pool import check_plans_name
-from .preprocessed import find_dataset, read_json, read_plans, write_json
+from .options import checked
+from .preprocessed import CPU_PLANS_MARK, find_dataset, read_json, read_plans, write_json
 
 
+@checked
 def write_cpu_plans(
     dataset: int | str,
     plans: str = "nnUNetPlans",
@@ -26,14 +28,17 @@ def write_cpu_plans(
         plans_out: Name of the plans to write.
         max_features: Feature maps of the deepest stages; the first stage has an eighth of it.
         batch_size: Batch size in 2d; in 3D an eighth of it, at least 2. Never more than the plans have.
-        overwrite: Replace other plans of the same name.
+        overwrite: Replace plans of the same name that this command wrote.
+
+    Example:
+        synthaug cpu-plans 501
     """
     for name, value, least in (("max_features", max_features, 8), ("batch_size", batch_size, 2)):
-        if not isinstance(value, int) or value < least:
+        if value < least:
             raise InputError(f"{name} = {value!r}", f"a whole number from {least}", f"correct {name}")
     check_plans_name(plans, plans_out)
     found = find_dataset(dataset)
-    small = {**deepcopy(read_plans(found, plans)), "plans_name": plans_out}
+    small = {**deepcopy(read_plans(found, plans)), "plans_name": plans_out, CPU_PLANS_MARK: plans_out}
     for name, configuration in small["configurations"].items():
         if "inherits_from" in configuration:
             continue
@@ -49,7 +54,13 @@ def write_cpu_plans(
         batch = batch_size if len(configuration["patch_size"]) == 2 else max(2, batch_size // 8)
         configuration["batch_size"] = min(batch, configuration["batch_size"])
     file = found.folder / f"{plans_out}.json"
-    if file.is_file() and not overwrite and read_json(file, "overwrite it") != small:
-        raise InputError(f"other plans in {file}", "the same plans, or a name that is free", "overwrite, or rename")
+    existing = read_json(file, "choose another plans_out") if file.is_file() else {}
+    if existing and {**existing, CPU_PLANS_MARK: plans_out} != small:
+        if not overwrite:
+            raise InputError(f"other plans in {file}", "the same plans, or a name that is free", "overwrite, or rename")
+        if existing.get(CPU_PLANS_MARK) != plans_out:
+            raise InputError(
+                f"{file}, which cpu-plans did not write", "plans of cpu-plans, or a name that is free", "rename"
+            )
     write_json(file, small)
     return file

@@ -1,5 +1,7 @@
 """The one error that users are meant to read (the plugin imports nothing from `scripts`, which takes it from here)."""
 
+import errno
+
 
 class InputError(ValueError):
     """Input that cannot be used: what was got, what is allowed, and how to mend it.
@@ -10,3 +12,21 @@ class InputError(ValueError):
 
     def __init__(self, got: str, allowed: str, remedy: str):
         super().__init__(f"{got}\n  allowed: {allowed}\n  remedy:  {remedy}")
+
+
+def plain_words(error: BaseException) -> InputError | None:
+    """What a user can mend, as an `InputError`: bad input, a full or closed disk, too little memory; else None."""
+    if isinstance(error, InputError):
+        return error
+    number, file = (error.errno, error.filename) if isinstance(error, OSError) else (None, None)
+    words = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "PytorchStreamWriter failed writing" in words:
+        return InputError(words, "room on the disk", "free some; the same command goes on")
+    if number in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return InputError(words, f"rights to read or write {file or 'it'}", "name another folder, or change its rights")
+    without_memory = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in words
+    if isinstance(error, MemoryError) or number == errno.ENOMEM or without_memory:
+        return InputError(
+            f"too little memory: {words}", "what fits the memory", "take a smaller batch or grid, or fewer processes"
+        )
+    return None

@@ -1,20 +1,26 @@
 """Bring a pool into nnU-Net's preprocessed data and add a configuration that trains with it."""
 
-import os
-import shutil
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from scipy.ndimage import binary_fill_holes
-from tqdm import tqdm
+from filelock import FileLock, Timeout
 
-from .errors import InputError
-from .pool_format import Pool, case_ids, is_safe_name, read_pool, read_sample
+from .errors import InputError, plain_words
+from .identity import Identity
+from .imported import IMPORT_RECORD, import_record, import_samples, needs_import, read_import
+from .leakage import check_split, check_voxels, identify_cases, seen_cases
+from .options import checked
+from .pool_format import Pool, is_safe_name, read_pool
 from .preprocessed import (
+    CPU_PLANS_MARK,
     PreprocessedDataset,
     case_identifiers,
+    case_reader,
     check_leakage,
     check_space,
     find_dataset,
@@ -24,13 +30,14 @@ from .preprocessed import (
     resolve_configuration,
     write_json,
 )
+from .raw_cases import preprocessed_identities
 from .settings import parse_settings, settings_block
 
-IMPORT_RECORD = "import.json"
-IMPORT_FORMAT = "synthaug-import"
+__all__ = ["IMPORT_RECORD", "TRAINER", "add_pool", "check_plans_name", "read_import"]
 TRAINER = "nnUNetTrainerSynthAug"
 
 
+@checked
 def add_pool(
     pool: str | Path,
     dataset: int | str,
@@ -66,7 +73,8 @@ def add_pool(
         plans: The plans that hold the configuration.
         plans_out: Name of the plans file to write; by default the name of the plans with SynthAug appended.
         name: Name of the new configuration; by default such as 2d_syn50.
-        pool_name: Name of the imported pool; by default the name of its folder.
+        pool_name: Name of the imported pool, the same for every fold; by default that which the configuration has
+            already, or else the name of the pool's folder without its fold, such as pool for pool_fold0.
         schedule: constant, linear, cosine or steps.
         share_end: The share at the end of the schedules linear and cosine.
         steps: The pairs [epoch, share] of the schedule steps.
@@ -77,10 +85,14 @@ def add_pool(
             num_iterations_per_epoch, num_val_iterations_per_epoch, optimizer (SGD or AdamW), initial_lr,
             weight_decay, seed.
         overwrite: Replace an imported pool, a configuration or stale plans of the same name.
+
+    Example:
+        synthaug add-pool pool_fold0 501 2d 0 --share 0.5
     """
-    pool_name = Path(pool).resolve().name if pool_name is None else pool_name
+    plans_out = f"{plans}SynthAug" if plans_out is None else plans_out
+    name = f"{configuration}_syn{100 * share:g}".replace(".", "p") if name is None else name
     block = {
-        "pool": pool_name,
+        "pool": pool_name or "pool",  # chosen below
         "share": share,
         "schedule": schedule,
         "share_end": share_end,
@@ -91,9 +103,8 @@ def add_pool(
         "training": training,
     }
     block = settings_block(parse_settings(block))
-    plans_out = f"{plans}SynthAug" if plans_out is None else plans_out
-    name = f"{configuration}_syn{100 * share:g}".replace(".", "p") if name is None else name
-    _check_name("pool_name", pool_name)
+    if pool_name is not None:
+        _check_name("pool_name", pool_name)
     _check_name("name", name)
     check_plans_name(plans, plans_out)
 
@@ -107,52 +118,114 @@ def add_pool(
             "name the configuration that it inherits from",
         )
     plans_file = found.folder / f"{plans_out}.json"
-    checked = read_pool(pool)
-    _check_pool(checked, found, source, resolved)
+    checked_pool = read_pool(pool)
+    _check_pool(checked_pool, found, source, resolved)
     identifiers = case_identifiers(found, resolved)
-    train, val, new_splits = fold_split(found, identifiers, fold)
-    _check_known_cases(checked.generator_cases, identifiers)
-    check_leakage(checked.generator_cases, train, val, fold)
+    train, val, splits, is_new = fold_split(found, identifiers, fold)
+    seen = _check_cases(checked_pool, found, source, resolved, identifiers, train, val, splits, fold)
 
-    merged = _merged_plans(source, plans_file, configuration, name, block, overwrite)
-    folder = found.pool_folder(pool_name, fold)
-    record = _import_record(checked, pool_name, fold, resolved)
-    imported = _needs_import(folder, record, overwrite)
-    if imported:
-        _import_samples(checked, found, source, resolved, folder, record)
-    if new_splits is not None:
-        write_json(found.folder / "splits_final.json", new_splits)
-    write_json(plans_file, merged)
+    with _only_writer(found):
+        if pool_name is None:
+            pool_name = _pool_name(checked_pool, found, plans_file, name, block, fold)
+            _check_name("pool_name", pool_name)
+        merged = _merged_plans(source, plans_file, configuration, name, {**block, "pool": pool_name}, overwrite)
+        folder = found.pool_folder(pool_name, fold)
+        record = import_record(checked_pool, pool_name, fold, resolved, seen)
+        imported = needs_import(folder, record, overwrite)
+        if imported:
+            import_samples(checked_pool, found, source, resolved, folder, record)
+        if is_new and not (found.folder / "splits_final.json").exists():
+            write_json(found.folder / "splits_final.json", splits)
+        if not plans_file.is_file() or read_json(plans_file, "") != merged:
+            write_json(plans_file, merged)
     return {
         "configuration": name,
         "plans": plans_out,
         "plans_file": plans_file,
         "pool_folder": folder,
-        "samples": len(checked.kept),
+        "samples": len(checked_pool.kept),
         "imported": imported,
         "train_command": f"nnUNetv2_train {found.name} {name} {fold} -p {plans_out} -tr {TRAINER}",
     }
 
 
-def read_import(dataset: PreprocessedDataset, pool: str, fold: int | str) -> dict[str, Any]:
-    """Read the record of an imported pool and check that its samples are there.
+@contextmanager
+def _only_writer(dataset: PreprocessedDataset) -> Iterator[None]:
+    """Wait until no other add-pool writes to the data set; the lock ends with the process that holds it."""
+    path = dataset.folder / "synthaug.lock"
+    lock = FileLock(path)
+    while True:
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            print(f"waiting for another add-pool for {dataset.name}", file=sys.stderr)
+            lock.acquire()
+        except OSError as error:  # a folder that cannot be written
+            raise plain_words(error) or error from None
+        if path.exists():
+            break
+        lock.release()  # of a file that its last holder had just removed
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # where a file in use cannot be removed
+            path.unlink()
+        lock.release()
 
-    Its `samples` are sorted ids, its `cases` the ids that the generator saw.
+
+def _pool_name(
+    pool: Pool, dataset: PreprocessedDataset, plans_file: Path, name: str, block: dict[str, Any], fold: int | str
+) -> str:
+    """Return the name under which the configuration has its pools of other folds, or else that of the folder.
+
+    One configuration serves all folds, and it holds one name.
     """
-    folder = dataset.pool_folder(pool, fold)
-    remedy = f"run add-pool for the pool {pool} and fold {fold}"
-    if not folder.is_dir():
-        present = sorted(path.parent.name for path in folder.parent.glob(f"fold_*/{IMPORT_RECORD}")) or ["none"]
-        raise InputError(f"no imported pool {folder}", f"an imported fold, there is: {', '.join(present)}", remedy)
-    record = read_json(folder / IMPORT_RECORD, remedy)
-    samples = record.get("samples")
-    if record.get("format") != IMPORT_FORMAT or record.get("format_version") != 1 or not samples:
-        raise InputError(f"an unknown {folder / IMPORT_RECORD}", f"{IMPORT_FORMAT}, version 1", remedy)
-    present_files = set(os.listdir(folder))
-    for sample in samples:
-        if not {f"{sample}.b2nd", f"{sample}_seg.b2nd", f"{sample}.pkl"} <= present_files:
-            raise InputError(f"sample {sample} missing in {folder}", "all samples of import.json", remedy)
-    return {**record, "cases": case_ids(record.get("provenance", {}))}
+    own = pool.folder.absolute().name
+    configurations = read_json(plans_file, "remove it").get("configurations", {}) if plans_file.is_file() else {}
+    there = configurations.get(name, {}).get("synthaug", {})
+    if {**there, "pool": ""} == {**block, "pool": ""}:
+        folder = dataset.pool_folder(there["pool"], fold)
+        if there["pool"] == own or not folder.exists():
+            return there["pool"]
+        with suppress(InputError):
+            if read_json(folder / IMPORT_RECORD, "").get("pool_sha256") == pool.sha256:
+                return there["pool"]
+    return re.sub(rf"(^|[_.-]+)fold[_.-]*{fold}$", "", own) or own
+
+
+def _check_cases(
+    pool: Pool, dataset: PreprocessedDataset, plans: dict[str, Any], configuration: dict[str, Any],
+    identifiers: list[str], train: set[str], val: set[str], splits: list | None, fold: int | str,
+) -> dict[str, Identity]:  # fmt: skip
+    """Return the generator's cases as they are preprocessed here, if none of them would leak, by name or by voxels."""
+    provenance = pool.content["provenance"]
+    seen = seen_cases(provenance)
+    unknown = sorted(set(seen) - set(identifiers))
+    if unknown:
+        raise InputError(
+            f"a generator trained on cases that the data set does not have: {', '.join(unknown)}",
+            "cases of the data set, so that a leak can be excluded",
+            "use the data set as it was when the generator was trained",
+        )
+    check_leakage(seen, train, val, fold)
+    check_split(provenance, splits, identifiers)
+    held_out = val - train
+    present = identify_cases(case_reader(dataset, configuration["data_identifier"]), {*seen, *held_out})
+    if pool.is_raw:
+        seen = preprocessed_identities(seen, dataset, plans, configuration, present)
+    elif pool.content["space"]["data_identifier"] != configuration["data_identifier"]:
+        seen = _as_seen(seen, pool, dataset)
+    check_voxels(seen, present, held_out, fold)
+    return {name: present[name] for name in seen}
+
+
+def _as_seen(seen: Mapping[str, Identity], pool: Pool, dataset: PreprocessedDataset) -> dict[str, Identity]:
+    """Return fingerprints of volumes that a generator saw in 3D, to compare them with those that 2d reads."""
+    if all(identity.fingerprint is not None for identity in seen.values()):
+        return dict(seen)
+    present = identify_cases(case_reader(dataset, pool.content["space"]["data_identifier"]), seen)
+    check_voxels(seen, present, (), pool.content["provenance"]["fold"])
+    return present
 
 
 def check_plans_name(plans: str, plans_out: str) -> None:
@@ -180,14 +253,22 @@ def _merged_plans(
 ) -> dict[str, Any]:
     """Return the plans under the new name, with the mixed configurations that were there and the new one."""
     merged = {**deepcopy(source), "plans_name": file.stem}
+    merged.pop(CPU_PLANS_MARK, None)
     if name in merged["configurations"]:
         allowed = f"a name other than {', '.join(merged['configurations'])}"
         raise InputError(f"name = {name}, a configuration of {source['plans_name']}", allowed, "choose another name")
     mixed = {}
     if file.is_file():
         existing = read_json(file, "remove it")
+        if existing.get("plans_name") != file.stem or not isinstance(existing.get("configurations"), dict):
+            raise InputError(f"{file}, which is no plans file", "plans, or a name that is free", "choose another name")
         mixed = {key: c for key, c in existing.get("configurations", {}).items() if "synthaug" in c}
         plain = {key: c for key, c in existing.get("configurations", {}).items() if "synthaug" not in c}
+        if not mixed:
+            raise InputError(
+                f"{file}, which add-pool did not write", "plans with mixed configurations, or a name that is free",
+                "choose another plans_out",
+            )  # fmt: skip
         if {**existing, "configurations": plain} != merged and not overwrite:
             raise InputError(
                 f"{file} made from plans other than the present {source['plans_name']}",
@@ -209,7 +290,7 @@ def _check_pool(pool: Pool, dataset: PreprocessedDataset, plans: dict[str, Any],
     """Raise `InputError` when the pool is of another data set, dimension or space than the configuration."""
     content = pool.content["dataset"]
     for of_pool in (content["name"], pool.content["provenance"]["dataset"]):
-        if of_pool != dataset.name:
+        if of_pool not in dataset.names:
             raise InputError(f"a pool of {of_pool}", f"a pool of {dataset.name}", "name the pool's data set")
     ours = {
         "channel_names": dataset.channel_names,
@@ -255,116 +336,3 @@ def _check_reader(plans: dict[str, Any]) -> None:
             "plans with a reader of .nii.gz",
             "use a pool in the preprocessed space",
         )
-
-
-def _check_known_cases(cases: tuple[str, ...], identifiers: list[str]) -> None:
-    unknown = sorted(set(cases) - set(identifiers))
-    if unknown:
-        raise InputError(
-            f"a generator trained on cases that the data set does not have: {', '.join(unknown)}",
-            "cases of the data set, so that a leak can be excluded",
-            "use the data set as it was when the generator was trained",
-        )
-
-
-def _import_record(pool: Pool, pool_name: str, fold: int | str, configuration: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "format": IMPORT_FORMAT,
-        "format_version": 1,
-        "pool": pool_name,
-        "pool_sha256": pool.sha256,
-        "fold": fold,
-        "data_identifier": configuration["data_identifier"],
-        "dimension": pool.dimension,
-        "dataset": pool.content["dataset"],
-        "space": pool.content["space"],
-        "provenance": pool.content["provenance"],
-        "samples": list(pool.kept),
-    }
-
-
-def _needs_import(folder: Path, record: dict[str, Any], overwrite: bool) -> bool:
-    if not folder.exists() or overwrite:
-        return True
-    existing = read_json(folder / IMPORT_RECORD, "import the pool again with overwrite")
-    if existing != record:
-        what = [key for key in record if existing.get(key) != record[key]]
-        raise InputError(
-            f"another pool in {folder} (different: {', '.join(what)})",
-            "the same pool, or a name that is free",
-            "choose another pool_name, or overwrite",
-        )
-    return False
-
-
-def _import_samples(
-    pool: Pool,
-    dataset: PreprocessedDataset,
-    plans: dict[str, Any],
-    configuration: dict[str, Any],
-    folder: Path,
-    record: dict[str, Any],
-) -> None:
-    """Write the kept samples as nnU-Net's preprocessing would, to a temporary folder that is then renamed."""
-    from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
-
-    manager, config = PlansManager(plans), ConfigurationManager(configuration)
-    label_manager = manager.get_label_manager(dataset.dataset_json)
-    labels = set(map(int, label_manager.all_labels))
-    if label_manager.has_ignore_label:
-        labels.add(int(label_manager.ignore_label))
-    temporary = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        for sample in tqdm(pool.kept, desc=f"importing {record['pool']}", unit="sample", mininterval=1.0):
-            image, label = read_sample(pool, sample, labels)
-            target = str(temporary / sample)
-            if pool.is_raw:
-                files = [str(file) for file in pool.image_files(sample)]
-                preprocessor = config.preprocessor_class(verbose=False)
-                preprocessor.run_case_save(
-                    target, files, str(pool.label_file(sample)), manager, config, dataset.dataset_json
-                )
-            else:
-                _save_preprocessed(target, image, label, config, label_manager, record["space"]["spacing"])
-        write_json(temporary / IMPORT_RECORD, record)
-    except BaseException:
-        shutil.rmtree(temporary)
-        raise
-    if folder.exists():
-        shutil.rmtree(folder)
-    temporary.rename(folder)
-
-
-def _save_preprocessed(
-    target: str, image: np.ndarray, label: np.ndarray, config: Any, label_manager: Any, spacing: list
-) -> None:
-    """Save arrays (channel Z Y X), normalised and resampled already, as `run_case_save` does."""
-    from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
-    from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
-
-    masked = [channel for channel, uses_mask in enumerate(config.use_mask_for_norm) if uses_mask]
-    if masked:
-        # nnU-Net marks what lies outside the nonzero mask with -1 and sets the image to 0 there.
-        nonzero = np.asarray(image[masked].any(axis=0))
-        is_slice = image.shape[1] == 1
-        inside = binary_fill_holes(nonzero[0] if is_slice else nonzero).reshape(label.shape)
-        label[(label == 0) & ~inside] = -1
-    has_regions = label_manager.has_regions
-    classes = list(label_manager.foreground_regions if has_regions else label_manager.foreground_labels)
-    if label_manager.has_ignore_label:
-        classes.append([-1, *label_manager.all_labels])
-    locations = DefaultPreprocessor._sample_foreground_locations(label, classes)
-    blocks, chunks = comp_blosc2_params(image.shape, tuple(config.patch_size), image.itemsize)
-    blocks_seg, chunks_seg = comp_blosc2_params(label.shape, tuple(config.patch_size), label.itemsize)
-    nnUNetDatasetBlosc2.save_case(
-        image,
-        label,
-        {"class_locations": locations, "spacing": spacing},
-        target,
-        chunks=chunks,
-        blocks=blocks,
-        chunks_seg=chunks_seg,
-        blocks_seg=blocks_seg,
-    )

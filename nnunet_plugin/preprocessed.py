@@ -2,7 +2,9 @@
 
 import json
 import os
-from collections.abc import Iterable
+import re
+import secrets
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ import numpy as np
 
 from .errors import InputError
 
+# The key of plans that cpu-plans wrote, which holds their name: no others are ever replaced.
+CPU_PLANS_MARK = "synthaug_cpu_plans"
 # What of a space decides whether arrays made for one plan fit another; batch size and architecture do not.
 SPACE_FIELDS = (
     "data_identifier",
@@ -33,6 +37,11 @@ class PreprocessedDataset:
     def name(self) -> str:
         """The full name, such as Dataset501_LGG."""
         return self.folder.name
+
+    @property
+    def names(self) -> set[str]:
+        """The full name, and that of the folder behind a link: pools may name either."""
+        return {self.folder.name, self.folder.resolve().name}
 
     @property
     def channel_names(self) -> dict[str, str]:
@@ -60,13 +69,14 @@ def find_dataset(dataset: int | str) -> PreprocessedDataset:
     """Find a data set by number or name below `nnUNet_preprocessed`."""
     root = environment_folder("nnUNet_preprocessed")
     text = str(dataset)
-    pattern = f"Dataset{int(text):03d}_*" if text.isdecimal() else text
-    found = sorted(path for path in root.glob(pattern) if path.is_dir()) if "/" not in text and text else []
+    present = sorted(path for path in root.glob("Dataset*") if path.is_dir())
+    # As nnU-Net finds a number, but that Dataset1234 is not of number 123.
+    number = re.compile(rf"Dataset{int(text):03d}(?!\d)") if text.isdecimal() else None
+    found = [path for path in present if path.name == text or (number and number.match(path.name))]
     if len(found) != 1:
-        present = ", ".join(sorted(path.name for path in root.glob("Dataset*"))) or "none"
         raise InputError(
             f"{len(found)} data sets for {text} in {root}",
-            f"one of: {present}",
+            f"one of: {', '.join(path.name for path in present) or 'none'}",
             "name an existing data set, or run nnUNetv2_plan_and_preprocess first",
         )
     return PreprocessedDataset(found[0], read_json(found[0] / "dataset.json", "run nnUNetv2_plan_and_preprocess"))
@@ -76,7 +86,7 @@ def read_json(file: Path, remedy: str) -> dict[str, Any]:
     """Read a JSON object; `InputError` with this remedy when the file is missing or corrupt."""
     try:
         content = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file}: {error}", "a readable JSON file", remedy) from None
     if not isinstance(content, dict):
         raise InputError(f"{file} with a {type(content).__name__}", "a JSON object", remedy)
@@ -85,9 +95,13 @@ def read_json(file: Path, remedy: str) -> dict[str, Any]:
 
 def write_json(file: Path, content: Any) -> None:
     """Write JSON under a temporary name and rename it, so that the file is whole or absent."""
-    temporary = file.with_name(file.name + ".partial")
-    temporary.write_text(json.dumps(content, indent=4) + "\n")
-    os.replace(temporary, file)
+    temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}.partial")
+    try:
+        temporary.write_text(json.dumps(content, indent=4) + "\n")
+        os.replace(temporary, file)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def read_plans(dataset: PreprocessedDataset, plans: str) -> dict[str, Any]:
@@ -173,35 +187,53 @@ def case_identifiers(dataset: PreprocessedDataset, configuration: dict[str, Any]
     return identifiers
 
 
+def case_reader(dataset: PreprocessedDataset, data_identifier: str) -> Callable[[str], tuple[Any, Any, Any, dict]]:
+    """Return what reads a preprocessed case by its id: data, segmentation, None and properties."""
+    from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+
+    folder = str(dataset.folder / data_identifier)
+    try:
+        return infer_dataset_class(folder)(folder).load_case
+    except (OSError, AssertionError, KeyError):
+        raise InputError(
+            f"no preprocessed cases in {folder}",
+            "the cases that the generator saw, so that a leak can be excluded",
+            f"run nnUNetv2_preprocess -d {dataset.name}",
+        ) from None
+
+
 def fold_split(
     dataset: PreprocessedDataset, identifiers: list[str], fold: int | str
-) -> tuple[set[str], set[str], list[dict[str, list[str]]] | None]:
-    """Return training and validation ids of a fold, and the splits to write where nnU-Net wrote none yet.
+) -> tuple[set[str], set[str], list[dict[str, list[str]]] | None, bool]:
+    """Return training and validation ids of a fold, all splits, and whether nnU-Net wrote none yet.
 
     The splits are nnU-Net's own: read from splits_final.json or made by the same call with the same seed.
     """
     from nnunetv2.utilities.crossval_split import generate_crossval_split
 
-    if fold == "all":
-        return set(identifiers), set(identifiers), None
-    file, new_splits = dataset.folder / "splits_final.json", None
-    if file.is_file():
-        splits = _read_splits(file)
-    elif len(identifiers) < 5:
+    file = dataset.folder / "splits_final.json"
+    is_new = not file.is_file()
+    if not is_new:
+        splits = read_splits(file)
+    elif len(identifiers) >= 5:
+        splits = generate_crossval_split(list(np.sort(identifiers)), seed=12345, n_splits=5)
+    elif fold == "all":
+        splits = None
+    else:
         raise InputError(
             f"{len(identifiers)} cases and no splits_final.json",
             "5 cases or more for nnU-Net's five folds",
             f"write {file} yourself, or use the fold all",
         )
-    else:
-        splits = new_splits = generate_crossval_split(list(np.sort(identifiers)), seed=12345, n_splits=5)
-    if not isinstance(fold, int) or isinstance(fold, bool) or not 0 <= fold < len(splits):
+    if fold == "all":
+        return set(identifiers), set(identifiers), splits, False
+    if splits is None or not isinstance(fold, int) or isinstance(fold, bool) or not 0 <= fold < len(splits):
         raise InputError(
             f"fold {fold!r} of {dataset.name}",
-            f"0 to {len(splits) - 1}, or all",
+            f"0 to {len(splits or ()) - 1}, or all",
             "name a fold of splits_final.json",
         )
-    return set(splits[fold]["train"]), set(splits[fold]["val"]), new_splits
+    return set(splits[fold]["train"]), set(splits[fold]["val"]), splits, is_new
 
 
 def check_leakage(cases: Iterable[str], train: Iterable[str], val: Iterable[str], fold: int | str) -> None:
@@ -215,12 +247,13 @@ def check_leakage(cases: Iterable[str], train: Iterable[str], val: Iterable[str]
         )
 
 
-def _read_splits(file: Path) -> list[dict[str, list[str]]]:
+def read_splits(file: Path) -> list[dict[str, list[str]]]:
+    """Read nnU-Net's splits_final.json."""
     try:
         splits = json.loads(file.read_text())
         if all(isinstance(split["train"], list) and isinstance(split["val"], list) for split in splits):
             return splits
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         pass
     remedy = "restore it, or remove it for nnU-Net's own"
     raise InputError(f"an unreadable {file}", 'a list of {"train": [...], "val": [...]}', remedy)

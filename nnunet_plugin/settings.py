@@ -4,6 +4,7 @@ import difflib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from typing import ClassVar
 
 from .errors import InputError
 
@@ -45,68 +46,145 @@ class TrainingSettings:
             raise _bad_value("training.autocast", self.autocast, "auto, bfloat16 or null")
 
 
-@dataclass(frozen=True)
-class SynthAugSettings:
-    """How synthetic cases are mixed in.
+class Schedule:
+    """What part of each epoch's samples is of one kind, in [0, 1].
 
-    `share` is the synthetic part of each epoch's samples, in [0, 1]: the value throughout (`constant`), at
-    the start of the way to `share_end` (`linear`, `cosine`), or before the first of the `steps`, each a pair
-    `[epoch, share]`. The first `warmup_epochs` are synthetic only, the last `finish_epochs` real only; the
-    schedule spans the epochs between.
+    `share` is that part: throughout (`constant`), at the start of the way to `share_end` (`linear`, `cosine`), or
+    before the first of the `steps`, each a pair `[epoch, share]`. The first `warmup_epochs` are of this kind only, the
+    last `finish_epochs` have none of it; the schedule spans the epochs between.
     """
 
-    pool: str
-    share: float = 0.5
-    schedule: str = "constant"
-    share_end: float | None = None
-    steps: tuple[tuple[int, float], ...] | None = None
-    warmup_epochs: int = 0
-    finish_epochs: int = 0
-    seed: int = 0
-    training: TrainingSettings = TrainingSettings()
+    share: float
+    schedule: str
+    share_end: float | None
+    steps: tuple[tuple[int, float], ...] | None
+    warmup_epochs: int
+    finish_epochs: int | None
+
+    _where: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.pool, str) or not self.pool:
-            raise _bad_value("pool", self.pool, "the name of an imported pool")
-        _check_number("share", self.share, 0.0, 1.0)
+        where = self._where
+        _check_number(f"{where}share", self.share, 0.0, 1.0)
         if self.schedule not in SCHEDULES:
-            raise _bad_value("schedule", self.schedule, ", ".join(SCHEDULES))
+            raise _bad_value(f"{where}schedule", self.schedule, ", ".join(SCHEDULES))
         if (self.share_end is not None) != (self.schedule in ("linear", "cosine")):
             allowed = "a share in [0, 1] with the schedules linear and cosine, absent with the others"
-            raise _bad_value("share_end", self.share_end, f"{allowed} (the schedule is {self.schedule})")
+            raise _bad_value(f"{where}share_end", self.share_end, f"{allowed} (the schedule is {self.schedule})")
         if (self.steps is not None) != (self.schedule == "steps"):
             allowed = "pairs [epoch, share] with the schedule steps, absent with the others"
-            raise _bad_value("steps", self.steps, f"{allowed} (the schedule is {self.schedule})")
+            raise _bad_value(f"{where}steps", self.steps, f"{allowed} (the schedule is {self.schedule})")
         if self.share_end is not None:
-            _check_number("share_end", self.share_end, 0.0, 1.0)
+            _check_number(f"{where}share_end", self.share_end, 0.0, 1.0)
         for step in self.steps or ():
-            _check_whole("steps: epoch", step[0], 0)
-            _check_number("steps: share", step[1], 0.0, 1.0)
+            _check_whole(f"{where}steps: epoch", step[0], 0)
+            _check_number(f"{where}steps: share", step[1], 0.0, 1.0)
         epochs = [step[0] for step in self.steps or ()]
         if self.steps is not None and (not epochs or epochs != sorted(set(epochs))):
-            raise _bad_value("steps", self.steps, "at least one pair [epoch, share], epochs increasing")
-        for name in ("warmup_epochs", "finish_epochs", "seed"):
-            _check_whole(name, getattr(self, name), 0)
-        if self.training.num_epochs is not None:
-            self.check_length(self.training.num_epochs)
+            raise _bad_value(f"{where}steps", self.steps, "at least one pair [epoch, share], epochs increasing")
+        _check_whole(f"{where}warmup_epochs", self.warmup_epochs, 0)
+        if self.finish_epochs is not None or not isinstance(self, TransplantSettings):
+            _check_whole(f"{where}finish_epochs", self.finish_epochs, 0)
+
+    def finish(self, num_epochs: int) -> int:
+        """Return how many epochs at the end have none of this kind: a fifth where nothing else is set."""
+        return round(num_epochs / 5) if self.finish_epochs is None else self.finish_epochs
 
     def check_length(self, num_epochs: int) -> None:
         """Raise `InputError` when warm-up and finish need more than `num_epochs`."""
-        if self.warmup_epochs + self.finish_epochs > num_epochs:
+        if self.warmup_epochs + self.finish(num_epochs) > num_epochs:
             raise InputError(
-                f"warmup_epochs {self.warmup_epochs} + finish_epochs {self.finish_epochs}",
+                f"{self._where}warmup_epochs {self.warmup_epochs} + finish_epochs {self.finish(num_epochs)}",
                 f"together at most the {num_epochs} epochs of the training",
                 "shorten the warm-up or the finish, or train longer",
             )
 
 
+@dataclass(frozen=True)
+class TransplantSettings(Schedule):
+    """Lesions of one patient in another, made while training; a part `decoys` of them is healthy tissue instead.
+
+    By default the last fifth of the epochs has none, so that training ends on real cases.
+    """
+
+    share: float = 0.3
+    schedule: str = "constant"
+    share_end: float | None = None
+    steps: tuple[tuple[int, float], ...] | None = None
+    warmup_epochs: int = 0
+    finish_epochs: int | None = None
+    decoys: float = 0.25
+
+    _where: ClassVar[str] = "transplant."
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_number("transplant.decoys", self.decoys, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class SynthAugSettings(Schedule):
+    """How synthetic cases of an imported pool, transplants, or both are mixed in.
+
+    Share and schedule are those of the pool; without a pool they say nothing.
+    """
+
+    pool: str | None = None
+    share: float = 0.5
+    schedule: str = "constant"
+    share_end: float | None = None
+    steps: tuple[tuple[int, float], ...] | None = None
+    warmup_epochs: int = 0
+    finish_epochs: int | None = 0
+    seed: int = 0
+    training: TrainingSettings = TrainingSettings()
+    transplant: TransplantSettings | None = None
+
+    def __post_init__(self) -> None:
+        if self.pool is None and self.transplant is not None:
+            _check_no_pool_settings(self)
+        elif not isinstance(self.pool, str) or not self.pool:
+            raise _bad_value("pool", self.pool, "the name of an imported pool")
+        super().__post_init__()
+        _check_whole("seed", self.seed, 0)
+        if self.training.num_epochs is not None:
+            self.check_length(self.training.num_epochs)
+
+    def check_length(self, num_epochs: int) -> None:
+        """Raise `InputError` when a warm-up and a finish need more than `num_epochs`."""
+        super().check_length(num_epochs)
+        if self.transplant is not None:
+            self.transplant.check_length(num_epochs)
+
+
+def _check_no_pool_settings(settings: SynthAugSettings) -> None:
+    """Raise `InputError` for a share or schedule of a pool that there is none of."""
+    none = {f.name: f.default for f in fields(SynthAugSettings)} | {"share": 0.0}
+    given = [name for name in Schedule.__annotations__ if name in none and getattr(settings, name) != none[name]]
+    if given:
+        raise InputError(
+            f"{', '.join(given)} of a pool, in a synthaug block without `pool`",
+            "these settings beside a pool, or within `transplant`",
+            "move them into the transplant block, or name a pool",
+        )
+
+
 def parse_settings(block: object) -> SynthAugSettings:
     """Check a `synthaug` block as read from JSON; unknown keys are refused with the nearest known one."""
     block = _checked_keys(block, SynthAugSettings, "synthaug")
+    transplant = block.pop("transplant", None)
     if "pool" not in block:
-        raise InputError("a synthaug block without `pool`", "the name of an imported pool", "run add-pool")
-    if block.get("steps") is not None:
-        block["steps"] = _pairs(block["steps"])
+        if transplant is None:
+            raise InputError(
+                "a synthaug block without `pool` and without `transplant`",
+                "the name of an imported pool, or transplants",
+                "run add-pool or transplant",
+            )
+        block.setdefault("share", 0.0)
+    if transplant is not None:
+        transplant = _with_pairs(_checked_keys(transplant, TransplantSettings, "transplant"))
+        block["transplant"] = TransplantSettings(**transplant)
+    block = _with_pairs(block)
     training = block.pop("training", None)
     training = TrainingSettings(**_checked_keys({} if training is None else training, TrainingSettings, "training"))
     return SynthAugSettings(**block, training=training)
@@ -114,23 +192,29 @@ def parse_settings(block: object) -> SynthAugSettings:
 
 def settings_block(settings: SynthAugSettings) -> dict:
     """Return the block that `parse_settings` reads back, without what is left at its default."""
-    block = {
-        "pool": settings.pool,
-        "share": settings.share,
-        "schedule": settings.schedule,
-        "seed": settings.seed,
-    }
-    if settings.share_end is not None:
-        block["share_end"] = settings.share_end
-    if settings.steps is not None:
-        block["steps"] = [list(step) for step in settings.steps]
-    for name in ("warmup_epochs", "finish_epochs"):
-        if getattr(settings, name):
-            block[name] = getattr(settings, name)
+    block: dict = {}
+    if settings.pool is not None:
+        block = {"pool": settings.pool, **_schedule_block(settings)}
+    if settings.transplant is not None:
+        block["transplant"] = {**_schedule_block(settings.transplant), "decoys": settings.transplant.decoys}
+    block["seed"] = settings.seed
     training = {f.name: getattr(settings.training, f.name) for f in fields(settings.training)}
     training = {key: value for key, value in training.items() if value is not None}
     if training:
         block["training"] = training
+    return block
+
+
+def _schedule_block(settings: Schedule) -> dict:
+    block: dict = {"share": settings.share, "schedule": settings.schedule}
+    if settings.share_end is not None:
+        block["share_end"] = settings.share_end
+    if settings.steps is not None:
+        block["steps"] = [list(step) for step in settings.steps]
+    defaults = {f.name: f.default for f in fields(type(settings))}  # type: ignore[arg-type]
+    for name in ("warmup_epochs", "finish_epochs"):
+        if getattr(settings, name) != defaults[name]:
+            block[name] = getattr(settings, name)
     return block
 
 
@@ -147,6 +231,10 @@ def _checked_keys(block: object, kind: type, where: str) -> dict:
                 f"did you mean `{near}`?",
             )
     return dict(block)
+
+
+def _with_pairs(block: dict) -> dict:
+    return {**block, "steps": _pairs(block["steps"])} if block.get("steps") is not None else block
 
 
 def _pairs(steps: object) -> tuple[tuple[int, float], ...]:

@@ -3,22 +3,24 @@
 import json
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
 import numpy as np
 import torch
-from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2, nnUNetDatasetNumpy
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import distributed as dist
 
-from .dataset import EpochPlans, Ledger, MixedDataset, planned
+from .dataset import EpochPlans, Ledger, MixedDataset, WritableCases, planned
 from .errors import InputError
+from .identity import Identity
 from .import_pool import read_import
-from .mixing import share_at
+from .leakage import check_voxels, identify_cases
+from .mixing import check_shares, share_at, transplant_share_at
 from .precision import Float32Loss, autocast_dtype, memory_format
 from .preprocessed import (
     PreprocessedDataset,
@@ -27,7 +29,10 @@ from .preprocessed import (
     environment_folder,
     resolve_configuration,
 )
+from .seen import check_pretrained, check_seen, pretrained_file, read_seen, write_seen
 from .settings import parse_settings
+from .transplant.cases import TransplantCases
+from .transplant.folds import bank_folder, read_fold
 
 EPOCHS_FILE = "synthaug_epochs.jsonl"
 
@@ -53,8 +58,8 @@ class SynthAugMixin(nnUNetTrainer):
         if block is None:
             raise InputError(
                 f"the configuration {configuration}, which has no synthaug block",
-                "a configuration that add-pool made, such as 2d_syn50",
-                "run add-pool, or train with -tr nnUNetTrainer",
+                "a configuration that add-pool or transplant made, such as 2d_syn50",
+                "run add-pool or transplant, or train with -tr nnUNetTrainer",
             )
         settings = parse_settings(block)
         super().__init__(plans, configuration, fold, dataset_json, device)
@@ -73,6 +78,7 @@ class SynthAugMixin(nnUNetTrainer):
             # A short training that is interrupted should not lose all of it.
             self.save_every = min(50, max(1, settings.training.num_epochs // 10))
         settings.check_length(self.num_epochs)
+        check_shares(settings, self.num_epochs)
 
     def initialize(self) -> None:
         """Build network and optimiser; with a training seed the same weights for every configuration."""
@@ -104,13 +110,37 @@ class SynthAugMixin(nnUNetTrainer):
         return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
-        """Return the training cases mixed with the pool's, and the real validation cases."""
+        """Return the training cases mixed with the pool's and with transplants, and the real validation cases."""
         train, val = super().get_tr_and_val_datasets()
-        settings = self.synthaug_settings
+        if self.dataset_class is nnUNetDatasetNumpy:
+            train, val = WritableCases(train), WritableCases(val)
         dataset = PreprocessedDataset(Path(self.preprocessed_dataset_folder_base), self.dataset_json)
+        pool, bank = self._pool_record(dataset), self._bank_record(dataset)
+        records = [record for record in (pool, bank) if record is not None]
+        for record in records:
+            check_leakage(record["seen"], train.identifiers, val.identifiers, self.fold)
+        if self.local_rank == 0:
+            self._check_leakage(dataset, [record["seen"] for record in records], train.identifiers, val.identifiers)
+        self.synthaug_plans = EpochPlans(
+            self.synthaug_settings,
+            tuple(pool["samples"]) if pool is not None else (),
+            self.num_epochs,
+            self.num_iterations_per_epoch,
+            int(self.batch_size),
+            rank=self.local_rank,
+            world_size=dist.get_world_size() if self.is_ddp else 1,
+        )
+        self.synthaug_ledger = Ledger(self.current_epoch, self.num_epochs, self.num_iterations_per_epoch)
+        synthetic = None if pool is None else self._pool_cases(dataset, pool)
+        transplants = None if bank is None else self._transplant_cases(dataset, bank, train)
+        return MixedDataset(train, synthetic, self.synthaug_plans, self.synthaug_ledger, transplants), val
+
+    def _pool_record(self, dataset: PreprocessedDataset) -> dict[str, Any] | None:
+        """Return the record of the imported pool, if there is one and it fits the configuration."""
+        settings, configuration = self.synthaug_settings, self.configuration_manager.configuration
+        if settings.pool is None:
+            return None
         record = read_import(dataset, settings.pool, self.fold)
-        check_leakage(record["cases"], train.identifiers, val.identifiers, self.fold)
-        configuration = self.configuration_manager.configuration
         if record["space"]["kind"] != "raw":
             check_space(record["space"], record["dimension"], self.plans_manager.plans, configuration)
         if record["data_identifier"] != configuration["data_identifier"]:
@@ -119,23 +149,81 @@ class SynthAugMixin(nnUNetTrainer):
                 f"a pool imported for {configuration['data_identifier']}",
                 "run add-pool for this configuration under another pool_name",
             )
-        folder = str(dataset.pool_folder(settings.pool, self.fold))
-        self.synthaug_plans = EpochPlans(
-            settings,
-            tuple(record["samples"]),
-            self.num_epochs,
-            self.num_iterations_per_epoch,
-            int(self.batch_size),
-            rank=self.local_rank,
-            world_size=dist.get_world_size() if self.is_ddp else 1,
-        )
-        self.synthaug_ledger = Ledger(self.current_epoch, self.num_epochs, self.num_iterations_per_epoch)
-        synthetic = nnUNetDatasetBlosc2(folder, list(record["samples"]))
+        return record
+
+    def _bank_record(self, dataset: PreprocessedDataset) -> dict[str, Any] | None:
+        """Return the record of the fold's lesions, if there are transplants and they fit the configuration."""
+        if self.synthaug_settings.transplant is None:
+            return None
+        configuration = self.configuration_manager.configuration
+        record = read_fold(dataset, configuration["data_identifier"], self.fold)
+        check_space(record["space"], record["dimension"], self.plans_manager.plans, configuration)
+        return record
+
+    def _pool_cases(self, dataset: PreprocessedDataset, record: dict[str, Any]) -> Any:
+        settings = self.synthaug_settings
+        folder = str(dataset.pool_folder(str(settings.pool), self.fold))
         self.print_to_log_file(
             f"synthetic cases: {len(record['samples'])} in {folder}, "
             f"share {share_at(settings, self.current_epoch, self.num_epochs):g} ({settings.schedule})"
         )
-        return MixedDataset(train, synthetic, self.synthaug_plans, self.synthaug_ledger), val
+        return nnUNetDatasetBlosc2(folder, list(record["samples"]))
+
+    def _transplant_cases(self, dataset: PreprocessedDataset, record: dict[str, Any], train: Any) -> TransplantCases:
+        settings = self.synthaug_settings
+        assert settings.transplant is not None
+        configuration, labels = self.configuration_manager, self.label_manager
+        classes = [*(labels.foreground_regions if labels.has_regions else labels.foreground_labels)]
+        if labels.has_ignore_label:
+            classes.append((-1, *labels.all_labels))
+        folder = bank_folder(dataset, configuration.configuration["data_identifier"], self.fold)
+        self.print_to_log_file(
+            f"transplants: {record['fitting']} lesions of {len(record['seen'])} cases in {folder}, share "
+            f"{transplant_share_at(settings, self.current_epoch, self.num_epochs):g} ({settings.transplant.schedule})"
+        )
+        return TransplantCases(
+            folder,
+            list(record["seen"]),
+            train,
+            configuration.patch_size,
+            [tuple(map(int, of)) if isinstance(of, (tuple, list)) else int(of) for of in classes],
+            settings.transplant.decoys,
+            settings.seed,
+            self.local_rank,
+        )
+
+    def _check_leakage(
+        self,
+        dataset: PreprocessedDataset,
+        learnt_from: list[dict[str, Identity]],
+        train: Iterable[str],
+        val: Iterable[str],
+    ) -> None:
+        """Compare the voxels of the cases with those of pool and lesions, and record what this network sees."""
+        reader = self.dataset_class(self.preprocessed_dataset_folder)
+        held_out = {*val} - {*train}
+        learnt = {*train, *(name for seen in learnt_from for name in seen)}
+        absent = sorted({*learnt, *held_out} - {*reader.identifiers})
+        if absent:
+            raise InputError(
+                f"cases that are not in {self.preprocessed_dataset_folder}: {', '.join(absent[:5])}",
+                "all cases of the split, and all that the generator of the pool saw",
+                "restore them, or run nnUNetv2_preprocess again",
+            )
+        self.print_to_log_file(f"comparing {len(learnt | held_out)} cases with those that the generator saw")
+        present = identify_cases(reader.load_case, learnt | held_out)
+        for seen in learnt_from:
+            check_voxels(seen, present, held_out, self.fold)
+        validated, output = {name: present[name] for name in held_out}, Path(self.output_folder)
+        before: list[dict[str, Any]] = []
+        if (file := pretrained_file(self.network)) is not None:
+            before, warning = check_pretrained(file, dataset, validated, self.fold)
+            if warning is not None:
+                self.print_to_log_file(warning)
+        elif self.current_epoch > 0:
+            before = read_seen(output) or []
+            check_seen(before, dataset, validated, self.fold, f"the network of {output}")
+        write_seen(output, dataset, {name: present[name] for name in learnt}, before)
 
     def on_train_start(self) -> None:
         """Start as nnU-Net does, and drop what an interrupted run logged of epochs that are trained again."""
@@ -157,8 +245,8 @@ class SynthAugMixin(nnUNetTrainer):
         while loaded != expected and monotonic() < deadline:
             sleep(0.01)
             loaded = self.synthaug_ledger.loaded(self.current_epoch)
-        total = loaded.real + loaded.synthetic
-        record = {
+        total = loaded.real + loaded.synthetic + loaded.transplants
+        record: dict[str, Any] = {
             "epoch": self.current_epoch,
             "rank": self.local_rank,
             "planned_share": share_at(self.synthaug_settings, self.current_epoch, self.num_epochs),
@@ -168,6 +256,17 @@ class SynthAugMixin(nnUNetTrainer):
             "draws": f"{loaded.draws:016x}",
             "as_planned": loaded == expected,
         }
+        if self.synthaug_settings.transplant is not None:
+            record |= {
+                "planned_transplant_share": transplant_share_at(
+                    self.synthaug_settings, self.current_epoch, self.num_epochs
+                ),
+                "transplant_share": loaded.transplants / max(total, 1),
+                "transplants": loaded.transplants,
+            }
+            self.print_to_log_file(
+                f"transplant share {record['transplant_share']:.4f} ({loaded.transplants} of {total} samples)"
+            )
         with open(self._epochs_file, "a") as file:
             file.write(json.dumps(record) + "\n")
         self.print_to_log_file(

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from nnunet_plugin.__main__ import COMMANDS as PLUGIN_COMMANDS
-from nnunet_plugin.__main__ import run_commands
+from nnunet_plugin.command_line import Command, run_commands
 
 from .runtime.errors import InputError
 
@@ -33,6 +32,9 @@ def phantom(
         seed: The same seed gives the same files.
         channels: 1, or 4 with flair: T1, T1c, T2, FLAIR and the regions of BraTS.
         shape: Voxels along x, y, z; by default a size for a CPU.
+
+    Example:
+        synthaug phantom Dataset801_PhantomFLAIR --cases 30 --seed 0
     """
     from .phantom.dataset import write_phantom
 
@@ -49,74 +51,87 @@ def run(
     configuration: str = "2d",
     num_samples: int = 400,
     share: float = 0.5,
-    fold: int = 0,
-    seeds: list | None = None,
+    folds: Any = 0,
+    seeds: Any = 0,
     num_epochs: int = 12,
     num_iterations_per_epoch: int = 40,
     full_plans: bool = False,
     seed: int = 0,
+    audit: bool = True,
+    processes: int | None = None,
+    devices: Any = None,
+    executor: str = "processes",
+    cluster: dict | None = None,
 ) -> Path:
-    """Train a generator on one fold, sample a pool, train nnU-Net without and with it, and report Dice on imagesTs.
+    """Train a generator, judge and audit its pool, train nnU-Net without and with it, and report Dice on imagesTs.
 
-    The same command again goes on where it stopped. Returns the path of the HTML report.
+    The same command goes on where it stopped; one with other settings repeats only what they change. Prints the path of
+    the HTML report.
 
     Args:
         dataset_dir: A raw nnU-Net data set, DatasetNNN_NAME, with imagesTs and labelsTs.
         output_dir: The working folder.
         bundle: The generator, such as dhvae or sbldm.
-        overlays: Further config files of the bundle, such as paper.json.
-        generator: Overrides of the bundle's train.json, such as {"max_epochs": 100}.
+        overlays: Further config files of the bundle, such as '["paper.json"]'.
+        generator: Settings of the bundle's train.json, such as '{"max_epochs": 100}'.
         configuration: nnU-Net's: 2d, or 3d_fullres for a generator of volumes.
-        num_samples: The size of the pool.
+        num_samples: Synthetic samples that nnU-Net gets: the first that the audit keeps of a quarter more.
         share: The synthetic share of nnU-Net's training samples.
-        fold: The fold that generator and nnU-Net train on.
-        seeds: One nnU-Net training per arm and seed.
+        folds: The folds that generators and nnU-Net train on, such as '[0,1]', or all.
+        seeds: One nnU-Net training per arm, fold and seed, such as '[0,1,2]'.
         num_epochs: Epochs of each nnU-Net training.
         num_iterations_per_epoch: Iterations of each of these epochs.
         full_plans: Train nnU-Net's own network instead of a small one for CPUs.
-        seed: The seed of the generator, the pool and the draws.
+        seed: The seed of the generator, the pool and the audit.
+        audit: Drop samples with implausible masks and copies of training cases.
+        processes: How many cells run at a time; they share the cores. By default one for each device, two without.
+        devices: GPUs, such as 0,1: one for each process in turn.
+        executor: processes (of this machine), or by submitit slurm or local.
+        cluster: Parameters of submitit, such as '{"slurm_partition": "gpu", "timeout_min": 600}'.
+
+    Example:
+        synthaug run /data/nnUNet_raw/Dataset501_LGG results/lgg --num_samples 400
     """
-    from .chain.pipeline import run_chain
-    from .chain.settings import ChainSettings
+    print(f"synthaug run: checking {dataset_dir} and the settings", flush=True)
+    from .experiment.run import run_dataset
 
-    lists: dict[str, Any] = {
-        "overlays": ([] if overlays is None else overlays),
-        "seeds": ([0] if seeds is None else seeds),
-    }
-    for name, value in lists.items():
-        if not isinstance(value, (list, tuple)):
-            raise InputError(f"--{name} {value!r}", "a list", f"write --{name} '[{value!r}]'")
-    if not isinstance(generator or {}, dict):
-        raise InputError(f"--generator {generator!r}", "settings", """write --generator '{"max_epochs": 100}'""")
-    settings = ChainSettings(
-        bundle, tuple(lists["overlays"]), tuple(sorted((generator or {}).items())), configuration,
-        num_samples, share, fold,
-        tuple(lists["seeds"]), num_epochs, num_iterations_per_epoch, full_plans, seed,
+    options = {
+        "bundle": bundle, "overlays": overlays or [], "generator": {} if generator is None else generator,
+        "configuration": configuration, "num_samples": num_samples, "share": share, "folds": folds, "seeds": seeds,
+        "num_epochs": num_epochs, "num_iterations_per_epoch": num_iterations_per_epoch, "full_plans": full_plans,
+        "seed": seed, "audit": audit,
+    }  # fmt: skip
+    return run_dataset(
+        dataset_dir, output_dir, options, processes=processes, devices=_devices(devices), executor=executor,
+        cluster=cluster, command=_command(),
     )  # fmt: skip
-    return run_chain(dataset_dir, output_dir, settings, shlex.join(["synthaug", *sys.argv[1:]]))
 
 
-def demo(output_dir: str = "synthaug_demo", seed: int = 0) -> Path:
-    """Run the whole chain on a phantom, on a CPU, in some ten minutes; prints the path of the HTML report.
+def demo(output_dir: str = "synthaug_demo", seed: int = 0, processes: int | None = None) -> Path:
+    """Run the whole chain on a phantom, in some six minutes on two cores; prints the path of the HTML report.
 
     Args:
         output_dir: The working folder; the same command again goes on where it stopped.
         seed: The seed of everything.
-    """
-    from .chain.pipeline import run_chain
-    from .chain.settings import ChainSettings
-    from .data.cases import PHANTOM_NAME
-    from .phantom.dataset import write_phantom
+        processes: How many cells run at a time; by default two.
 
-    dataset_dir = Path(output_dir) / PHANTOM_NAME
-    if not dataset_dir.exists():
-        write_phantom(dataset_dir, cases=30, test_cases=12, seed=seed)
-    # First-order gradients and short trainings, so that two cores need no more than twenty minutes.
-    generator = (("first_order", True), ("max_epochs", 50))
-    settings = ChainSettings(
-        generator=generator, num_samples=300, num_epochs=10, num_iterations_per_epoch=30, seed=seed
-    )
-    return run_chain(dataset_dir, Path(output_dir) / "run", settings, shlex.join(["synthaug", *sys.argv[1:]]))
+    Example:
+        synthaug demo --output_dir synthaug_demo
+    """
+    print("synthaug demo: the whole chain on a phantom, about 6 minutes on two cores", flush=True)
+    from .experiment.run import run_demo
+
+    return run_demo(output_dir, seed, processes=processes, command=_command())
+
+
+def _command() -> str:
+    """What the user typed, for the report."""
+    return shlex.join(["synthaug", *sys.argv[1:]])
+
+
+def _devices(devices: Any) -> list[str]:
+    chosen = [] if devices is None else devices if isinstance(devices, (list, tuple)) else [devices]
+    return [str(device) for device in chosen]
 
 
 def convert(
@@ -150,6 +165,9 @@ def convert(
         target: brats: regions (default) or whole; hecktor: GTVp (default) or both.
         ct: hecktor: CT as the second channel.
         crop: hecktor: the side of the cube around the tumour in mm; 256 by default.
+
+    Example:
+        synthaug convert msd /data/Task01_BrainTumour /data/nnUNet_raw/Dataset501_BrainTumour
     """
     from .converters import convert as convert_dataset
 
@@ -183,6 +201,9 @@ def evaluate_pool(
         resamples: Bootstrap draws of the intervals.
         seed: The seed of pairs, draws and the own extractor's training.
         feature_steps: Training steps of the project's own extractor.
+
+    Example:
+        synthaug evaluate-pool pool_fold0 /data/nnUNet_preprocessed/Dataset501_LGG
     """
     from .metrics.evaluate_pool import EvaluationSettings
     from .report.pool_metrics import write_pool_metrics
@@ -209,6 +230,9 @@ def audit(
         thresholds: The share of real items that a check may drop, such as '{"agreement": 0.1}'.
         dry_run: Say what would be dropped, and write nothing.
         seed: The seed of the segmenters, the feature extractor and the intervals.
+
+    Example:
+        synthaug audit pool_fold0 /data/nnUNet_preprocessed/Dataset501_LGG --dry_run
     """
     from .audit.audit import audit_pool
 
@@ -238,6 +262,9 @@ def copy_paste(
         plans: The plans of a preprocessed data set.
         configuration: Its configuration: 2d, or 3d_fullres for volumes.
         spatial_size: A grid to bring cases to, such as '[64,64]'; slices stay as they are without.
+
+    Example:
+        synthaug copy-paste /data/nnUNet_preprocessed/Dataset501_LGG pool_pasted 400 -c 2d -f 0
     """
     from .report.pool import pool_sheet
     from .sampling.copy_paste import write_copy_paste
@@ -248,7 +275,7 @@ def copy_paste(
 
 
 def experiment(
-    protocol: str,
+    protocol: str | None = None,
     output_dir: str | None = None,
     preset: str | None = None,
     dataset_dir: str | None = None,
@@ -257,10 +284,11 @@ def experiment(
     devices: Any = None,
     executor: str = "processes",
     cluster: dict | None = None,
-) -> Path:
+) -> Path | str:
     """Run an experiment: generators, pools, segmenters and evaluations of all its arms, folds and seeds.
 
-    The same command goes on where it stopped, and repeats nothing that is finished. Prints the path of the report.
+    Without a protocol, list what there is. The same command goes on where it stopped; one with other settings repeats
+    only what they change. Prints the path of the report.
 
     Args:
         protocol: smoke, image_quality, mask_quality, number_of_synthetic, number_of_real, segmenters, volumes, or a
@@ -269,29 +297,24 @@ def experiment(
         preset: smoke (minutes on a CPU), small (hours on a CPU) or paper (GPUs); by default the protocol's first.
         dataset_dir: An nnU-Net data set, raw or preprocessed; without, a phantom is made.
         raw_dir: The raw data set of a preprocessed one, for protocols that evaluate test cases.
-        processes: How many cells run at a time; they share the cores. By default one, or one for each device.
+        processes: How many cells run at a time; they share the cores. By default one for each device, two without.
         devices: GPUs, such as 0,1: one for each process in turn.
         executor: processes (of this machine), or by submitit slurm or local.
         cluster: Parameters of submitit, such as '{"slurm_partition": "gpu", "timeout_min": 600}'.
-    """
-    from .experiment.experiment import run_experiment
 
-    chosen = [] if devices is None else list(devices) if isinstance(devices, (list, tuple)) else [devices]
+    Example:
+        synthaug experiment number_of_synthetic --preset small --dataset_dir /data/nnUNet_preprocessed/Dataset501_LGG
+    """
+    if protocol is not None:
+        print(f"synthaug experiment: checking {protocol} and its data", flush=True)
+    from .experiment.experiment import list_protocols, run_experiment
+
+    if protocol is None:
+        return list_protocols()
     return run_experiment(
         protocol, output_dir or f"synthaug_{Path(protocol).stem}", preset, dataset_dir, raw_dir, processes,
-        [str(device) for device in chosen], executor, cluster, shlex.join(["synthaug", *sys.argv[1:]]),
+        _devices(devices), executor, cluster, _command(),
     )  # fmt: skip
-
-
-def report(run_dir: str) -> Path:
-    """Write the report of an experiment, finished or not: report/report.html, its figures and tables.
-
-    Args:
-        run_dir: The --output_dir of the experiment.
-    """
-    from .report.experiment import write_experiment_report
-
-    return write_experiment_report(run_dir)
 
 
 def bundle_path(name: str) -> Path:
@@ -299,6 +322,9 @@ def bundle_path(name: str) -> Path:
 
     Args:
         name: Such as dhvae.
+
+    Example:
+        synthaug bundle-path dhvae
     """
     from .packaging.bundle_files import bundle_dir
 
@@ -312,6 +338,9 @@ def verify(*bundles: str) -> str:
 
     Args:
         bundles: Names such as dhvae; all bundles by default.
+
+    Example:
+        synthaug verify dhvae lsgan
     """
     from .packaging.bundle_files import bundle_dir, bundle_names
     from .packaging.verify import verify_bundles
@@ -334,6 +363,9 @@ def pack(bundle: str, output_dir: str, checkpoint: str | None = None, url: str |
         checkpoint: The model.pt of a finished training, with its provenance.json beside it; by default the one in the
             bundle's own models folder.
         url: Where you put weights of more than 25 MB, for large_files.yml; they are written beside the zip.
+
+    Example:
+        synthaug pack dhvae dist --checkpoint dhvae_fold0/models/model.pt
     """
     from .packaging.bundle_files import bundle_dir
     from .packaging.pack import pack_bundle
@@ -341,39 +373,64 @@ def pack(bundle: str, output_dir: str, checkpoint: str | None = None, url: str |
     return pack_bundle(bundle_dir(bundle), output_dir, checkpoint, url)
 
 
-def obedience(pool_dir: str) -> str:
-    """Measure how far a conditional generator's masks are from what was asked for, in volume, place and size.
+def insert(
+    image: str,
+    out: str,
+    bundle_root: str | None = None,
+    mask: str | None = None,
+    volume: float | None = None,
+    centre: list | None = None,
+    remove: bool = False,
+    seed: int = 0,
+) -> Path:
+    """Paint a lesion into one volume, or healthy tissue over one; prints the path of a picture.
 
-    Prints the answer with n, and writes it as obedience.json and obedience.png into the pool.
+    Writes OUT (voxels outside what was painted keep their bits, the file its type and geometry), OUT_mask and OUT.png.
 
     Args:
-        pool_dir: A finished pool of volumes, sampled from a conditional generator such as sbldm.
+        image: A NIfTI file; of several channels CASE_0000.nii.gz, with the others beside it.
+        out: The NIfTI file to write; of several channels OUT_0000.nii.gz and so on.
+        bundle_root: Where a training of the bundle lesion_flow left its models; by default the weights that it ships.
+        mask: A label map on the image's grid: the lesion that is wanted, or with --remove the one to take away.
+        volume: Instead of a mask, mm3 of a lesion to draw.
+        centre: Where, as a voxel index, such as '[30,42,18]'.
+        remove: Paint healthy tissue over the mask.
+        seed: The seed of shape and noise.
+
+    Example:
+        synthaug insert patient_0000.nii.gz with_lesion.nii.gz --volume 9000 --centre '[30,42,18]'
     """
-    from .report.obedience import report_obedience
+    from .packaging.bundle_files import bundle_dir
+    from .report.insertion import insert as insert_into
 
-    return report_obedience(pool_dir)
+    root = bundle_dir("lesion_flow") if bundle_root is None else bundle_root
+    return insert_into(image, out, root, mask, volume, centre, remove, seed)
 
 
-COMMANDS: dict[str, Callable[..., Any]] = {
+COMMANDS: dict[str, Command | str] = {
     "demo": demo,
     "phantom": phantom,
     "run": run,
     "bundle-path": bundle_path,
     "verify": verify,
     "pack": pack,
-    "obedience": obedience,
+    "obedience": f"{__package__}.report.obedience:report_obedience",
     "convert": convert,
     "audit": audit,
     "evaluate-pool": evaluate_pool,
     "copy-paste": copy_paste,
+    "insert": insert,
+    "adopt": f"{__package__}.report.adopted:adopt",
+    "datalist": f"{__package__}.segmentation.datalist:write_datalist",
+    "reader": f"{__package__}.report.reader:write_reader",
     "experiment": experiment,
-    "report": report,
+    "report": f"{__package__}.report.experiment:write_experiment_report",
     **PLUGIN_COMMANDS,
 }
 
 
 def main() -> int:
-    """Run a command; returns the exit status: 1 after bad input, 2 after wrong usage (raised by Fire)."""
+    """Run a command; returns the exit status: 1 after bad input, 2 after wrong usage, 130 after Ctrl-C."""
     return run_commands(COMMANDS, "synthaug")
 
 

@@ -22,7 +22,8 @@ class Anatomy:
     `labels` and `depth` (mm to the body's edge, 0 outside) `(*spatial)`; every `stride`-th voxel of the case, so
     `spacing` (mm) is that of the coarse grid. `boxes` `(planes, 2, 2)` and `planes` (first, last) say where the body
     is on it, in voxels; a plane has one box, and
-    its relative place `height` along the volume.
+    its relative place `height` along the volume. `median`, `scale` (the units) and `darkest` `(channels,)` are in the
+    case's intensities.
     """
 
     image: np.ndarray
@@ -34,6 +35,7 @@ class Anatomy:
     planes: tuple[float, float]
     median: np.ndarray
     scale: np.ndarray
+    darkest: np.ndarray
     height: float = 0.5
 
     def relative(self, point: np.ndarray) -> np.ndarray:
@@ -70,6 +72,7 @@ class Anatomy:
             self.planes,
             self.median,
             self.scale,
+            self.darkest,
             float((number - first) / max(last - first, 1)),
         )
 
@@ -83,7 +86,7 @@ def read_anatomy(image: np.ndarray, labels: np.ndarray, spacing: Sequence[float]
     if dimension == 2:
         stride[0] = 1
     every = tuple(slice(None, None, step) for step in stride)
-    image, labels = np.asarray(image[(slice(None), *every)], np.float32), np.asarray(labels[every], np.int16)
+    image, labels = np.array(image[(slice(None), *every)], np.float32), np.array(labels[every], np.int16)
     coarse = np.asarray(spacing, float) * stride
     body = body_mask(image, labels)
     if not body.any():
@@ -105,6 +108,7 @@ def read_anatomy(image: np.ndarray, labels: np.ndarray, spacing: Sequence[float]
         plane_range(body),
         quartiles[1],
         scale,
+        image.min(axis=(1, 2, 3)),
     )
 
 

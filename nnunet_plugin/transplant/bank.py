@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .anatomy import Anatomy, Plane, planes_with_body
+from .anatomy import Anatomy, Plane
 from .lesions import Lesion, Surroundings
 from .paste import BORDER, harmonise
-from .place import JITTER, Gates, Site, Wanted, find_site, footprint, mirrored, usual_surroundings
+from .place import JITTER, Gates, Site, Wanted, find_site, footprint, mirrored
 from .warp import Warp, draw_warp
 
 WINDOW = 0.1  # of the relative height, between a lesion's plane and the one that it is put into
@@ -36,6 +36,7 @@ class Transplant:
     warp: Warp
     gain: np.ndarray
     offset: np.ndarray
+    floor: np.ndarray
     border: float
     source: int = -1
     source_plane: int = -1
@@ -56,30 +57,25 @@ class Fit(NamedTuple):
     covers: bool
 
 
+NO_FITS = np.empty((0, len(Fit._fields)), np.int32)
+
+
+@dataclass
 class Bank:
     """Lesions and anatomies of a set of cases, all of one dimension (2: planes along the first axis, 3: volumes).
 
-    `fits` says which lesion goes where; `find_fits` makes it. `mirror_axis` is the axis across which bodies are alike.
+    `places` are where lesions may go, `fits` `(fits, 4)` which lesion goes where (rows as `Fit`, in the order of the
+    lesions; `find_fits` makes it). Bodies are alike across `mirror_axis`, if there is one.
     """
 
-    def __init__(
-        self,
-        lesions: Sequence[Lesion],
-        anatomies: Sequence[Anatomy],
-        dimension: int,
-        lesion_labels: Sequence[int],
-        fits: np.ndarray | None = None,
-        mirror_axis: int = -1,
-    ):
-        self.lesions, self.anatomies, self.lesion_labels = lesions, anatomies, tuple(lesion_labels)
-        self.dimension, self.mirror_axis = dimension, mirror_axis
-        self.gates: Gates = usual_surroundings(
-            np.stack([lesion.around.tails for lesion in lesions]), np.array([lesion.depth for lesion in lesions])
-        )
-        self.places: list[Plane] = [
-            place for case, anatomy in enumerate(anatomies) for place in planes_with_body(case, anatomy, dimension)
-        ]
-        self.fits = np.empty((0, len(Fit._fields)), np.int32) if fits is None else fits
+    lesions: Sequence[Lesion]
+    anatomies: Sequence[Anatomy]
+    places: Sequence[Plane]
+    gates: Gates
+    fits: np.ndarray
+    dimension: int
+    lesion_labels: tuple[int, ...]
+    mirror_axis: int | None = -1
 
     def find_fits(self, rng: np.random.Generator) -> None:
         """Try every lesion in some anatomies of other cases, and keep in `fits` where it found a place.
@@ -115,7 +111,7 @@ class Bank:
     def _try(
         self, rng: np.random.Generator, lesion: Lesion, place: Plane, rank: int, covers: bool
     ) -> tuple[Warp, Site] | None:
-        mirror = bool(rng.random() < 0.5)
+        mirror = self.mirror_axis is not None and bool(rng.random() < 0.5)
         warp = draw_warp(rng, lesion.extent, lesion.diameter, self.mirror_axis if mirror else None)
         wanted = self._wanted(lesion, mirror, covers)
         anatomy = self.anatomy(place)
@@ -123,13 +119,18 @@ class Bank:
         return None if site is None else (warp, site)
 
     def _wanted(self, lesion: Lesion, mirror: bool, covers: bool) -> Wanted:
-        place = mirrored(lesion.place, self.mirror_axis) if mirror else lesion.place
-        return Wanted(place, lesion.host, lesion.around, self.lesion_labels if covers else ())
+        place = lesion.place
+        if mirror and self.mirror_axis is not None:
+            place = mirrored(place, self.mirror_axis)
+        return Wanted(place, lesion.host, lesion.around, self.lesion_labels, covers)
 
     def draw(self, rng: np.random.Generator, decoys: float) -> Transplant | None:
-        """Draw a transplant, a decoy in the share `decoys` of the draws; `None` when no place was found for any."""
-        if rng.random() < decoys:
-            return self._draw_decoy(rng)
+        """Draw a transplant, a decoy in the share `decoys` of the draws; `None` when no place was found for any.
+
+        A lesion stands in for a decoy that found no place: in few or narrow anatomies.
+        """
+        if rng.random() < decoys and (decoy := self._draw_decoy(rng)) is not None:
+            return decoy
         for number in rng.permutation(self._fitting)[:LESIONS]:
             lesion, fits = self.lesions[number], self._fits_of(number)
             for row in rng.integers(len(fits), size=DRAWS):
@@ -175,9 +176,9 @@ class Bank:
     ) -> Transplant:
         place = self.places[where]
         gain, offset = harmonise(*old, *self._intensities(place.case, site.around))
-        return Transplant(
-            lesion, place.case, place.number, site.centre, warp, gain, offset, float(rng.uniform(*BORDER))
-        )
+        border = float(rng.uniform(*BORDER))
+        floor = self.anatomies[place.case].darkest
+        return Transplant(lesion, place.case, place.number, site.centre, warp, gain, offset, floor, border)
 
     def _intensities(self, case: int, around: Surroundings) -> tuple[np.ndarray, np.ndarray]:
         """Return mean and standard deviation of surroundings in the intensities of their case's image."""

@@ -9,9 +9,11 @@ import numpy as np
 from scipy import ndimage
 
 from .anatomy import Anatomy
+from .paste import BORDER
 
 RING = (1.0, 6.0)  # from and to this distance around a lesion, in voxels of the coarse grid
 TAILS = (0.1, 0.5, 0.9)  # quantiles that describe a ring
+LEAST_VALUES = 5  # voxels whose quantiles say something
 MARGIN = 10  # voxels around a lesion that are kept for its soft border
 LEAST_VOXELS = {2: 15, 3: 30}
 
@@ -30,7 +32,8 @@ class Lesion:
     """A lesion with its margin. `labels` is 0 outside the lesion; `centre` in voxels of the cut; `extent` in mm.
 
     `place` is relative to the body (see `Anatomy`), `height` that of its plane in 2D; `depth` the least distance of
-    the lesion to the body's edge in mm, `host` the label of the tissue around it.
+    the lesion to the body's edge in mm, `host` the label of the tissue around it, and
+    `tissue` how much of its ring is such.
     """
 
     case: int
@@ -43,6 +46,7 @@ class Lesion:
     place: np.ndarray
     height: float
     depth: float
+    tissue: float
     host: int
     around: Surroundings
 
@@ -55,10 +59,12 @@ def describe(values: np.ndarray) -> Surroundings:
 
 
 def rings_around(mask: np.ndarray, spacing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the voxels outside a mask within 6 of the finest voxels, and of those the ones farther than 1."""
+    """Return the voxels that a soft border around a mask may reach, and those of its ring: up to 5, and from 1 to 6.
+
+    Distances are in voxels of the finest spacing.
+    """
     distance = ndimage.distance_transform_edt(~mask, sampling=spacing / spacing.min())
-    near = distance <= RING[1]
-    return near & ~mask, near & (distance > RING[0])
+    return (distance > 0) & (distance <= BORDER[1]), (distance > RING[0]) & (distance <= RING[1])
 
 
 def lesions_of(
@@ -82,26 +88,41 @@ def lesions_of(
         mask = found[cut] == number
         if mask.sum() < LEAST_VOXELS[ndim]:
             continue
-        start = np.array([part.start for part in cut])
-        lesion = _describe(case, image, labels, np.asarray(spacing, float), anatomy, lesion_labels, cut, mask, start)
+        lesion = _describe(case, image, labels, np.asarray(spacing, float), anatomy, lesion_labels, cut, mask)
         if lesion is not None:
             yield lesion
 
 
-def _describe(case, image, labels, spacing, anatomy, lesion_labels, cut, mask, start) -> Lesion | None:  # type: ignore[no-untyped-def]
+def _describe(
+    case: int,
+    image: np.ndarray,
+    labels: np.ndarray,
+    spacing: np.ndarray,
+    anatomy: Anatomy,
+    lesion_labels: Sequence[int],
+    cut: tuple[slice, ...],
+    mask: np.ndarray,
+) -> Lesion | None:
+    """Return the lesion `mask` of a cut of an image; `None` where hardly any tissue is around it."""
+    start = np.array([part.start for part in cut])
     voxels = np.argwhere(mask)
     low, high = voxels.min(axis=0), voxels.max(axis=0)
     centre = (low + high) / 2
     coarse = coarse_mask(mask, start, anatomy.stride, anatomy.labels.shape)
-    near = tuple(slice(max(0, w.min() - int(RING[1]) - 1), w.max() + int(RING[1]) + 2) for w in np.nonzero(coarse))
-    _, ring = rings_around(coarse[near], anatomy.spacing)
+    # Beyond the image's border as well, where none of the ring is tissue.
+    width = np.ceil(RING[1] * anatomy.spacing.min() / anatomy.spacing).astype(int)
+    around = tuple(slice(w.min() - n, w.max() + n + 1) for w, n in zip(np.nonzero(coarse), width, strict=True))
+    near = tuple(slice(max(0, part.start), part.stop) for part in around)
+    beyond = [(max(0, -part.start), max(0, part.stop - size)) for part, size in zip(around, coarse.shape, strict=True)]
+    _, whole = rings_around(np.pad(coarse[near], beyond), anatomy.spacing)
+    ring = whole[tuple(slice(n, n + size) for (n, _), size in zip(beyond, coarse[near].shape, strict=True))]
     tissue = anatomy.labels[near]
-    ring &= ~np.isin(tissue, lesion_labels) & (tissue >= 0) & (anatomy.depth[near] > 0)
-    if ring.sum() < 5:
+    ring = ring & ~np.isin(tissue, lesion_labels) & (tissue >= 0) & (anatomy.depth[near] > 0)
+    if np.count_nonzero(ring) < LEAST_VALUES:
         return None
     return Lesion(
         case,
-        image[(slice(None), *cut)],
+        np.array(image[(slice(None), *cut)]),  # no view, which would keep the whole image in memory
         np.where(mask, labels[cut], 0).astype(np.int16),
         spacing,
         centre,
@@ -110,6 +131,7 @@ def _describe(case, image, labels, spacing, anatomy, lesion_labels, cut, mask, s
         anatomy.relative((start + centre) / anatomy.stride),
         anatomy.height,
         float(anatomy.depth[coarse].min()),
+        float(np.count_nonzero(ring) / np.count_nonzero(whole)),
         int(np.bincount(tissue[ring]).argmax()),
         describe(anatomy.image[(slice(None), *near)][:, ring]),
     )

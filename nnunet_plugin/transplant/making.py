@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from .anatomy import Anatomy, read_anatomy
-from .bank import Bank
+from .anatomy import Anatomy, planes_with_body, read_anatomy
+from .bank import NO_FITS, Bank
 from .lesions import Lesion, lesions_of
+from .place import usual_surroundings
 
 LEAST_VARIATION = 0.5  # of a label's volume over cases: 0.14 and 0.17 in hippocampi, 0.8 to 1.1 in tumours
 
 
-def lesion_labels(volumes: dict[int, Sequence[float]]) -> list[int]:
+def lesion_labels(volumes: Mapping[int, Sequence[float]]) -> list[int]:
     """Return the labels whose volumes over the cases (0 where a case has none) vary as lesions' do, not as organs'.
 
     That is a coefficient of variation of 0.5 and more.
@@ -30,7 +31,7 @@ def make_bank(
     cases: Iterable[tuple[np.ndarray, np.ndarray, Sequence[float]]],
     dimension: int,
     labels: Sequence[int],
-    mirror_axis: int = -1,
+    mirror_axis: int | None = -1,
     seed: int = 0,
 ) -> Bank:
     """Make the bank of cases `(image (channels, planes, rows, columns), label map, spacing in mm)`.
@@ -45,7 +46,9 @@ def make_bank(
         lesions += _lesions(number, image, label_map, spacing, anatomy, labels, dimension)
     if not lesions:
         raise ValueError("no lesion in any case")
-    bank = Bank(lesions, anatomies, dimension, labels, mirror_axis=mirror_axis)
+    places = [place for case, anatomy in enumerate(anatomies) for place in planes_with_body(case, anatomy, dimension)]
+    gates = usual_surroundings(lesions)
+    bank = Bank(lesions, anatomies, places, gates, NO_FITS, dimension, tuple(labels), mirror_axis)
     bank.find_fits(np.random.default_rng(seed))
     return bank
 

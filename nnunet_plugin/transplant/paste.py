@@ -66,12 +66,13 @@ def make_patch(
     shape: tuple[int, ...],
     gain: np.ndarray,
     offset: np.ndarray,
+    floor: np.ndarray,
     border: float,
 ) -> Patch:
     """Warp a lesion (`image` `(channels, *cut)`, `labels` `(*cut)`) to a new centre, in the image's intensities.
 
-    `border` is the width of the soft border outside the lesion, in voxels of the finest new spacing; the box holds all
-    that changes.
+    Nothing is darker than `floor`, a channel each. `border` is the width of the soft border outside the lesion, in
+    voxels of the finest new spacing; the box holds all that changes.
     """
     width = border * new_spacing.min()
     box = box_around(new_centre, warp.new_extent(extent) + width, new_spacing, shape)
@@ -89,6 +90,7 @@ def make_patch(
         ndimage.map_coordinates(image[channel], points, output=warped[channel], order=1, mode="nearest")
         warped[channel] *= gain[channel]
         warped[channel] += offset[channel]
+        np.maximum(warped[channel], floor[channel], out=warped[channel])
     distance = ndimage.distance_transform_edt(new_labels == 0, sampling=new_spacing) if new_labels.any() else np.inf
     soft = np.clip(1 - distance / width, 0, 1) * np.ones(new_labels.shape)
     alpha = (soft * soft * (3 - 2 * soft)).astype(np.float32)
@@ -97,9 +99,9 @@ def make_patch(
 
 def blend(image: np.ndarray, patch: Patch, start: np.ndarray) -> np.ndarray:
     """Return a region `(channels, *region)` of the image that starts at voxel `start`, with the patch in it."""
-    here, there = _overlap(image.shape[1:], patch, start)
-    if here is None:
+    if (common := _overlap(image.shape[1:], patch, start)) is None:
         return image
+    here, there = common
     image = image.copy()
     old = image[(slice(None), *here)]
     image[(slice(None), *here)] = old + patch.alpha[there] * (patch.image[(slice(None), *there)] - old)
@@ -108,20 +110,23 @@ def blend(image: np.ndarray, patch: Patch, start: np.ndarray) -> np.ndarray:
 
 def relabel(labels: np.ndarray, patch: Patch, start: np.ndarray) -> np.ndarray:
     """Return a region `(*region)` of the label map that starts at voxel `start`, with the patch's labels in it."""
-    here, there = _overlap(labels.shape, patch, start)
-    if here is None:
+    if (common := _overlap(labels.shape, patch, start)) is None:
         return labels
+    here, there = common
     labels = labels.copy()
     new = patch.labels[there]
     labels[here] = np.where(new > 0, new, labels[here])
     return labels
 
 
-def _overlap(shape, patch: Patch, start: np.ndarray):  # type: ignore[no-untyped-def]
+def _overlap(
+    shape: tuple[int, ...], patch: Patch, start: np.ndarray
+) -> tuple[tuple[slice, ...], tuple[slice, ...]] | None:
+    """Return the common part of a region and a patch, as slices of either, or `None`."""
     low = np.maximum(start, patch.start)
     high = np.minimum(start + np.array(shape), patch.start + np.array(patch.labels.shape))
     if (low >= high).any():
-        return None, None
+        return None
     return (
         tuple(slice(a, b) for a, b in zip(low - start, high - start, strict=True)),
         tuple(slice(a, b) for a, b in zip(low - patch.start, high - patch.start, strict=True)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,7 +10,7 @@ import numpy as np
 from scipy import ndimage
 
 from .anatomy import Anatomy
-from .lesions import RING, Lesion, Surroundings, describe, rings_around
+from .lesions import LEAST_VALUES, RING, Lesion, Surroundings, describe, rings_around
 from .warp import Warp
 
 TRIES = 4  # places tried in one anatomy
@@ -19,38 +20,43 @@ JITTER = (
     0.45,
 )  # standard deviations of a place around the donor's, in body sizes; each after the one before failed
 PROBES = 30
-LEAST_RING = 0.7  # of the ring's voxels have to be tissue
-LEAST_VALUES = 5  # voxels whose quantiles say something
-LIKENESS = 0.75  # of the usual range, between the ring at a place and the lesion's own
+MOST_TISSUE = 0.7  # part of a ring that has to be tissue at most; less where real lesions have less
+LIKENESS = 0.6  # of the usual range, between the ring at a place and the lesion's own
+SLACK = 0.15  # interquartile ranges of the body by which a few lesions may underrate what is usual
 USUAL = (0.05, 0.95)  # quantiles over real lesions that a place's surroundings have to lie between
 
 
 @dataclass(frozen=True)
 class Gates:
-    """What is usual around real lesions: bounds of the ring's quantiles `(channels, 3)`, and the least depth in mm.
+    """What is usual around real lesions: bounds of the ring's quantiles `(channels, 3)`, least depth in mm, least part
+    of the ring that is tissue.
 
-    What a lesion covers is tissue: its tails have to lie half as far out as a ring's, which may hold bone or fluid.
+    What a lesion covers is tissue: its tails have to be as moderate as those of the better half of the rings, which
+    may hold bone or fluid.
     """
 
     low: np.ndarray
     high: np.ndarray
     depth: float
+    tissue: float
 
     @property
     def darkest(self) -> np.ndarray:
         """The least low quantile of covered tissue, `(channels,)`."""
-        return self.low[:, :2].mean(axis=1)
+        return (self.low + self.high)[:, 0] / 2 - SLACK
 
     @property
     def brightest(self) -> np.ndarray:
         """The greatest high quantile of covered tissue, `(channels,)`."""
-        return self.high[:, 1:].mean(axis=1)
+        return (self.low + self.high)[:, -1] / 2 + SLACK
 
 
-def usual_surroundings(tails: np.ndarray, depths: np.ndarray) -> Gates:
-    """Return the gates of lesions whose rings have the quantiles `(lesions, channels, 3)`, at these depths."""
-    low, high = np.quantile(tails, USUAL, axis=0)
-    return Gates(low, high, max(float(np.quantile(depths, USUAL[0])), 1e-3))
+def usual_surroundings(lesions: Sequence[Lesion]) -> Gates:
+    """Return what is usual around these lesions."""
+    low, high = np.quantile([lesion.around.tails for lesion in lesions], USUAL, axis=0)
+    depth = np.quantile([lesion.depth for lesion in lesions], USUAL[0])
+    tissue = np.quantile([lesion.tissue for lesion in lesions], USUAL[0])
+    return Gates(low - SLACK, high + SLACK, max(float(depth), 1e-3), float(min(tissue, MOST_TISSUE)))
 
 
 @dataclass(frozen=True)
@@ -100,13 +106,14 @@ def footprint(lesion: Lesion, warp: Warp, spacing: np.ndarray) -> Footprint:
 class Wanted:
     """What a lesion asks of a site: a relative place, tissue of the label `host`, surroundings like its own.
 
-    Lesions whose labels are `coverable` may lie under the new one, if it covers them whole.
+    No lesion (of the labels `lesions`) lies near; if it `covers`, one may lie under the new one, which covers it whole.
     """
 
     place: np.ndarray
     host: int
     own: Surroundings
-    coverable: tuple[int, ...]
+    lesions: tuple[int, ...]
+    covers: bool
 
 
 def find_site(
@@ -125,7 +132,7 @@ def find_site(
         place = wanted.place + rng.normal(size=len(size)) * jitter
         centre = np.clip(np.round(anatomy.absolute(place)).astype(int), first, last)
         probed = tuple((centre + shape.probes).T)
-        if not _free(anatomy.labels[probed], wanted)[0].all() or anatomy.depth[probed].min() < gates.depth:
+        if not _free(anatomy.labels[probed], wanted).all() or anatomy.depth[probed].min() < gates.depth:
             continue
         start = centre - shape.centre
         low, high = np.maximum(start, 0), np.minimum(start + shape.mask.shape, size)
@@ -134,18 +141,15 @@ def find_site(
         near, ring = (voxels[part] for voxels in shape.rings)
         site = _look(anatomy, box, shape.mask[part], near, ring, wanted, gates)
         # Around a real lesion there may be other lesions and air, too; most of its ring is tissue.
-        if site is not None and site[1] >= LEAST_RING * np.count_nonzero(shape.rings[1]):
+        if site is not None and site[1] >= gates.tissue * np.count_nonzero(shape.rings[1]):
             return Site(centre * anatomy.stride.astype(float), site[0])
     return None
 
 
-def _free(tissue: np.ndarray, wanted: Wanted) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return where a lesion may lie, and where it would cover another one."""
+def _free(tissue: np.ndarray, wanted: Wanted) -> np.ndarray:
+    """Return where a lesion may lie."""
     host = tissue == wanted.host
-    if not wanted.coverable or host.all():
-        return host, None
-    covered = np.isin(tissue, wanted.coverable)
-    return host | covered, covered
+    return host | np.isin(tissue, wanted.lesions) if wanted.covers else host
 
 
 def _look(
@@ -158,12 +162,13 @@ def _look(
     gates: Gates,
 ) -> tuple[Surroundings, int] | None:
     """Return the surroundings at a place and how many voxels they are, or `None` when they will not do."""
-    free, covered = _free(anatomy.labels[box], wanted)
-    depth = anatomy.depth[box]
-    if not free[mask].all() or depth[mask].min() < gates.depth or (covered is not None and covered[near].any()):
+    tissue, depth = anatomy.labels[box], anatomy.depth[box]
+    if not _free(tissue[mask], wanted).all() or depth[mask].min() < gates.depth:
         return None
-    ring = ring & free & (depth > 0)
-    under = mask if covered is None else mask & ~covered
+    host = tissue == wanted.host
+    if not host.all() and np.isin(tissue[near & ~host], wanted.lesions).any():
+        return None
+    ring, under = ring & host & (depth > 0), mask & host
     if np.count_nonzero(ring) < LEAST_VALUES:
         return None
     image = anatomy.image[(slice(None), *box)]

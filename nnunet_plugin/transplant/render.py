@@ -34,6 +34,7 @@ def render(bank: Bank, transplant: Transplant, shape: tuple[int, ...], source: n
         shape,
         transplant.gain,
         transplant.offset,
+        transplant.floor,
         transplant.border,
     )
     return replace(patch, labels=np.zeros_like(patch.labels)) if transplant.is_decoy else patch

@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..networks.features import train_segmentation_features
+from ..pool.adopt import user_word
 from ..pool.writing import read_pool
 from ..report.figures import save_png
 from ..runtime.errors import InputError
@@ -21,6 +22,7 @@ from .agreement import SegmenterSettings, find_agreement
 from .duplicates import find_duplicates
 from .items import load_audit_data
 from .memorisation import find_copies
+from .painted import painted_alone
 from .pictures import TITLES, audit_figure
 from .plausibility import plausibility_checks
 from .result import AuditResult, percent
@@ -117,9 +119,10 @@ def run_audit(
             device=device,
             progress=lambda *_: bar.update(),  # type: ignore[arg-type, return-value]
         ).cpu()
-    memorisation = find_copies(audit, extractor, levels, track)
+    compared = audit if audit.painted is None else painted_alone(audit)
+    memorisation = find_copies(compared, extractor, levels, track)
     pixels = memorisation.real["pixels"], memorisation.nearest["pixels"]
-    duplicates = find_duplicates(audit, *pixels, levels, track)
+    duplicates = find_duplicates(compared, *pixels, levels, track)
     agreement = find_agreement(audit, levels, settings, device, track)
     return AuditResult(audit, levels, seed, plausibility, agreement, memorisation, duplicates, extractor.name)
 
@@ -127,7 +130,9 @@ def run_audit(
 def audit_words(result: AuditResult) -> list[str]:
     """What an audit found, a line each."""
     dropped, real = result.share(result.dropped), result.real_dropped
+    word = user_word(result.audit.record)
     lines = [
+        *([word] if word else []),
         f"{dropped['n'] - dropped['flagged']} of {dropped['n']} samples are kept, {dropped['flagged']} dropped: "
         f"{percent(dropped)}. Of unseen real items the same checks would drop {percent(real)} "
         f"({real['patients']} patients).",

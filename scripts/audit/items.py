@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nnunet_plugin.identity import Identity, same_case
+from nnunet_plugin.leakage import seen_cases
+
 from ..data.cases import Case, open_cases_of_generator
+from ..data.scaling import sample_scaling
 from ..data.training_set import TrainingSet, item_name, load_training_set
 from ..pool.writing import load_sample, read_pool
 from ..runtime.errors import InputError
@@ -66,6 +69,7 @@ class AuditData:
             sample may be a copy of: the empty ones of all patients may be the same.
         spacing: millimetres per voxel of the grid, along its axes.
         data: how real cases came to the grid.
+        painted: (samples, *grid) bool, the box that was painted, of samples that are a real patient elsewhere; or None.
     """
 
     record: dict[str, Any]
@@ -77,6 +81,7 @@ class AuditData:
     judged: np.ndarray
     spacing: tuple[float, ...]
     data: TrainingSet
+    painted: Tensor | None = None
 
 
 def load_audit_data(pool_dir: str | Path, dataset_dir: str | Path, track: Track) -> AuditData:
@@ -98,7 +103,24 @@ def load_audit_data(pool_dir: str | Path, dataset_dir: str | Path, track: Track)
     samples, broken, empty = _read_samples(Path(pool_dir), record, data, track)
     held_out = np.arange(len(items)) >= len(data.training)
     judged = real.foreground.flatten(1).any(dim=1).numpy()
-    return AuditData(record, samples, broken, empty, real, held_out, judged, data.grid_spacing, data)
+    painted = _painted(record, Path(pool_dir), data)
+    return AuditData(record, samples, broken, empty, real, held_out, judged, data.grid_spacing, data, painted)
+
+
+def _painted(record: dict, folder: Path, data: TrainingSet) -> Tensor | None:
+    """The boxes that the records name, brought to the grid as the samples were."""
+    if not all("hole" in sample for sample in record["samples"]):
+        return None
+    boxes = []
+    for sample in record["samples"]:
+        _, label = load_sample(folder, sample["id"], data.num_image_channels)
+        box = np.zeros(label.shape, np.float32)
+        start, size = sample["hole"]["start"], sample["hole"]["size"]
+        hole = tuple(slice(first, first + n) for first, n in zip(start, size, strict=True))
+        box[(slice(None),) * (3 - len(hole)) + hole] = 1
+        item = box[:, None] if record["dimension"] == 2 else box[None, None]
+        boxes.append(data.geometry.to_grid(item, np.zeros(1, np.float32))[0, 0] >= 0.5)
+    return torch.stack(boxes)
 
 
 def _open_data(record: dict, dataset_dir: str | Path) -> TrainingSet:
@@ -107,8 +129,9 @@ def _open_data(record: dict, dataset_dir: str | Path) -> TrainingSet:
     # The same seed and share choose the slices without foreground that the generator saw.
     share = provenance["training"].get("background_share", 0.1)
     data = load_training_set(cases, provenance["geometry"]["spatial_size"], share, provenance["seed"])
-    seen = {case["id"]: case["sha256"] for case in provenance["cases"]}
-    if changed := [case["id"] for case in data.seen if seen[case["id"]] != case["sha256"]]:
+    seen = seen_cases(provenance)
+    now = {case["id"]: Identity(case["sha256"], case["fingerprint"]) for case in data.seen}
+    if changed := [case for case in seen if case in now and not same_case(seen[case], now[case])]:
         raise InputError(
             f"{len(changed)} cases that changed since the generator was trained on them: {', '.join(changed[:5])}",
             f"the data set that the generator was trained on ({provenance['dataset']})",
@@ -133,7 +156,7 @@ def _read_samples(
 ) -> tuple[Items, dict[str, str], dict[str, str]]:
     names = [sample["id"] for sample in record["samples"]]
     description = data.cases.description
-    scaling = dataclasses.replace(data.scaling, per_case=False)
+    scaling = sample_scaling(record["provenance"], record["dimension"])
     known = {0, *description.painted.values(), *description.known_integers} - {description.ignore_label}
     broken: dict[str, str] = {}
     empty: dict[str, str] = {}

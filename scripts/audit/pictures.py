@@ -11,6 +11,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from ..pool.adopt import origin
 from ..report.figures import COLOURS, new_figure, plain_style, points
 from ..report.sheets import grey_window, mask_contours
 
@@ -102,9 +103,7 @@ def audit_figure(result: AuditResult) -> Figure:
 def _head(figure: Figure, result: AuditResult, height: int) -> None:
     record = result.audit.record
     share, real = result.share(result.dropped), result.real_dropped
-    bundle = record["provenance"]["bundle"]["name"]
-    source = f"fold {record['provenance']['fold']} of {record['provenance']['dataset']}"
-    title = f"Audit of {share['n']} samples of {bundle}, trained on {source}"
+    title = f"Audit of {share['n']} samples of {origin(record)}"
     _write(figure, 20, 14, title, 20, height, weight="bold")
     low, high = (100 * value for value in share["interval"])
     words = (

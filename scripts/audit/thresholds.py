@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..metrics.comparison import FEWEST_PATIENTS
-from ..runtime.errors import InputError
+from ..runtime.errors import InputError, nearest
 
 # Which share of real items each check may drop.
 LEVELS = {
@@ -41,11 +40,11 @@ def check_levels(given: Mapping[str, Any] | None) -> dict[str, float]:
         )
     for name, level in (given or {}).items():
         if name not in LEVELS:
-            near = difflib.get_close_matches(str(name), LEVELS, n=1)
+            near = nearest(name, LEVELS)
             raise InputError(
                 f"unknown threshold {name!r}",
                 f"one of {', '.join(LEVELS)}",
-                f"did you mean {near[0]!r}?" if near else "see the list",
+                f"did you mean {near!r}?" if near else "see the list",
             )
         if isinstance(level, bool) or not isinstance(level, int | float) or not 0 <= level <= 0.5:
             raise InputError(
@@ -138,13 +137,10 @@ def wilson_interval(count: int, n: int, level: float = 0.95) -> list[float] | No
     """Interval of a share of independent items (Wilson 1927); None without items."""
     if n == 0:
         return None
-    from scipy.stats import norm
+    from scipy.stats import binomtest
 
-    z = float(norm.ppf((1 + level) / 2))
-    share = count / n
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * float(np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)))
-    return [0.0 if count == 0 else centre - half, 1.0 if count == n else centre + half]
+    interval = binomtest(int(count), int(n)).proportion_ci(level, "wilson")
+    return [float(interval.low), float(interval.high)]
 
 
 def patient_interval(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..runtime.errors import InputError
+from ..runtime.errors import InputError, nearest
 from .brats import plan_brats
 from .hecktor import plan_hecktor
 from .msd import plan_msd
@@ -57,11 +56,11 @@ def convert(
     plan, allowed = FORMATS[format]
     for option in options:
         if option not in allowed:
-            nearest = difflib.get_close_matches(option, allowed, n=1)
+            near = nearest(option, allowed)
             raise InputError(
                 f"--{option} with format {format}",
                 ", ".join(f"--{name}" for name in allowed) or "no options of its own",
-                f"write --{nearest[0]}" if nearest else "leave it out",
+                f"write --{near}" if near else "leave it out",
             )
     source = Path(source_dir).expanduser().absolute()
     if not source.is_dir():

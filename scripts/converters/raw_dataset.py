@@ -103,6 +103,7 @@ def write_dataset(conversion: Conversion, target: Path, test_patients: list[str]
     not.
     """
     splits = {case.id: "Ts" if case.patient in test_patients else "Tr" for case in conversion.cases}
+    folds = _patient_folds([case for case in conversion.cases if splits[case.id] == "Tr"])
     cases = [*conversion.cases, *([] if test_patients else conversion.unannotated)]
     dataset = {
         "channel_names": {str(i): name for i, name in enumerate(conversion.channel_names)},
@@ -134,7 +135,6 @@ def write_dataset(conversion: Conversion, target: Path, test_patients: list[str]
             place.parent.mkdir(exist_ok=True)
             os.replace(temporary, place)
 
-    folds = _patient_folds([case for case in conversion.cases if splits[case.id] == "Tr"])
     if folds:
         write_json(draft / "splits_final.json", folds)
     write_json(draft / "dataset.json", dataset)
@@ -179,13 +179,32 @@ def _prepare(draft: Path, plan: dict) -> Path:
 
 
 def _patient_folds(cases: list[SourceCase]) -> list[dict[str, list[str]]] | None:
-    """Five folds over patients, None where every patient has one scan (nnU-Net's own are the same then)."""
+    """Five folds over patients, None where every patient has one scan (nnU-Net's own are the same then).
+
+    Of fewer than five patients each is held out in turn; more folds than patients repeat, since nnU-Net draws a split
+    of its own, by scans, for a fold that the file lacks.
+
+    Raises:
+        InputError: all scans are of one patient.
+    """
     scans: dict[str, list[str]] = {}
     for case in cases:
         scans.setdefault(case.patient, []).append(case.id)
-    if len(scans) == len(cases) or len(scans) < NUM_FOLDS:
+    if len(scans) == len(cases):
         return None
+    patients = sorted(scans)
+    if len(patients) == 1:
+        raise InputError(
+            f"{len(cases)} training scans, all of the patient {patients[0]}",
+            "scans of at least two patients, so that no patient is trained and validated on",
+            "add patients, or hold out fewer",
+        )
+    if len(patients) < NUM_FOLDS:
+        held_out = [patients[fold % len(patients)] for fold in range(NUM_FOLDS)]
+        folds = [{"train": [p for p in patients if p != out], "val": [out]} for out in held_out]
+    else:
+        folds = five_folds(patients)
     return [
         {part: [scan for patient in fold[part] for scan in sorted(scans[patient])] for part in ("train", "val")}
-        for fold in five_folds(sorted(scans))
+        for fold in folds
     ]

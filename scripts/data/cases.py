@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -10,10 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
+from nnunet_plugin.identity import Identity, identify
+
 from ..runtime.errors import InputError
 from ..runtime.files import json_sha256
 from .description import DatasetDescription, read_description
 from .folds import Fold, read_fold
+from .raw_files import lists_its_files, raw_files
 
 PHANTOM_NAME = "Dataset801_PhantomFLAIR"
 
@@ -42,11 +44,9 @@ class Case:
     inside: np.ndarray
 
     @property
-    def sha256(self) -> str:
-        """Hash of the voxels that the generator sees."""
-        digest = hashlib.sha256(np.ascontiguousarray(self.image, np.float32).tobytes())
-        digest.update(np.ascontiguousarray(self.label, np.int16).tobytes())
-        return digest.hexdigest()
+    def identity(self) -> Identity:
+        """Hash and fingerprint of the voxels that the generator sees."""
+        return identify(self.image, self.label)
 
 
 class Cases:
@@ -58,6 +58,7 @@ class Cases:
         space: record of axes, spacing and normalisation; `space["sha256"]` names it.
         is_3d: the space is that of a 3D configuration, which is resampled along depth too.
         plans: nnU-Net's plans of the space where no folder holds them.
+        directions: of raw cases, 1 or -1 for x, y, z of the files: whether the axis points to R, A, S or away.
     """
 
     description: DatasetDescription
@@ -65,11 +66,12 @@ class Cases:
     space: dict
     is_3d: bool = False
     plans: dict | None = None
+    directions: list[int] | None = None
 
     def load(self, case_id: str) -> Case:
         """Read and check one case."""
         case = self._read(case_id)
-        _check_case(case, self.description)
+        check_case(case, self.description)
         return case
 
     def training(self) -> Iterator[Case]:
@@ -95,7 +97,8 @@ class Cases:
         raise NotImplementedError
 
 
-def _check_case(case: Case, description: DatasetDescription) -> None:
+def check_case(case: Case, description: DatasetDescription) -> None:
+    """Raise `InputError` for what `dataset.json` contradicts, and for voxels that are no image."""
     if case.image.shape[0] != description.num_image_channels:
         raise InputError(
             f"case {case.id} has {case.image.shape[0]} image channels",
@@ -134,10 +137,11 @@ class PreprocessedCases(Cases):
         self.space, self.is_3d = self._configuration(dataset_dir, plans, configuration)
         self.folder = dataset_dir / self.space["data_identifier"]
         if not self.folder.is_dir():
+            number = dataset_dir.absolute().name.removeprefix("Dataset").partition("_")[0]
             raise InputError(
                 f"no preprocessed cases in {self.folder}",
                 "the folder that nnUNetv2_preprocess writes",
-                f"run nnUNetv2_plan_and_preprocess -d {self.description.name[7:10]} -c {configuration}",
+                f"run nnUNetv2_plan_and_preprocess -d {number} -c {configuration}",
             )
         from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
@@ -225,28 +229,14 @@ class RawCases(Cases):
 
     def __init__(self, dataset_dir: Path, fold: int | str):
         self.description = read_description(dataset_dir)
-        self.dataset_dir = dataset_dir
-        ending = self.description.file_ending
-        labels = sorted(path.name[: -len(ending)] for path in (dataset_dir / "labelsTr").glob(f"*{ending}"))
-        images = {path.name[: -len(ending) - 5] for path in (dataset_dir / "imagesTr").glob(f"*{ending}")}
-        if images - set(labels):
-            raise InputError(
-                f"images without a label: {', '.join(sorted(images - set(labels))[:5])}",
-                "a file in labelsTr for every case of imagesTr",
-                "add the labels or remove the images",
-            )
-        absent = [path.name for case in labels for path in self._image_paths(case) if not path.is_file()]
-        if absent or not labels:
-            raise InputError(
-                f"missing images in {dataset_dir / 'imagesTr'}: {', '.join(absent[:5]) or 'all'}",
-                f"CASE_0000{ending} for every channel of every case of labelsTr",
-                "restore the files",
-            )
+        self._files = raw_files(dataset_dir, self.description)
+        labels = list(self._files)
         self.fold = read_fold(dataset_dir, labels, fold, store=False)
         self.space = self._space_of(labels[0])
 
     def _space_of(self, case_id: str) -> dict:
         axis, spacing = self._slice_axis(case_id)
+        self.directions = self._directions(case_id)
         space = {
             "kind": "raw",
             "slice_axis": axis,
@@ -257,14 +247,10 @@ class RawCases(Cases):
         return {**space, "sha256": json_sha256(space)}
 
     def _image_paths(self, case_id: str) -> list[Path]:
-        ending = self.description.file_ending
-        return [
-            self.dataset_dir / "imagesTr" / f"{case_id}_{channel:04d}{ending}"
-            for channel in range(self.description.num_image_channels)
-        ]
+        return self._files[case_id][0]
 
     def _label_path(self, case_id: str) -> Path:
-        return self.dataset_dir / "labelsTr" / f"{case_id}{self.description.file_ending}"
+        return self._files[case_id][1]
 
     def _load_file(self, path: Path):
         from monai.transforms import LoadImage
@@ -273,10 +259,6 @@ class RawCases(Cases):
             return LoadImage(image_only=True, ensure_channel_first=True)(str(path))
         except Exception as error:  # readers raise many kinds
             raise InputError(f"{path} cannot be read ({error})", "a readable image", "restore the file") from error
-
-    def affine_of(self, case_id: str) -> np.ndarray:
-        """Affine (RAS, x y z) of the files of a case."""
-        return np.asarray(self._load_file(self._label_path(case_id)).affine)
 
     def _slice_axis(self, case_id: str) -> tuple[int, list[float]]:
         image = self._load_file(self._image_paths(case_id)[0])
@@ -287,6 +269,18 @@ class RawCases(Cases):
         spacing = [float(value) for value in image.pixdim]  # x, y, z
         axis = max(range(3), key=lambda i: (spacing[i], i))
         return axis, [spacing[i] for i in array_axes(axis)]
+
+    def files_of(self, case_id: str) -> tuple[list[Path], Path]:
+        """The files of a case: its images, one a channel, and its label."""
+        return self._image_paths(case_id), self._label_path(case_id)
+
+    def affine_of(self, case_id: str) -> np.ndarray:
+        """Affine `(4, 4)` of a case, voxels along x, y, z to millimetres along R, A, S."""
+        return np.asarray(self._load_file(self._image_paths(case_id)[0]).affine)
+
+    def _directions(self, case_id: str) -> list[int]:
+        columns = self.affine_of(case_id)[:3, :3].T
+        return [1 if column[np.abs(column).argmax()] > 0 else -1 for column in columns]
 
     def _load_pair(self, case_id: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Image float32 `(channel, x, y, z)`, label int16 `(x, y, z)` and their affine, checked against each other."""
@@ -355,7 +349,8 @@ def open_cases(
         raise InputError(
             f"no folder {folder}", "an nnU-Net data set folder, raw or preprocessed", "check --dataset_dir"
         )
-    if (folder / "imagesTr").is_dir():
+    # nnU-Net copies dataset.json, and with it the list of raw files, to the preprocessed folder.
+    if (folder / "imagesTr").is_dir() or (lists_its_files(folder) and not (folder / f"{plans}.json").is_file()):
         return RawCases(folder, fold)
     return PreprocessedCases(folder, fold, plans, configuration)
 
@@ -376,7 +371,8 @@ def open_cases_of_pool(record: dict, dataset_dir: str | Path) -> Cases:
 def open_cases_of_generator(record: dict, dataset_dir: str | Path) -> Cases:
     """As `open_cases_of_pool`, and checked: the data set that the pool's generator was trained on, split as then.
 
-    Training cases are those of the provenance, whatever the folds say now; every other case of them is held out.
+    Training cases are those of the provenance, whatever the folds say now; every other case of them is held out. Where
+    the provenance says that another program saw none, they are those of its fold.
 
     Raises:
         InputError: it has another space, other channels or labels, or lacks a training case.
@@ -395,5 +391,6 @@ def open_cases_of_generator(record: dict, dataset_dir: str | Path) -> Cases:
     if wrong:
         wanted = f"the data set that the generator was trained on ({provenance['dataset']}, {space['kind']})"
         raise InputError(f"{dataset_dir} {wrong}", wanted, "give that folder as --dataset_dir")
-    cases.fold = replace(cases.fold, train=seen, val=sorted(known - {*seen}))
+    if seen:
+        cases.fold = replace(cases.fold, train=seen, val=sorted(known - {*seen}))
     return cases

@@ -6,7 +6,6 @@ large volume in a small box is nothing that a mask can be.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 from scipy.special import softmax
 
-from ..runtime.errors import InputError
+from ..runtime.errors import InputError, nearest
 from .mask_features import mask_features
 from .training_set import TrainingSet
 
@@ -384,8 +383,8 @@ def _agree(x: np.ndarray, fixed: np.ndarray) -> np.ndarray:
 def _check_names(names: Any, known: tuple[str, ...], called: str) -> None:
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            remedy = f"did you mean {near[0]!r}?" if near else "see the bundle's docs"
+            near = nearest(name, known)
+            remedy = f"did you mean {near!r}?" if near else "see the bundle's docs"
             raise InputError(f"{called} {name!r}", ", ".join(known), remedy)
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ..runtime.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,8 @@ class DatasetDescription:
         name: folder name, for example `Dataset501_LGG`.
         channel_names: `{"0": "FLAIR", ...}` in channel order.
         labels: `{"background": 0, "tumor": 1}`; a region holds a list of integers; may hold `ignore`.
-        regions_class_order: integer written for each region, in the order of `labels`; None without regions.
+        regions_class_order: integer that nnU-Net's predictions write for each region, in the order of `labels`; of no
+            meaning without regions.
         file_ending: ending of the raw image files, for example `.nii.gz`.
     """
 
@@ -35,15 +39,46 @@ class DatasetDescription:
         return [
             (name, tuple(value) if isinstance(value, (list, tuple)) else (value,))
             for name, value in self.labels.items()
-            if name not in ("background", "ignore")
+            if name not in ("background", "ignore") and value not in (0, [0])  # as nnU-Net's LabelManager
         ]
 
     @property
+    def has_regions(self) -> bool:
+        """Whether some label is a list of several integers, as nnU-Net decides; only then are there regions."""
+        return any(len(values) > 1 for _, values in self.foreground)
+
+    @property
+    def painting(self) -> dict[int, int]:
+        """What nnU-Net's `regions_class_order` makes of each known integer: the number of the last region it is in."""
+        if not self.has_regions or self.regions_class_order is None:
+            return {value: value for value in sorted(self.annotated)}
+        painted = dict.fromkeys(sorted(self.annotated), 0)
+        for (_, values), number in zip(self.foreground, self.regions_class_order, strict=True):
+            painted |= dict.fromkeys(sorted(values), number)
+        return painted
+
+    @property
+    def paints_what_it_reads(self) -> bool:
+        """Whether every known integer, painted by `regions_class_order`, is still in the same regions."""
+        known = self.annotated
+        return all(
+            number in known and bool((self._membership(value) == self._membership(number)).all())
+            for value, number in self.painting.items()
+        )
+
+    @property
     def painted(self) -> dict[str, int]:
-        """The integer that `to_label_map` paints for each label or region."""
-        names = [name for name, _ in self.foreground]
-        painted = self.regions_class_order or [values[0] for _, values in self.foreground]
-        return dict(zip(names, painted, strict=True))
+        """The integer that stands for each label or region: one that is in it and in as few others as can be."""
+        if self.has_regions and self.regions_class_order is not None and self.paints_what_it_reads:
+            return dict(zip((name for name, _ in self.foreground), self.regions_class_order, strict=True))
+        return {
+            name: min(values, key=lambda value: (int(self._membership(value).sum()), value))
+            for name, values in self.foreground
+        }
+
+    def _membership(self, value: int) -> np.ndarray:
+        """Mask channels of one integer: bool `(labels,)`."""
+        return np.array([value in values for _, values in self.foreground])
 
     @property
     def ignore_label(self) -> int | None:
@@ -62,9 +97,14 @@ class DatasetDescription:
         return self.num_image_channels + len(self.foreground)
 
     @property
+    def annotated(self) -> set[int]:
+        """Every integer that says what a voxel is."""
+        return {0} | {value for _, values in self.foreground for value in values}
+
+    @property
     def known_integers(self) -> set[int]:
         """Every integer that a label map of this data set may hold."""
-        known = {0} | {value for _, values in self.foreground for value in values}
+        known = self.annotated
         return known if self.ignore_label is None else known | {self.ignore_label}
 
     def to_channels(self, label: np.ndarray) -> np.ndarray:
@@ -74,16 +114,22 @@ class DatasetDescription:
     def to_label_map(self, channels: np.ndarray, threshold: float = 0.5) -> np.ndarray:
         """Mask probabilities `(labels, ...)` in [0, 1] to an integer label map `(...)`, uint8.
 
-        Regions are painted in `regions_class_order`, as nnU-Net does; plain labels go to the most probable one
-        where any exceeds the threshold.
+        The law: what `to_channels` reads of the result is what was given, wherever some integer is in just these
+        regions. Regions are painted in `regions_class_order`, as nnU-Net's predictions are, where that keeps the law;
+        elsewhere each voxel gets the integer whose regions fit the probabilities best. Plain labels go to the most
+        probable one where any exceeds the threshold.
         """
         label = np.zeros(channels.shape[1:], dtype=np.uint8)
-        if self.regions_class_order is not None:
+        if not self.has_regions:
+            values = np.array([values[0] for _, values in self.foreground], dtype=np.uint8)
+            return np.where(channels.max(axis=0) > threshold, values[channels.argmax(axis=0)], label).astype(np.uint8)
+        if self.regions_class_order is not None and self.paints_what_it_reads:
             for probability, value in zip(channels, self.regions_class_order, strict=True):
                 label[probability > threshold] = value
             return label
-        values = np.array([values[0] for _, values in self.foreground], dtype=np.uint8)
-        return np.where(channels.max(axis=0) > threshold, values[channels.argmax(axis=0)], label).astype(np.uint8)
+        known = np.array(sorted(self.annotated))
+        signs = np.stack([np.where(self._membership(value), 1.0, -1.0) for value in known])
+        return known[np.tensordot(signs, channels - threshold, axes=1).argmax(axis=0)].astype(np.uint8)
 
     def as_record(self) -> dict:
         """The fields that a pool stores."""
@@ -131,17 +177,30 @@ def read_description(dataset_dir: str | Path) -> DatasetDescription:
         regions_class_order=order,
         file_ending=content.get("file_ending", ".nii.gz"),
     )
-    has_regions = any(len(values) > 1 for _, values in description.foreground)
     if not description.foreground or description.labels.get("background") != 0:
         raise InputError(
             f"{path} declares labels {labels}",
             "background 0 and at least one foreground label",
             "mend `labels`",
         )
-    if has_regions and (order is None or len(order) != len(description.foreground)):
+    is_list = isinstance(order, list) and all(isinstance(value, int) and 0 <= value <= 255 for value in order)
+    if description.has_regions and not (is_list and len(order) == len(description.foreground)):
         raise InputError(
             f"{path} declares regions with regions_class_order {order}",
             f"one integer for each of the {len(description.foreground)} regions",
             "add regions_class_order to dataset.json",
         )
+    if with_background := [name for name, values in description.foreground if 0 in values]:
+        raise InputError(
+            f"{path} with background (0) in {', '.join(with_background)}",
+            "labels and regions of the foreground",
+            "take 0 out of them",
+        )
+    if not description.paints_what_it_reads:
+        logger.warning(
+            "%s: nnU-Net's predictions will paint label(s) %s as what `labels` puts in other regions; "
+            "regions_class_order %s would not", path,
+            ", ".join(f"{value} as {number}" for value, number in description.painting.items() if value != number),
+            list(description.painted.values()),
+        )  # fmt: skip
     return description

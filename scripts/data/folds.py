@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +13,8 @@ from ..runtime.errors import InputError
 from ..runtime.files import write_json
 
 NUM_FOLDS = 5
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -24,16 +28,16 @@ class Fold:
 
 
 def five_folds(case_ids: list[str]) -> list[dict[str, list[str]]]:
-    """nnU-Net's default split: `generate_crossval_split(sorted ids, seed=12345, n_splits=5)`."""
-    from sklearn.model_selection import KFold  # takes a second to import
+    """nnU-Net's default split."""
+    from nnunetv2.utilities.crossval_split import generate_crossval_split  # takes a second to import
 
     ids = sorted(case_ids)
     if len(ids) < NUM_FOLDS:
         raise InputError(
             f"{len(ids)} training cases", f"at least {NUM_FOLDS} for {NUM_FOLDS} folds", "annotate more cases"
         )
-    folds = KFold(n_splits=NUM_FOLDS, shuffle=True, random_state=12345).split(ids)
-    return [{"train": [ids[i] for i in train], "val": [ids[i] for i in val]} for train, val in folds]
+    folds = generate_crossval_split(ids, seed=12345, n_splits=NUM_FOLDS)
+    return [{part: [str(case) for case in fold[part]] for part in ("train", "val")} for fold in folds]
 
 
 def read_fold(dataset_dir: str | Path, case_ids: list[str], fold: int | str, store: bool) -> Fold:
@@ -78,13 +82,23 @@ def read_fold(dataset_dir: str | Path, case_ids: list[str], fold: int | str, sto
             "delete splits_final.json so that it is made anew, or restore the cases",
         )
     if store and not path.is_file():
-        write_json(path, splits)
+        try:
+            write_json(path, splits)
+        except OSError as error:
+            if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                raise
+            logger.warning("%s cannot be written (%s); nnU-Net makes the same split of these cases", path, error)
     return _fold(fold, list(chosen["train"]), list(chosen["val"]))
 
 
 def listed_fold(case_ids: list[str]) -> Fold:
     """Cases that somebody listed: all of them train."""
     return _fold("listed", case_ids, [])
+
+
+def listed_cases(seen: list[str], case_ids: list[str]) -> Fold:
+    """Cases that a generator saw, and all others."""
+    return _fold("listed", sorted(seen), sorted({*case_ids} - {*seen}))
 
 
 def _fold(name: int | str, train: list[str], val: list[str]) -> Fold:

@@ -7,11 +7,16 @@ import json
 import platform
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nnunet_plugin.leakage import cases_sha256
 
 from ..runtime.errors import InputError
 from ..runtime.files import file_sha256, write_json
 from ..runtime.packed import FILE as PACKED
-from .training_set import TrainingSet
+
+if TYPE_CHECKING:
+    from .training_set import TrainingSet  # imports torch, which those who read a record need not wait for
 
 FORMAT_VERSION = 1
 PACKAGES = ("torch", "monai", "numpy", "nnunetv2", "synthaug")
@@ -58,9 +63,12 @@ def build_provenance(data: TrainingSet, bundle: dict, seed: int, network: dict, 
         "dataset": cases.description.name,
         "description": cases.description.as_record(),
         "cases": data.seen,
+        "cases_sha256": cases_sha256(data.seen),
         "fold": cases.fold.name,
+        "validation": cases.fold.val,
         "split_sha256": cases.fold.sha256,
         "space": cases.space,
+        **({} if cases.directions is None else {"directions": cases.directions}),
         "scaling": data.scaling.as_record(),
         "geometry": data.geometry.as_record(),
         "bundle": bundle,
@@ -106,10 +114,10 @@ def read_provenance(path: str | Path, checkpoint: str | Path | None = None) -> d
     return provenance
 
 
-def trained_num_channels(path: str | Path, default: int) -> int:
-    """Channels of the generator described at `path`, or `default` before any training.
+def trained_num_channels(path: str | Path, default: int, name: str = "num_channels") -> int:
+    """Channels (or the number called `name`) of the generator described at `path`, or `default` before any training.
 
     The count follows from the data set, so that nobody has to repeat it for sampling.
     """
     path = Path(path)
-    return int(json.loads(path.read_text())["network"]["num_channels"]) if path.is_file() else default
+    return int(json.loads(path.read_text())["network"][name]) if path.is_file() else default

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from nnunet_plugin.leakage import check_held_out
+
 from ..runtime.errors import InputError
 from .cases import Case, Cases
 from .geometry import SliceGeometry, VolumeGeometry, fit_geometry
@@ -27,7 +29,7 @@ class TrainingSet:
             slices also hold `"slice"`, the index in the case.
         validation: the same of the fold's validation cases (those with foreground), never learnt from.
         cases: where they come from.
-        seen: id and hash of every training case.
+        seen: id, hash and fingerprint of every training case.
         scaling, geometry: the invertible maps that were applied.
     """
 
@@ -83,7 +85,8 @@ def load_training_set(
         seed: chooses which.
 
     Raises:
-        InputError: a case or a setting cannot be used, or nothing holds foreground.
+        InputError: a case or a setting cannot be used, nothing holds foreground, or an image is in training and, under
+            another name, in validation.
     """
     if background_share is not None and not 0 <= background_share < 1:
         raise InputError(
@@ -116,14 +119,26 @@ def load_training_set(
         wanted = min(wanted, round(background_share / (1 - background_share) * len(foreground)))
     chosen = np.random.default_rng(seed).permutation(len(background))[:wanted]
     training = foreground + [background[i] for i in sorted(chosen)]
-    validation = [item for case in cases.validation() for item in _on_grid(case, cases, scaling, geometry)[0]]
+    validation, held_out = [], {}
+    for case in cases.validation():
+        validation += _on_grid(case, cases, scaling, geometry)[0]
+        held_out[case.id] = case.identity
+    identities = {case.id: case.identity for case in training_cases}
+    check_held_out(identities, held_out, cases.fold.name, "whatever learns from this fold")
     logger.info(
         "fold %s: %d %ss with foreground and %d without, of %d training cases; %d validation %ss of %d cases",
         cases.fold.name, len(foreground), kind, wanted, len(training_cases), len(validation), kind,
         len(cases.fold.val),
     )  # fmt: skip
-    seen = [{"id": case.id, "sha256": case.sha256} for case in training_cases]
+    seen = [{"id": name, **identity._asdict()} for name, identity in identities.items()]
     return TrainingSet(training, validation, cases, seen, scaling, geometry)
+
+
+def own_size(cases: Cases, volumes: bool) -> list[int]:
+    """The largest height and width of the fold's training cases, and for volumes their median depth."""
+    shapes = np.array([case.label.shape for case in cases.training()])
+    plane = shapes[:, 1:].max(axis=0).tolist()
+    return [*plane, sorted(shapes[:, 0].tolist())[len(shapes) // 2]] if volumes else plane
 
 
 def _on_grid(

@@ -6,11 +6,14 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from .protocol import COPY_PASTE, SEGMENTATION, is_reference
+from ..runtime.files import json_sha256
+from .protocol import COPY_PASTE, SEGMENTATION, is_reference, mixing_of
 
 KINDS = ("source", "data", "generator", "pool", "audit", "metrics", "train", "evaluate")
 # More than is asked for, so that enough are left after an audit.
 AUDIT_MARGIN = 1.25
+# Settings that do not decide a result: what an arm is compared with is the report's matter.
+UNDECIDING = ("reference",)
 
 
 @dataclass(frozen=True)
@@ -37,14 +40,24 @@ class Cell:
         return f"{self.kind}/{self.name}"
 
 
+def cell_hashes(cells: list[Cell]) -> dict[str, str]:
+    """Names what decides each cell's result: its settings, and those of all that it needs, directly or not."""
+    found: dict[str, str] = {}
+    for cell in cells:
+        settings = {key: value for key, value in cell.settings.items() if key not in UNDECIDING}
+        needs = {kind: found[name] for kind, name in cell.needs.items()}
+        found[cell.id] = json_sha256([cell.kind, settings, needs])
+    return found
+
+
 def plan_cells(s: dict[str, Any]) -> list[Cell]:
     """All cells of a protocol's settings, each after those that it needs.
 
     A generator is trained for each fold and number of real patients on the fold's training cases alone, and its pool
     serves that fold only; arms with fewer samples use the first ones of the largest pool.
     """
-    names = ("dataset_dir", "raw_dir", "dataset", "space", "configuration")
-    source = Cell("source", "dataset", {name: s[name] for name in names})
+    made = s["dataset"] if s["dataset_dir"] is None else s.get("data_sha256")  # what the data are, not where they lie
+    source = Cell("source", "dataset", {"data": made, **{name: s[name] for name in ("space", "configuration")}})
     cells = [source]
     for real in s["real"]:
         data = Cell("data", f"real-{real}", {"real": real, **_read(s)}, {"source": source.id})
@@ -86,7 +99,9 @@ def _audited(generator: str, s: dict[str, Any]) -> bool:
     return s["audit"] is not None and s["generators"][generator]["bundle"] != COPY_PASTE
 
 
-def _pool_cells(name: str, data: Cell, real: int | str, fold: int, size: int, s: dict[str, Any]) -> dict[str, Cell]:
+def _pool_cells(
+    name: str, data: Cell, real: int | str, fold: int | str, size: int, s: dict[str, Any]
+) -> dict[str, Cell]:
     """Generator, pool, audit and metrics of one generator, fold and number of real patients."""
     entry = s["generators"][name]
     place = {"label": name, "real": real, "fold": fold, "seed": s["generator_seed"], **_read(s)}
@@ -106,28 +121,29 @@ def _pool_cells(name: str, data: Cell, real: int | str, fold: int, size: int, s:
 
 
 def _segmenter_cells(
-    segmenter: str, data: Cell, pools: dict[str, dict[str, Cell]], real: int | str, fold: int, s: dict[str, Any]
+    segmenter: str, data: Cell, pools: dict[str, dict[str, Cell]], real: int | str, fold: int | str, s: dict[str, Any]
 ) -> list[Cell]:
     entry = {"bundle": SEGMENTATION, "overlays": [], "settings": {}, **s["segmenters"][segmenter]}
     cells = []
     for arm_name in entry.pop("arms", s["arms"]):
-        arm = {key: value for key, value in s["arms"][arm_name].items() if key != "num_synthetic"}
-        numbers = s["arms"][arm_name].get("num_synthetic", s["num_synthetic"]) if "pool" in arm else [0]
+        arm = s["arms"][arm_name]
+        mixing = {**mixing_of(arm), **({} if s["budget"] == "steps" else {"budget": s["budget"]})}
+        numbers = arm.get("num_synthetic", s["num_synthetic"]) if "pool" in arm else [0]
         for number in numbers:
             for seed in s["seeds"]:
                 place = {"segmenter": segmenter, "arm": arm_name, "num_synthetic": number, "real": real, "fold": fold,
-                         "seed": seed, "reference": is_reference(arm)}  # fmt: skip
+                         "seed": seed, "reference": is_reference(arm_name, s)}  # fmt: skip
                 where = f"{slug(segmenter)}_{slug(arm_name)}_n{number}_real-{real}_fold{fold}_seed{seed}"
                 needs = {"data": data.id}
                 if "pool" in arm:
                     made = pools[arm["pool"]]
                     needs |= {kind: made[kind].id for kind in ("pool", "audit") if kind in made}
-                train = Cell("train", where, {**place, **entry, "mixing": arm, **_read(s)}, needs, segmenter)
+                train = Cell("train", where, {**place, **entry, "mixing": mixing, **_read(s)}, needs, segmenter)
                 cells.append(train)
                 for split in s["evaluate"]:
                     name = where if split == "validation" else f"{where}_{split}"
+                    cases = {"cases": s["test_sha256"]} if split == "test" and s.get("test_sha256") else {}
                     needs = {"data": data.id, "source": "source/dataset", "train": train.id}
-                    cells.append(
-                        Cell("evaluate", name, {**train.settings, "split": split}, needs, f"{segmenter} {split}")
-                    )
+                    settings = {**train.settings, "split": split, **cases}
+                    cells.append(Cell("evaluate", name, settings, needs, f"{segmenter} {split}"))
     return cells

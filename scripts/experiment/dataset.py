@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +11,9 @@ from typing import Any
 
 from ..data.cases import PHANTOM_NAME, open_cases
 from ..data.folds import five_folds
-from ..phantom.dataset import write_phantom
 from ..runtime.errors import InputError
 from ..runtime.files import write_json
-from ..segmentation.mixing import first_cases
-from .nnunet_commands import nnunet_environment, preprocess_command
+from .nnunet_commands import dataset_number, nnunet_environment, preprocess_command
 
 SPLITS = "splits_final.json"
 # Which patients make up "10 of them" is one choice for all seeds: each needs a generator of its own.
@@ -25,7 +24,7 @@ def make_source(settings: dict[str, Any], folder: Path, call: Callable[[list[str
     """The data set that an experiment reads: `dataset_dir`, and `raw_dir` where it is known.
 
     Args:
-        settings: of the cell.
+        settings: of the experiment.
         folder: where a phantom and what nnU-Net preprocesses go.
         call: runs a command.
     """
@@ -35,6 +34,8 @@ def make_source(settings: dict[str, Any], folder: Path, call: Callable[[list[str
             folder / PHANTOM_NAME if settings["dataset"]["modality"] == "flair" else folder / "Dataset802_PhantomPET"
         )
         if not source.exists():
+            from ..phantom.dataset import write_phantom
+
             write_phantom(source, **settings["dataset"])
     else:
         source = Path(given)
@@ -45,15 +46,37 @@ def make_source(settings: dict[str, Any], folder: Path, call: Callable[[list[str
         return {"dataset_dir": source, "raw_dir": source}
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         (folder / name).mkdir(exist_ok=True)
-    link = folder / "nnUNet_raw" / source.name
-    if not link.is_symlink():
-        link.symlink_to(source.resolve(), target_is_directory=True)
-    with nnunet_environment(folder, full_plans=False):
-        call(preprocess_command(str(int(source.name[7:10])), settings["configuration"]))
+    raw = link_raw(source, folder / "nnUNet_raw" / source.name)
     preprocessed = folder / "nnUNet_preprocessed" / source.name
+    # The planner takes this number for its threads, of which there is at least one.
+    workers = {"nnUNet_n_proc_DA": "1"} if os.environ.get("nnUNet_n_proc_DA", "1").strip() in ("", "0") else {}
+    with nnunet_environment(folder, full_plans=False, **workers):
+        call(preprocess_command(dataset_number(source.name), settings["configuration"]))
     if (source / SPLITS).is_file():
         shutil.copyfile(source / SPLITS, preprocessed / SPLITS)
-    return {"dataset_dir": preprocessed, "raw_dir": source}
+    return {"dataset_dir": preprocessed, "raw_dir": raw}
+
+
+def link_raw(source: Path, target: Path) -> Path:
+    """A raw data set as links, without hidden files: nnU-Net takes macOS's `._CASE_0000.nii.gz` for an image."""
+    if target.exists() or target.is_symlink():
+        target.unlink() if target.is_symlink() else shutil.rmtree(target)  # links alone
+    target.mkdir()
+    for path in visible(source):
+        if path.is_dir() and any(child.name.startswith(".") for child in path.iterdir()):
+            (target / path.name).mkdir()
+            for child in visible(path):
+                (target / path.name / child.name).symlink_to(child.resolve())
+        else:
+            (target / path.name).symlink_to(path.resolve(), target_is_directory=path.is_dir())
+    return target
+
+
+def visible(folder: Path, ending: str = "") -> list[Path]:
+    """What is in a folder, sorted, without hidden files."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.name.endswith(ending))
 
 
 def link_dataset(source: Path, target: Path) -> Path:
@@ -79,6 +102,8 @@ def make_view(
 
     Returns the folder and its folds.
     """
+    from ..segmentation.mixing import first_cases  # imports MONAI, which takes seconds
+
     view = link_dataset(source, folder / source.name)
     cases = open_cases(view, 0, plans, configuration)
     path = view / SPLITS

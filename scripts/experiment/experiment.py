@@ -1,17 +1,18 @@
-"""`synthaug experiment PROTOCOL`: plan the cells, run them, write the report."""
+"""The one runner: `synthaug experiment PROTOCOL`, and `run` and `demo`, which are protocols: plan, run, report."""
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..runtime.errors import InputError
-from .protocol import NNUNET, read_protocol
-from .run_folder import RunFolder
-from .schedule import Cluster, Executor, Processes, Schedule
+from .cells import plan_cells
+from .given_data import data_settings
+from .protocol import check_networks, protocol_names, read_protocol
+from .run_folder import RunFolder, absolute, check_folder, held
+from .schedule import Cluster, Executor, Processes, Schedule, num_cores
 
 EXECUTORS = ("processes", "slurm", "local")
 
@@ -27,44 +28,51 @@ def run_experiment(
     executor: str = "processes",
     cluster: dict[str, Any] | None = None,
     command: str = "",
+    over: Mapping[str, Any] | None = None,
 ) -> Path:
     """Do all cells of a protocol that are not done, then write the report; returns its path.
 
     Args:
         protocol: name of one that comes with the package, or a YAML file.
-        output_dir: the folder; the same command goes on where it stopped.
+        output_dir: the folder; the same command goes on where it stopped, one with other settings repeats only what
+            they change.
         preset: of the protocol.
         dataset_dir: nnU-Net data set, raw or preprocessed; None: the protocol's phantom.
         raw_dir: raw data set of a preprocessed one, for test cases.
-        processes: cells at a time; None: one, or one for each of the devices.
+        processes: cells at a time; None: one for each device; without one, two where there are two cores.
         devices: GPUs, one for each of these in turn.
         executor: processes of this machine, or submitit's slurm or local.
         cluster: parameters of submitit.
         command: how the user called it, for the report.
+        over: settings over those of the protocol.
 
     Raises:
-        InputError: the protocol or data cannot be used, or cells failed (their logs are named).
+        InputError: the protocol or data cannot be used, another command works in the folder, or cells failed (their
+            logs are named).
     """
     from ..report.experiment import write_experiment_report
 
-    settings = read_protocol(protocol, preset)
-    settings |= _data_settings(settings, dataset_dir, raw_dir)
-    wanted = (len(devices) or 1) if processes is None else processes
-    slots = _executor(Path(output_dir), wanted, devices, executor, cluster)
+    settings = read_protocol(protocol, preset, over)
+    folder = absolute(output_dir)
+    check_folder(folder, settings["name"])
+    slots = _executor(folder, processes, devices, executor, cluster)
+    settings |= data_settings(settings, dataset_dir, raw_dir)
+    check_networks(settings)
     facts = {"command": command, "started": time.strftime("%Y-%m-%d %H:%M")}
-    run = RunFolder.start(output_dir, settings, facts)
-    schedule = Schedule(run, slots)
-    try:
-        schedule.run()
-    except KeyboardInterrupt:
-        raise InputError(
-            f"interrupted after {len(schedule.finished)} of {len(run.cells)} cells",
-            "all cells, in one go or in several",
-            "the same command goes on where it stopped; synthaug report shows what there is",
-        ) from None
-    report = write_experiment_report(run.path)
+    with held(folder):
+        run = RunFolder.start(folder, settings, facts)
+        schedule = Schedule(run, slots)
+        try:
+            schedule.run()
+        except KeyboardInterrupt:
+            raise InputError(
+                f"interrupted after {len(schedule.finished)} of {len(run.cells)} cells",
+                "all cells, in one go or in several",
+                "the same command goes on where it stopped; synthaug report shows what there is",
+            ) from None
+        report = write_experiment_report(run.path)
     if schedule.failed:
-        logs = "\n    ".join(str(run.log(name)) for name in schedule.failed)
+        logs = "\n    ".join(f"{run.log(name)}: {_first_error(run, name)}" for name in schedule.failed)
         raise InputError(
             f"{len(schedule.failed)} cells failed, {len(schedule.blocked())} more need them:\n    {logs}",
             "cells that end well",
@@ -73,39 +81,54 @@ def run_experiment(
     return report
 
 
-def _data_settings(settings: dict[str, Any], dataset_dir: Any, raw_dir: Any) -> dict[str, Any]:
-    """Where the data are, checked, and in which space they will be."""
-    from ..data.description import read_description
+def _first_error(run: RunFolder, name: str) -> str:
+    from ..report.experiment_results import failure_of
 
-    paths = {}
-    for name, value in (("dataset_dir", dataset_dir), ("raw_dir", raw_dir)):
-        paths[name] = None if value is None else str(Path(value).resolve())
-        if value is not None:
-            read_description(value)
-    if dataset_dir is None:
-        return {**paths, "space": settings["space"]}
-    raw = (Path(dataset_dir) / "imagesTr").is_dir()
-    name = Path(dataset_dir).resolve().name
-    if settings["space"] == "nnunet" and not re.fullmatch(r"Dataset\d{3}_\w+", name):
-        raise InputError(f"folder name {name}", "DatasetNNN_NAME, as nnU-Net wants it", "rename the folder")
-    if not raw and any(entry.get("bundle") == NNUNET for entry in settings["segmenters"].values()):
-        if not (Path(dataset_dir) / "gt_segmentations").is_dir():
-            raise InputError(
-                f"{dataset_dir} without gt_segmentations", "a folder of nnUNet_preprocessed", "preprocess it again"
-            )
-    test = "test" in settings["evaluate"]
-    if test and not ((Path(dataset_dir) if raw else Path(raw_dir or "")) / "labelsTs").is_dir():
-        raise InputError(
-            "no labelsTs for evaluation on test cases", "a raw data set with imagesTs and labelsTs", "give --raw_dir"
-        )
-    return {**paths, "space": settings["space"] if raw else "nnunet"}
+    return failure_of(run.folder(name)).splitlines()[0]
+
+
+def list_protocols() -> str:
+    """What there is to run: every protocol with its presets, how many cells each has, and about how long it takes."""
+    lines = ["What synthaug experiment can run:", ""]
+    for name in protocol_names():
+        if name in ("run", "demo"):  # commands of their own
+            continue
+        for number, preset in enumerate(_presets(name)):
+            s = read_protocol(name, preset, check=False)
+            if not number:
+                lines.append(f"{name}: {s['title']}")
+            cells = plan_cells({**s, "dataset_dir": None, "raw_dir": None})
+            words = f"{len(cells):4d} cells" + (f", {s['takes']}" if s["takes"] else "")
+            lines.append(f"    --preset {preset:<8}{words}{'; by default' if not number else ''}")
+    lines += [
+        "",
+        "Times are estimates, from runs with some 30 patients.",
+        "Type, for a phantom that is made for it, or for a data set of your own, raw or preprocessed:",
+        "    synthaug experiment smoke",
+        "    synthaug experiment number_of_synthetic --preset small --dataset_dir $nnUNet_raw/Dataset501_LGG",
+        "",
+        "The same command goes on where it stopped; synthaug report DIR shows what there is at any time. A protocol of",
+        "your own is a copy of one of these, named by its path:",
+        f"    {Path(__file__).parent / 'protocols'}",
+    ]
+    return "\n".join(lines)
+
+
+def _presets(name: str) -> list[str]:
+    import yaml
+
+    from .protocol import PROTOCOLS
+
+    return list(yaml.safe_load((PROTOCOLS / f"{name}.yaml").read_text())["presets"])
 
 
 def _executor(
-    folder: Path, processes: int, devices: Sequence[str], executor: str, cluster: dict[str, Any] | None
+    folder: Path, processes: int | None, devices: Sequence[str], executor: str, cluster: dict[str, Any] | None
 ) -> Executor:
     if executor not in EXECUTORS:
         raise InputError(f"--executor {executor!r}", f"one of {', '.join(EXECUTORS)}", "choose one")
+    if processes is None:
+        processes = len(devices) or (_processes_here() if executor == "processes" else 1)
     if type(processes) is not int or processes < 1:
         raise InputError(f"--processes {processes!r}", "a whole number from 1", "mend it")
     if executor == "processes":
@@ -120,3 +143,10 @@ def _executor(
         raise InputError(
             f"--executor {executor} without submitit", "submitit", "pip install synthaug[slurm]"
         ) from error
+
+
+def _processes_here() -> int:
+    """Cells of small networks use two cores better than one of them does; a GPU is used by one cell."""
+    from .record import choose_device
+
+    return 1 if choose_device() == "cuda" else min(2, num_cores())

@@ -7,6 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from nnunet_plugin.mixing import share_at
+from nnunet_plugin.settings import parse_settings
+
+from ..data.cases import open_cases
 from ..data.description import DatasetDescription, read_description
 from ..metrics.segmentation import compare_label_maps, summarise_cases
 from ..runtime.errors import InputError
@@ -14,7 +18,7 @@ from ..runtime.files import write_json
 from .dataset import link_dataset
 from .nnunet_commands import (
     CPU_PLANS,
-    cpu_plans_command,
+    dataset_number,
     nnunet_environment,
     predict_command,
     results_folder,
@@ -42,39 +46,73 @@ def train(
         folder: of the cell.
         call: runs a command.
     """
+    from nnunet_plugin.cpu_plans import write_cpu_plans
     from nnunet_plugin.import_pool import add_pool
+    from nnunet_plugin.transplant.command import add_transplants
 
     settings = {**NNUNET_SETTINGS, **s["settings"]}
-    mixing = {key: value for key, value in s["mixing"].items() if key != "pool"}
-    number, plans = _number(dataset_dir), _plans(s)
+    mixing = {key: value for key, value in s["mixing"].items() if key not in ("budget", "augmentation")}
+    iterations = settings["num_iterations_per_epoch"]
+    if s["mixing"].get("budget") == "real_exposures":
+        iterations = real_exposures(iterations, settings["num_epochs"], mixing, pool is not None)
+    transplant = mixing.pop("transplant", None)
+    number, plans = dataset_number(dataset_dir.name), _plans(s)
     view = folder / "nnUNet_preprocessed" / dataset_dir.name
     if not (view / "synthaug").exists():  # an interrupted training goes on with what it began with
         link_dataset(dataset_dir, view)
     for name in ("nnUNet_raw", "nnUNet_results"):
         (folder / name).mkdir(exist_ok=True)
-    if pool is None:
-        pool, mixing = _unused_pool(s, view, folder), {"share": 0.0}
-    else:
-        pool = _first_samples(pool, num_synthetic, folder / f"pool_first{num_synthetic}")
+    share = 0.0
+    if pool is not None:
+        pool, share = (
+            _first_samples(pool, num_synthetic, folder / f"pool_first{num_synthetic}"),
+            mixing.get("share", 0.5),
+        )
+    elif transplant is None:
+        pool, mixing = _unused_pool(s, view, folder), {**mixing, "share": 0.0}
     workers = {} if settings["full_plans"] else {"nnUNet_n_proc_DA": "0"}
     with nnunet_environment(folder, settings["full_plans"], **workers):
         if not settings["full_plans"]:
-            call(cpu_plans_command(number))
-        add_pool(
-            pool, number, s["fold"], s["configuration"], plans=plans, plans_out=f"{plans}SynthAug", name=NAME,
-            pool_name="pool", seed=s["seed"],
-            training=training_settings(settings["num_epochs"], settings["num_iterations_per_epoch"], s["seed"],
-                                       settings["full_plans"]),
-            **mixing,
-        )  # fmt: skip
+            write_cpu_plans(number, s["plans"], CPU_PLANS)
+        shared: dict[str, Any] = {
+            "fold": s["fold"], "plans": plans, "plans_out": f"{plans}SynthAug", "seed": s["seed"],
+            "training": training_settings(settings["num_epochs"], iterations, s["seed"], settings["full_plans"]),
+        }  # fmt: skip
+        base = s["configuration"]
+        if pool is not None:
+            made = NAME if transplant is None else f"{NAME}_pool"
+            add_pool(pool, number, configuration=base, name=made, pool_name="pool", **shared, **mixing)
+            base = made
+        if transplant is not None:
+            add_transplants(number, configuration=base, name=NAME, **shared, **transplant)
         results = _results(s, dataset_dir, folder)
         call(train_command(number, NAME, s["fold"], f"{plans}SynthAug", choose_device(), results))
     return {
-        "steps": settings["num_epochs"] * settings["num_iterations_per_epoch"],
-        "cases": len(json.loads((view / "splits_final.json").read_text())[s["fold"]]["train"]),
+        "steps": settings["num_epochs"] * iterations,
+        "cases": len(open_cases(view, s["fold"], s["plans"], s["configuration"]).fold.train),
         "num_synthetic": num_synthetic,
-        "share": mixing.get("share", 0.5),
+        "share": share,
+        "realised_share": _realised(results),
     }
+
+
+def real_exposures(iterations: int, num_epochs: int, mixing: dict[str, Any], with_pool: bool) -> int:
+    """Iterations of an epoch in which real items are looked at as often as in so many without anything else.
+
+    As `scripts.segmentation.order.Budget`: samples of the pool and transplants come on top.
+    """
+    if not with_pool and mixing.get("transplant") is None:
+        return iterations
+    settings = parse_settings({**({"pool": "pool"} if with_pool else {}), **mixing})
+    sources = [source for source in (settings if with_pool else None, settings.transplant) if source is not None]
+    other = sum(share_at(source, epoch, num_epochs) for source in sources for epoch in range(num_epochs))
+    return round(iterations / (1 - other / num_epochs))
+
+
+def _realised(results: Path) -> float:
+    """The share of the pool's samples in all epochs, as the trainer counted it."""
+    rows = [json.loads(line) for line in (results / "synthaug_epochs.jsonl").read_text().splitlines()]
+    return float(sum(row.get("share") or 0.0 for row in rows) / len(rows))
 
 
 def evaluate(
@@ -91,8 +129,8 @@ def evaluate(
         full = {**NNUNET_SETTINGS, **s["settings"]}["full_plans"]
         with nnunet_environment(trained, full):
             call(predict_command(
-                _number(dataset_dir), NAME, s["fold"], f"{_plans(s)}SynthAug", choose_device(), raw_dir / "imagesTs",
-                predictions,
+                dataset_number(dataset_dir.name), NAME, s["fold"], f"{_plans(s)}SynthAug", choose_device(),
+                raw_dir / "imagesTs", predictions,
             ))  # fmt: skip
     cases = _compare(predictions, truth, description)
     values = {"split": s["split"], "cases": cases, "summary": summarise_cases(cases)}
@@ -113,10 +151,6 @@ def _compare(predictions: Path, truth: Path, description: DatasetDescription) ->
         case = path.name.removesuffix(description.file_ending)
         cases[case] = compare_label_maps(found, wanted, description, spacing, TOLERANCE)
     return cases
-
-
-def _number(dataset_dir: Path) -> str:
-    return str(int(dataset_dir.name[7:10]))
 
 
 def _plans(s: dict[str, Any]) -> str:

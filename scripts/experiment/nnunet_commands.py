@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
+from ..runtime.errors import InputError
 from .stages import Environment
 
 CPU_PLANS = "nnUNetPlansCPU"
@@ -25,12 +27,22 @@ def nnunet_environment(folder: Path, full_plans: bool, **variables: str) -> Envi
 
     if not full_plans:
         variables["nnUNet_def_n_proc"] = "2"  # each of these processes takes a gigabyte and seconds to start
-        # nnU-Net takes every core; threads that spin while they wait stall all others on a busy machine.
-        variables["OMP_WAIT_POLICY"] = "PASSIVE"
     folders = {name: str(folder / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
     return Environment(
         **folders, nnUNet_extTrainer=str(ext_path()), nnUNet_compile="f", PYTHONUNBUFFERED="1", **variables
     )
+
+
+def dataset_number(name: str) -> str:
+    """NNN of DatasetNNN_NAME, by which nnU-Net's commands call a data set.
+
+    Raises:
+        InputError: nnU-Net would not accept the name.
+    """
+    found = re.fullmatch(r"Dataset(\d{3,})_\S+", name)
+    if not found:
+        raise InputError(f"folder name {name}", "DatasetNNN_NAME, as nnU-Net wants it", "rename or link the folder")
+    return str(int(found[1]))
 
 
 def preprocess_command(number: str, configuration: str) -> list[str]:
@@ -38,14 +50,9 @@ def preprocess_command(number: str, configuration: str) -> list[str]:
     workers = str(max(1, min(4, (os.cpu_count() or 2) // 2)))
     entry = "nnunetv2.experiment_planning.plan_and_preprocess_entrypoints import plan_and_preprocess_entry"
     return [
-        sys.executable, "-c", f"from {entry} as run; run()", "-d", number, "-c", configuration, "-np", workers,
-        "--verify_dataset_integrity",
+        sys.executable, "-c", f"from {entry} as run; run()", "-d", number, "-c", configuration,
+        "-np", workers, "-npfp", workers, "--verify_dataset_integrity",
     ]  # fmt: skip
-
-
-def cpu_plans_command(number: str) -> list[str]:
-    """Write plans with a small network."""
-    return [sys.executable, "-m", "nnunet_plugin", "cpu-plans", number]
 
 
 def training_settings(num_epochs: int, iterations: int, seed: int, full_plans: bool) -> dict[str, Any]:
@@ -60,7 +67,7 @@ def training_settings(num_epochs: int, iterations: int, seed: int, full_plans: b
     return training if full_plans else training | {"optimizer": "AdamW", "initial_lr": 2e-3}
 
 
-def train_command(number: str, configuration: str, fold: int, plans: str, device: str, folder: Path) -> list[str]:
+def train_command(number: str, configuration: str, fold: int | str, plans: str, device: str, folder: Path) -> list[str]:
     """Train a configuration, or go on with the training whose results are in `folder`."""
     resume = ["--c"] if (folder / "checkpoint_latest.pth").is_file() else []
     return [
@@ -70,7 +77,7 @@ def train_command(number: str, configuration: str, fold: int, plans: str, device
 
 
 def predict_command(
-    number: str, configuration: str, fold: int, plans: str, device: str, images: Path, output: Path
+    number: str, configuration: str, fold: int | str, plans: str, device: str, images: Path, output: Path
 ) -> list[str]:
     """Predict the images of a folder, without mirroring."""
     return [
@@ -80,6 +87,6 @@ def predict_command(
     ]  # fmt: skip
 
 
-def results_folder(results: Path, dataset: str, configuration: str, plans: str, fold: int) -> Path:
+def results_folder(results: Path, dataset: str, configuration: str, plans: str, fold: int | str) -> Path:
     """Where nnU-Net leaves the training of a fold."""
     return results / dataset / f"{TRAINER}__{plans}__{configuration}" / f"fold_{fold}"

@@ -1,58 +1,70 @@
-"""The folder of an experiment: `run.json`, and a folder for each cell whose `result.json` is written last."""
+"""The folder of an experiment: `run.json`, and a folder for each cell whose `result.json` is written last.
+
+`run.json` and the `result.json` of the cells are small and hold no path outside of the folder but where the data lay:
+kept alone, they are a run that can be reported, and gone on with in another folder of the same data. What an earlier
+setting made is set aside in `earlier` and taken back when it is wanted again.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..runtime.errors import InputError, refuse_changes
-from ..runtime.files import json_sha256, write_json
-from .cells import Cell, plan_cells
+from filelock import FileLock, Timeout
 
-FORMAT, FORMAT_VERSION = "synthaug-experiment", 1
+from ..runtime.errors import InputError
+from ..runtime.files import write_json
+from .cells import Cell, cell_hashes, plan_cells
+
+FORMAT, FORMAT_VERSION = "synthaug-experiment", 2
+LOCK = ".lock"
+EARLIER = "earlier"
 
 
 class RunFolder:
-    """An experiment's folder, opened."""
+    """An experiment's folder, opened.
+
+    Attributes:
+        settings: of the protocol.
+        cells: id -> cell, each after those that it needs.
+        sha256: id -> what decides the cell's result.
+    """
 
     def __init__(self, path: str | Path):
-        self.path = Path(path).resolve()
-        file = self.path / "run.json"
-        if not file.is_file():
-            raise InputError(f"no run.json in {self.path}", "the folder of an experiment", "run synthaug experiment")
-        self.settings = json.loads(file.read_text())["settings"]
-        self.cells = {cell.id: cell for cell in plan_cells(self.settings)}
+        self.path = absolute(path)
+        content = read_run(self.path)
+        self.settings = content["settings"]
+        cells = plan_cells(self.settings)
+        self.cells = {cell.id: cell for cell in cells}
+        self.sha256 = cell_hashes(cells)
 
     @classmethod
     def start(cls, path: str | Path, settings: dict[str, Any], facts: dict[str, Any]) -> RunFolder:
-        """Open a folder for an experiment, a new one or one of the same settings.
+        """Open a folder for an experiment, a new one or one that goes on, be it with other settings.
+
+        Cells whose settings changed, and those that need them, are set aside; all others stay.
 
         Raises:
-            InputError: it holds an experiment with other settings, or something else.
+            InputError: it holds another protocol's experiment, or something else.
         """
-        folder = Path(path).resolve()
-        file = folder / "run.json"
-        if file.is_file():
-            before = json.loads(file.read_text())["settings"]
-            refuse_changes(
-                before,
-                settings,
-                f"{folder} holds an experiment",
-                "the same protocol, preset and data set, to go on with it",
-                "give another --output_dir, or remove the folder",
-            )
-            return cls(folder)
-        if folder.is_dir() and any(folder.iterdir()):
-            raise InputError(
-                f"{folder} is not empty and holds no experiment", "a new or empty folder", "give another --output_dir"
-            )
-        cells = [
-            {"id": cell.id, "kind": cell.kind, "settings": cell.settings, "needs": cell.needs}
-            for cell in plan_cells(settings)
+        folder = absolute(path)
+        check_folder(folder, settings["name"])
+        cells = plan_cells(settings)
+        content = {"format": FORMAT, "format_version": FORMAT_VERSION, **facts, "settings": settings}
+        content["cells"] = [
+            {"id": cell.id, "kind": cell.kind, "settings": cell.settings, "needs": cell.needs} for cell in cells
         ]
-        content = {"format": FORMAT, "format_version": FORMAT_VERSION, **facts, "settings": settings, "cells": cells}
-        write_json(file, content)
+        folder.mkdir(parents=True, exist_ok=True)
+        moved = _set_aside(folder, cell_hashes(cells))
+        write_json(folder / "run.json", content)
+        for words, names in moved.items():
+            if names:
+                print(f"{words}: {', '.join(names[:6])}{' ...' if len(names) > 6 else ''}", flush=True)
         return cls(folder)
 
     def folder(self, cell: str) -> Path:
@@ -73,11 +85,16 @@ class RunFolder:
         if not file.is_file():
             return None
         found = json.loads(file.read_text())
-        if found["settings_sha256"] != settings_sha256(self.cells[cell]):
+        if found["settings_sha256"] != self.sha256[cell]:
             raise InputError(
                 f"{file} is of other settings", "results of this experiment", "remove the folder of the cell"
             )
         return found
+
+    def has_files(self, cell: str) -> bool:
+        """Whether a finished cell still has what others read of it: a run whose results alone were kept has not."""
+        found = self.result(cell)
+        return found is not None and all((self.path / file).exists() for file in found.get("files", ()))
 
     def needed(self, cell: Cell, kind: str) -> dict[str, Any]:
         """The values of a cell that `cell` needs."""
@@ -95,6 +112,104 @@ class RunFolder:
         return self.path / path
 
 
-def settings_sha256(cell: Cell) -> str:
-    """Names what decides a cell's result."""
-    return json_sha256([cell.settings, cell.needs])
+def absolute(path: str | Path) -> Path:
+    """A path from the root, its links kept: a linked data set has the name of its link."""
+    return Path(os.path.abspath(path))
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """The content of `run.json`.
+
+    Raises:
+        InputError: there is none, or one of another version.
+    """
+    file = folder / "run.json"
+    content = json.loads(file.read_text()) if file.is_file() else {}
+    if content.get("format") != FORMAT:
+        raise InputError(
+            f"{folder} without the run.json of an experiment", "the --output_dir of one",
+            "run synthaug experiment, run or demo",
+        )  # fmt: skip
+    if content.get("format_version") != FORMAT_VERSION:
+        raise InputError(
+            f"{file} of format version {content.get('format_version')}",
+            f"{FORMAT_VERSION}",
+            "give another --output_dir, or go on with the version that began it",
+        )
+    return content
+
+
+def check_folder(folder: Path, name: str) -> None:
+    """Refuse a folder that holds something else than this protocol's experiment.
+
+    Raises:
+        InputError: says what.
+    """
+    if (folder / "run.json").is_file():
+        before = read_run(folder)["settings"]["name"]
+        if before != name:
+            raise InputError(
+                f"{folder} holds an experiment of the protocol {before!r}", f"one of {name!r}, or an empty folder",
+                "give another --output_dir",
+            )  # fmt: skip
+    elif folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
+        raise InputError(
+            f"{folder} is not empty and holds no experiment", "a new or empty folder", "give another --output_dir"
+        )
+    elif folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file", "a folder", "give another --output_dir")
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a run's folder alone.
+
+    Raises:
+        InputError: another command works in it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise InputError(
+            f"another command is at work in {folder}", "one command a folder",
+            "wait for it, or give another --output_dir",
+        ) from None  # fmt: skip
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _set_aside(folder: Path, wanted: dict[str, str]) -> dict[str, list[str]]:
+    """Move cells of other settings away, and take back what was made with the present ones."""
+    away, back = [], []
+    for name, sha256 in wanted.items():
+        place = folder / "cells" / name
+        before = _sha256_of(place)
+        if before is not None and before != sha256:
+            target = folder / EARLIER / f"{name}-{before[:12]}"
+            _move(place, target)
+            away.append(name)
+        kept = folder / EARLIER / f"{name}-{sha256[:12]}"
+        if before != sha256 and kept.is_dir():
+            _move(kept, place)
+            back.append(name)
+    return {f"made with other settings, and kept in {folder / EARLIER}": away, "made before, and taken back": back}
+
+
+def _move(source: Path, target: Path) -> None:
+    """Rename a cell's folder; what lies at the target, a log of nothing begun or the same again, goes."""
+    if target.exists():
+        shutil.rmtree(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    source.rename(target)
+
+
+def _sha256_of(place: Path) -> str | None:
+    """What a cell's folder was made with, as far as it got; None where nothing was begun."""
+    for name in ("result.json", "settings.json"):
+        if (place / name).is_file():
+            return json.loads((place / name).read_text()).get("settings_sha256")
+    return None

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from .cells import Cell
+from .parent import end_with
+from .progress import Progress
 from .run_folder import RunFolder
 from .work import BUSY, DONE, FAILED, run_cell
 
@@ -74,11 +76,13 @@ class Processes:
 
     def start(self, run: RunFolder, cell: Cell, slot: int) -> Job:
         """See `Executor`."""
-        variables = {"OMP_NUM_THREADS": str(max(1, num_cores() // self.slots)), **os.environ}
+        # Threads that spin while they wait stall all others on a busy machine.
+        own = {"OMP_NUM_THREADS": str(max(1, num_cores() // self.slots)), "OMP_WAIT_POLICY": "PASSIVE"}
+        variables = {**own, **os.environ}
         variables |= {"PYTHONPATH": python_path(), "PYTHONUNBUFFERED": "1"}
         if self.devices:
             variables["CUDA_VISIBLE_DEVICES"] = self.devices[slot % len(self.devices)]
-        command = [sys.executable, "-m", "scripts.experiment.work", str(run.path), cell.id]
+        command = [sys.executable, "-m", f"{__package__}.work", str(run.path), cell.id, str(os.getpid())]
         run.folder(cell.id).mkdir(parents=True, exist_ok=True)
         with open(run.log(cell.id), "a") as log:
             process = subprocess.Popen(
@@ -119,6 +123,8 @@ class Cluster:
         import submitit
 
         self.slots = slots
+        # A queue's jobs outlive the command that asked for them; processes of this machine do not.
+        self.watched = os.getpid() if kind == "local" else None
         self._open = lambda: submitit.AutoExecutor(folder, cluster=kind)  # which makes the folder
         self.parameters = parameters
         self.executor: Any = None
@@ -130,15 +136,17 @@ class Cluster:
         before = os.environ.get("PYTHONPATH")
         os.environ["PYTHONPATH"] = python_path()  # which the job inherits
         try:
-            return ClusterJob(self.executor.submit(run_logged, str(run.path), cell.id))
+            return ClusterJob(self.executor.submit(run_logged, str(run.path), cell.id, self.watched))
         finally:
             os.environ.pop("PYTHONPATH")
             if before is not None:
                 os.environ["PYTHONPATH"] = before
 
 
-def run_logged(run_dir: str, cell_id: str) -> int:
-    """`run_cell` in this process, its output in the cell's log."""
+def run_logged(run_dir: str, cell_id: str, watched: int | None) -> int:
+    """`run_cell` in this process, its output in the cell's log; ends with the process `watched`."""
+    if watched is not None:
+        end_with(watched)
     log = RunFolder(run_dir).log(cell_id)
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "a", buffering=1) as output:
@@ -161,8 +169,7 @@ def python_path() -> str:
 class Schedule:
     """Runs all cells that can be run.
 
-    Another schedule, on this or another machine, may work on the same folder: a cell that another process holds is
-    waited for.
+    A cell that another process holds, such as a job of a cluster that an earlier command left, is waited for.
 
     Attributes:
         finished, failed: ids of cells; `waiting`: those that are left, in order.
@@ -173,7 +180,7 @@ class Schedule:
         self.waiting = list(run.cells)
         self.finished: set[str] = set()
         self.failed: list[str] = []
-        self.running: dict[int, tuple[str, Job, float]] = {}
+        self.running: dict[int, tuple[str, Job, float, Progress]] = {}
         self.busy_until: dict[str, float] = {}
         self.seconds: dict[tuple[str, str], list[float]] = {}
         self.start = self.shown = time.monotonic()
@@ -188,7 +195,7 @@ class Schedule:
             while self._step():
                 time.sleep(POLL_SECONDS)
         finally:
-            for _, job, _ in self.running.values():
+            for _, job, *_ in self.running.values():
                 job.stop()
             signal.signal(signal.SIGTERM, before)
             if self.line and sys.stdout.isatty():
@@ -204,7 +211,7 @@ class Schedule:
 
     def _step(self) -> bool:
         """Look after what runs and start what can; False when nothing is left."""
-        for slot, (name, job, begun) in list(self.running.items()):
+        for slot, (name, job, begun, _) in list(self.running.items()):
             status = job.status()
             if status is None:
                 continue
@@ -222,7 +229,9 @@ class Schedule:
             slot = free.pop(0)
             self.waiting.remove(name)
             cell = self.run_folder.cells[name]
-            self.running[slot] = (name, self.executor.start(self.run_folder, cell, slot), time.monotonic())
+            log = self.run_folder.log(name)
+            progress = Progress(cell, log, log.stat().st_size if log.is_file() else 0)
+            self.running[slot] = (name, self.executor.start(self.run_folder, cell, slot), time.monotonic(), progress)
         self._show()
         return bool(self.running) or len(self.waiting) > len(self.blocked())
 
@@ -238,8 +247,13 @@ class Schedule:
         return ready
 
     def _take_finished(self) -> None:
+        """Take what has a result, except where a cell to be done reads files of it that were not kept."""
+        cells, do = self.run_folder.cells, {name for name in self.waiting if not self.run_folder.result(name)}
+        for name in reversed(list(cells)):  # each before those that it needs
+            if name in do:
+                do |= {need for need in cells[name].needs.values() if not self.run_folder.has_files(need)}
         for name in list(self.waiting):
-            if self.run_folder.result(name):
+            if name not in do:
                 self.waiting.remove(name)
                 self._take(name)
 
@@ -256,28 +270,36 @@ class Schedule:
             kinds.setdefault(kind, []).extend(values)
         now, left, known = time.monotonic(), 0.0, True
         lost = set(self.blocked())
-        elapsed = {name: now - begun for name, _, begun in self.running.values()}
-        for name in [*self.waiting, *elapsed]:
+        running = {name: (now - begun, progress.seconds_left(now)) for name, _, begun, progress in
+                   self.running.values()}  # fmt: skip
+        for name in [*self.waiting, *running]:
             cell = self.run_folder.cells[name]
             seen = self.seconds.get((cell.kind, cell.alike)) or kinds.get(cell.kind)
+            elapsed, own = running.get(name, (0.0, None))
             if name in lost:
                 continue
-            known = known and bool(seen)
-            left += max(0.0, sum(seen) / len(seen) - elapsed.get(name, 0.0)) if seen else 0.0
+            known = known and (own is not None or bool(seen))
+            left += own if own is not None else max(0.0, sum(seen) / len(seen) - elapsed) if seen else 0.0
         return left / self.executor.slots, known
 
     def _show(self) -> None:
-        names = ", ".join(name for name, _, _ in self.running.values())
+        live, now = sys.stdout.isatty(), time.monotonic()
+        due = now - self.shown > (1 if live else 30)
+        if due:
+            for _, _, _, progress in self.running.values():
+                progress.look(now)
+        names = ", ".join(name for name, *_ in self.running.values())
         line = f"[{len(self.finished)}/{len(self.run_folder.cells)}] {names or 'waiting for another process'}"
         if self.failed:
             line += f"; {len(self.failed)} failed"
-        live, now = sys.stdout.isatty(), time.monotonic()
         if not self.running and not self.waiting:
             return
-        if line != self.line or now - self.shown > (1 if live else 60):
+        if line != self.line or due:
             left, known = self.seconds_left()
             time_left = f"{'about' if known else 'at least'} {_clock(left)} left" if left else "time left not known yet"
-            words = f"{line}; {_clock(now - self.start)} so far, {time_left}"
+            done = [f"{100 * p.fraction:.0f} %" for _, _, _, p in self.running.values() if p.fraction is not None]
+            at = f" ({', '.join(done)})" if done else ""
+            words = f"{line}{at}; {_clock(now - self.start)} so far, {time_left}"
             self.line, self.shown = line, now
             print("\r\033[K" + words[:200] if live else words, end="" if live else "\n", flush=True)
 

@@ -16,13 +16,13 @@ from filelock import FileLock, Timeout
 
 from ..data.provenance import code_revision, package_versions, read_provenance
 from ..packaging.bundle_files import bundle_command, bundle_dir, known_settings
-from ..pool.writing import read_pool
 from ..runtime.errors import InputError
 from ..runtime.files import write_json
 from .cells import Cell
+from .parent import end_with_parent, timed
 from .protocol import ADDED, COPY_PASTE, NNUNET, SEGMENTATION
-from .record import choose_device, device_words, num_parameters
-from .run_folder import RunFolder, settings_sha256
+from .record import choose_device, device_words, num_parameters, num_processes
+from .run_folder import RunFolder
 from .stages import follow
 
 DONE, FAILED, BUSY = 0, 1, 75
@@ -35,17 +35,20 @@ def run_cell(run_dir: str | Path, cell_id: str) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / ".lock", blocking=False):
-            return DONE if run.result(cell_id) else _do(run, cell, folder)
+            return DONE if run.has_files(cell_id) else _do(run, cell, folder)
     except Timeout:
         return BUSY
 
 
 def _do(run: RunFolder, cell: Cell, folder: Path) -> int:
-    write_json(folder / "settings.json", {"kind": cell.kind, "settings": cell.settings, "needs": cell.needs})
+    sha256 = run.sha256[cell.id]
+    begun = {"kind": cell.kind, "settings": cell.settings, "needs": cell.needs, "settings_sha256": sha256}
+    write_json(folder / "settings.json", begun)
     (folder / "failure.json").unlink(missing_ok=True)
     start = time.time()
     try:
-        values = WORK[cell.kind](cell, run, folder)
+        with timed(folder) as time_before:
+            values = WORK[cell.kind](cell, run, folder)
     except Exception as error:
         if not isinstance(error, InputError):
             traceback.print_exc()
@@ -54,9 +57,10 @@ def _do(run: RunFolder, cell: Cell, folder: Path) -> int:
         return FAILED
     write_json(folder / "result.json", {
         "cell": cell.id,
-        "settings_sha256": settings_sha256(cell),
+        "settings_sha256": sha256,
         "values": values,
-        "seconds": round(time.time() - start, 1),
+        "files": [run.within(path) for path in _files(cell, run, folder, values)],
+        "seconds": round(time_before["earlier"] + time.time() - start, 1),
         "finished": _now(),
         "device": device_words(choose_device()),
         "threads": os.environ.get("OMP_NUM_THREADS"),
@@ -64,6 +68,18 @@ def _do(run: RunFolder, cell: Cell, folder: Path) -> int:
         "code_revision": code_revision(),
     })  # fmt: skip
     return DONE
+
+
+def _files(cell: Cell, run: RunFolder, folder: Path, values: dict[str, Any]) -> list[Path]:
+    """What other cells read of a finished one besides its values."""
+    if cell.kind in ("source", "data"):
+        folders = [run.resolve(values[name]) for name in ("dataset_dir", "raw_dir") if name in values]
+        return [folder / "dataset.json" for folder in folders]
+    if cell.kind == "audit":
+        return [_pool(cell, run) / "audit.json"]
+    trained = "nnUNet_results" if cell.settings.get("bundle") == NNUNET else "models/model.pt"
+    names = {"generator": "models/model.pt", "pool": "pool/pool.json", "train": trained}
+    return [folder / names[cell.kind]] if cell.kind in names else []
 
 
 def call(command: list[str], cwd: Path | None = None) -> None:
@@ -75,7 +91,11 @@ def call(command: list[str], cwd: Path | None = None) -> None:
     with subprocess.Popen(
         command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
     ) as process:
-        tail = follow(process, sys.stdout, None)
+        try:
+            tail = follow(process, sys.stdout)
+        except BaseException:
+            process.terminate()
+            raise
     if process.returncode != 0:
         raise InputError(
             f"status {process.returncode}: " + "\n    ".join(tail),
@@ -84,8 +104,8 @@ def call(command: list[str], cwd: Path | None = None) -> None:
         )
 
 
-def _run_bundle(bundle: str, files: tuple[str, ...], overrides: dict[str, Any]) -> None:
-    call(bundle_command(files, overrides), bundle_dir(bundle))
+def _run_bundle(bundle: str, files: tuple[str, ...], overrides: dict[str, Any], processes: int = 1) -> None:
+    call(bundle_command(files, overrides, processes), bundle_dir(bundle))
 
 
 def _place(cell: Cell, run: RunFolder) -> dict[str, Any]:
@@ -106,7 +126,7 @@ def _pool(cell: Cell, run: RunFolder) -> Path:
 def _source(cell: Cell, run: RunFolder, folder: Path) -> dict[str, Any]:
     from .dataset import make_source  # imports MONAI, as do others; most cells need not wait for it
 
-    return {name: run.within(path) for name, path in make_source(cell.settings, folder, call).items()}
+    return {name: run.within(path) for name, path in make_source(run.settings, folder, call).items()}
 
 
 def _data(cell: Cell, run: RunFolder, folder: Path) -> dict[str, Any]:
@@ -129,7 +149,9 @@ def _generator(cell: Cell, run: RunFolder, folder: Path) -> dict[str, Any]:
 
 
 def _make_pool(cell: Cell, run: RunFolder, folder: Path) -> dict[str, Any]:
-    from ..report.pool import pool_sheet
+    from ..metrics.sharpness import pool_sharpness
+    from ..pool.writing import read_pool
+    from ..report.pool import pool_cases, pool_sheet
     from ..sampling.copy_paste import write_copy_paste
 
     s, start = cell.settings, time.monotonic()
@@ -147,14 +169,16 @@ def _make_pool(cell: Cell, run: RunFolder, folder: Path) -> dict[str, Any]:
             **{key: value for key, value in s.get("settings", {}).items() if key in known},
             **s.get("sampling", {}),
         }
-        _run_bundle(s["bundle"], ("inference.json", *s.get("overlays", ())), overrides)
+        _run_bundle(s["bundle"], ("inference.json", *s.get("overlays", ())), overrides, num_processes(choose_device()))
     seconds = time.monotonic() - start
-    pool_sheet(folder / "pool")
+    cases = pool_cases(folder / "pool", _dataset(cell, run))
+    pool_sheet(folder / "pool", cases)
     record = read_pool(folder / "pool")
     return {
         "samples": len(record["samples"]),
         "candidates": record["sampling"]["candidates"],
         "seconds_per_sample": seconds / len(record["samples"]),
+        "sharpness": pool_sharpness(folder / "pool", cases),
     }
 
 
@@ -170,10 +194,14 @@ def _audit(cell: Cell, run: RunFolder, folder: Path) -> dict[str, Any]:
         segmenter=segmenter, extractor_steps=options.get("extractor_steps", EXTRACTOR_STEPS), progress=False,
     )  # fmt: skip
     print(words)
-    return {"words": words.splitlines(), "kept": _num_kept(_pool(cell, run))}
+    record = json.loads((_pool(cell, run) / "audit.json").read_text())
+    shares = {"dropped": record["decisions"]["share"], "real_dropped": record["real_dropped"]["share"]}
+    return {"words": words.splitlines(), "kept": _num_kept(_pool(cell, run)), **shares}
 
 
 def _num_kept(pool: Path) -> int:
+    from ..pool.writing import read_pool
+
     return sum(sample["decision"] == "keep" for sample in read_pool(pool)["samples"])
 
 
@@ -199,7 +227,7 @@ def _train(cell: Cell, run: RunFolder, folder: Path) -> dict[str, Any]:
         from . import nnunet
 
         return nnunet.train(s, _dataset(cell, run), pool, number, folder, call)
-    mixing = {key: None if value == ADDED else value for key, value in s["mixing"].items() if key != "pool"}
+    mixing = {key: None if value == ADDED else value for key, value in s["mixing"].items()}
     chosen = {"pool_dir": str(pool), "num_synthetic": number} if pool else {}
     overrides = {"bundle_root": str(folder), **_place(cell, run), **s["settings"], **mixing, **chosen}
     _run_bundle(s["bundle"], ("train.json", *s["overlays"]), overrides)
@@ -247,4 +275,5 @@ def _now() -> str:
 
 
 if __name__ == "__main__":
+    end_with_parent(int(sys.argv[3]))
     sys.exit(run_cell(sys.argv[1], sys.argv[2]))

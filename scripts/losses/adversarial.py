@@ -1,16 +1,13 @@
-"""Adversarial regularisation: a PatchGAN discriminator and the least-squares losses."""
+"""Adversarial regularisation: a PatchGAN discriminator, and the losses of least squares on its scores."""
 
 from collections.abc import Sequence
 
-from monai.losses import PatchAdversarialLoss
 from monai.networks.nets import PatchDiscriminator
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..runtime.errors import InputError
-
-# Without this flag MONAI puts a LeakyReLU in front of the squares, and scores below 0 hardly count.
-_least_squares = PatchAdversarialLoss(criterion="least_squares", no_activation_leastsq=True)
+from . import least_squares
 
 
 def patch_discriminator(
@@ -42,9 +39,7 @@ def discriminator_loss(discriminator: nn.Module, real: Tensor, fake: Tensor) -> 
     patches. The fakes are detached, so the generator gets no gradient. Stands for dHVAE (Kebaili et al.
     2024), eq. 11, in the least-squares form.
     """
-    on_real = _least_squares(_scores(discriminator(real)), target_is_real=True, for_discriminator=True)
-    on_fake = _least_squares(_scores(discriminator(fake.detach())), target_is_real=False, for_discriminator=True)
-    return 0.5 * (on_real + on_fake)
+    return least_squares.discriminator_loss(_scores(discriminator(real)), _scores(discriminator(fake.detach())))
 
 
 def generator_loss(discriminator: nn.Module, fake: Tensor) -> Tensor:
@@ -55,9 +50,9 @@ def generator_loss(discriminator: nn.Module, fake: Tensor) -> Tensor:
     """
     frozen = {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
     maps = functional_call(discriminator, frozen, (fake,))
-    return 0.5 * _least_squares(_scores(maps), target_is_real=True, for_discriminator=False)
+    return least_squares.generator_loss(_scores(maps))
 
 
 def _scores(maps: list[Tensor]) -> Tensor:
-    """The last map: the ones before are activations, which MONAI's loss would average in as scores."""
+    """The last map: the ones before are activations."""
     return maps[-1].float()

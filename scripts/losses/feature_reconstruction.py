@@ -1,6 +1,6 @@
 """Feature reconstruction: reconstructions should look alike to a frozen network, not only pixel by pixel."""
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,24 +25,14 @@ class FeatureReconstructionLoss(nn.Module):
     """L_rec of dHVAE (Kebaili et al. 2024), eq. 9 and 10, after Johnson et al. (2016).
 
     The paper adds it to an ELBO in nats per sample, so both terms are sums per sample and means over the
-    batch. Eq. 9 leaves open how layers of different size count. With `reduction`
-
-    - "pixels", the default: each layer's mean squared difference (Johnson et al. divide by channels * height
-      * width) times the number of image values (channels * height * width of the image). Layers count alike,
-      whatever their width, and the term grows with the image as the ELBO and the L1 term do.
-    - "sum": the squared norms to the letter. The paper's VGG16 layers hold 120 feature values a pixel, 64 of
-      them in the first layer, so the term is about that much larger and the first layer leads it.
-
-    A plain mean over all values would be thousands of times smaller than the ELBO, and not felt beside it.
-    Raises InputError for another reduction.
+    batch: the squared norms to the letter. The paper's VGG16 layers hold 120 feature values a pixel, 64 of
+    them in the first layer, which leads the term. A plain mean over all values would be thousands of times
+    smaller than the ELBO, and not felt beside it.
     """
 
-    def __init__(self, extractor: FeatureExtractor, reduction: Literal["pixels", "sum"] = "pixels"):
+    def __init__(self, extractor: FeatureExtractor):
         super().__init__()
-        if reduction not in ("pixels", "sum"):
-            raise InputError(f"reduction {reduction!r}", "'pixels' or 'sum'", "choose one of the two")
         self.extractor = extractor
-        self.reduction = reduction
 
     def forward(self, reconstruction: Tensor, target: Tensor) -> FeatureReconstruction:
         """Compare image channels (batch, image channels, height, width) in [0, 1], without mask channels.
@@ -61,10 +51,7 @@ class FeatureReconstructionLoss(nn.Module):
         feature = torch.zeros((), device=target.device)
         for got, want in zip(self.extractor(reconstruction), wanted, strict=True):
             squared = (_at_least_float32(got) - _at_least_float32(want)).square().flatten(1)
-            if self.reduction == "sum":
-                feature = feature + squared.sum(1).mean()
-            else:
-                feature = feature + squared.mean() * target[0].numel()
+            feature = feature + squared.sum(1).mean()
         difference = _at_least_float32(reconstruction) - _at_least_float32(target)
         return FeatureReconstruction(feature, difference.abs().flatten(1).sum(1).mean())
 

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from ..dynamics.leapfrog import PhaseState
 from ..dynamics.tempering import tempered_leapfrog
 from ..networks.hvae import HVAE
 from ..runtime.errors import InputError
 from ..runtime.noise import draw_rows
+from ..runtime.precision import casting
 
 
 class HVAETerms(NamedTuple):
@@ -46,27 +46,20 @@ class _Potential:
         self.decoding: tuple[Tensor, ...] = ()  # -log p(x | z) summed over the batch, logits
 
     def encode(self) -> tuple[Tensor, Tensor]:
-        return self._call(lambda x: self._run(self.network.encode, x), self.x)
+        return self._run(self.network.encode, self.x)
 
     def decode(self, z: Tensor) -> None:
-        self.decoding = self._call(self._decode, z)
+        self.decoding = self._decode(z)
 
     def gradient(self, z: Tensor) -> Tensor:
         self.decoding = ()  # frees the graph of the last position, unless its gradient is part of one
-        gradient, *decoding = self._call(self._differentiate, z)
+        gradient, *decoding = self._differentiate(z)
         self.decoding = tuple(decoding)
         return gradient
 
-    def _call(self, function: Callable[[Tensor], Any], tensor: Tensor) -> Any:
-        """Call a function, and keep its activations or compute them again when they are needed."""
-        if self.differentiable and self.network.checkpoint_activations:
-            return checkpoint(function, tensor, use_reentrant=False, preserve_rng_state=False)
-        return function(tensor)
-
     def _run(self, layers: Callable[[Tensor], Any], tensor: Tensor) -> Any:
         """Run encoder or decoder on the weights standardised once, under autocast if asked for."""
-        kind, dtype = tensor.device.type, self.autocast_dtype
-        with self.network.using_weights(self.weights), torch.autocast(kind, dtype, enabled=dtype is not None):
+        with self.network.using_weights(self.weights), casting(tensor.device, self.autocast_dtype):
             return layers(tensor)
 
     def _decode(self, z: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ..data.provenance import code_revision, package_versions
 from ..networks.features import AlexNetFeatures, FeatureExtractor, train_segmentation_features
+from ..pool.adopt import user_word
 from ..runtime.errors import InputError
 from .distributions import frechet_distance, kernel_distance, kernel_distance_subsets
 from .extractors import in_batches, pooled_features, pretrained_extractors
@@ -328,6 +329,9 @@ def _record(
         "some twenty patients they are too short.",
         "A pool that copies its training cases may look better than the ceiling: read it beside the audit.",
     ]
+    if word := user_word(pool.record):
+        said = ", of fold 0, which it did not see" if provenance["adopted"]["saw"] == "none" else ""
+        notes.insert(0, f'{word} Its "training" cases here are {len(pool.training)}{said}.')
     if not pool.held_out:
         notes.append("The generator saw every case: there is no ceiling.")
     in_loss = str(provenance.get("training", {}).get("feature_extractor", ""))

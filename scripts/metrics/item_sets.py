@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nnunet_plugin.identity import same_case
+from nnunet_plugin.leakage import seen_cases
+
 from ..data.cases import Case, Cases, open_cases_of_generator
 from ..data.description import DatasetDescription
 from ..data.geometry import SliceGeometry
-from ..data.scaling import Scaling
+from ..data.scaling import Scaling, sample_scaling
 from ..pool.writing import load_sample, read_pool
 from ..runtime.errors import InputError
 from .masks import tumour_features
@@ -71,7 +73,8 @@ class ItemSet:
 class OpenedPool:
     """A pool and the real cases that its generator learnt from (`training`) or never saw (`held_out`).
 
-    `kept` are the ids of the samples that no audit dropped; `shape` is (depth, height, width) of every sample.
+    `kept` are the ids of the samples that no audit dropped; `shape` is (depth, height, width) of every sample, or where
+    another program made them in several shapes, the median depth, the largest height and the largest width.
     """
 
     folder: Path
@@ -122,28 +125,40 @@ def open_pool(pool_dir: str | Path, dataset_dir: str | Path, num_samples: int | 
         )
     if num_samples is not None and num_samples < len(kept):
         kept = [kept[i] for i in np.linspace(0, len(kept) - 1, num_samples).astype(int)]
-    _, label = load_sample(pool_dir, kept[0], cases.description.num_image_channels)
+    channels, several = cases.description.num_image_channels, "adopted" in record["provenance"]
+    shapes = [load_sample(pool_dir, name, channels)[1].shape for name in (kept if several else kept[:1])]
+    shape = (sorted(s[0] for s in shapes)[len(shapes) // 2], max(s[1] for s in shapes), max(s[2] for s in shapes))
     training, held_out = sorted(cases.fold.train), cases.fold.val
-    return OpenedPool(Path(pool_dir), record, cases, training, held_out, kept, label.shape)  # type: ignore[arg-type]
+    return OpenedPool(Path(pool_dir), record, cases, training, held_out, kept, shape)
 
 
 def read_samples(pool: OpenedPool, track: Track) -> ItemSet:
     """The kept samples: slices of a 2D pool all of them, of volumes those with foreground."""
-    scaling = dataclasses.replace(pool.scaling, per_case=False)
     builder = _Builder(pool, keep_empty=True)
     for name in track(pool.kept, "reading samples"):
-        image, label = load_sample(pool.folder, name, pool.description.num_image_channels)
-        if label.shape != pool.shape or not np.isfinite(image).all():
-            raise InputError(
-                f"sample {name} of shape {label.shape}, {'finite' if np.isfinite(image).all() else 'not finite'}",
-                f"finite intensities of shape {pool.shape}, as the first sample",
-                "sample the pool again",
-            )
-        # What nnU-Net masked is 0 in every channel.
-        inside = (image != 0).any(axis=0) if scaling.masked else np.ones(label.shape, bool)
-        case = Case(name, image, label.astype(np.int16), inside)
-        builder.add(name, scaling.apply(case), case.label)
+        builder.add(name, *scaled_sample(pool, name))
     return builder.build("synthetic")
+
+
+def scaled_sample(pool: OpenedPool, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Image (channel, depth, height, width) in [0, 1] and label (depth, height, width) of a sample.
+
+    Raises:
+        InputError: it is of another shape than the first one of its generator, or holds NaN.
+    """
+    scaling = sample_scaling(pool.record["provenance"], pool.dimension)
+    image, label = load_sample(pool.folder, name, pool.description.num_image_channels)
+    other = label.shape != pool.shape and "adopted" not in pool.record["provenance"]
+    if other or not np.isfinite(image).all():
+        raise InputError(
+            f"sample {name} of shape {label.shape}, {'finite' if np.isfinite(image).all() else 'not finite'}",
+            f"finite intensities of shape {pool.shape}, as the first sample",
+            "sample the pool again",
+        )
+    # What nnU-Net masked is 0 in every channel.
+    inside = (image != 0).any(axis=0) if scaling.masked else np.ones(label.shape, bool)
+    case = Case(name, image, label.astype(np.int16), inside)
+    return scaling.apply(case), case.label
 
 
 def read_cases(pool: OpenedPool, name: str, ids: list[str], track: Track) -> ItemSet:
@@ -154,11 +169,11 @@ def read_cases(pool: OpenedPool, name: str, ids: list[str], track: Track) -> Ite
     Raises:
         InputError: a training case is not the one that the generator saw, or nothing holds foreground.
     """
-    seen = {case["id"]: case["sha256"] for case in pool.record["provenance"]["cases"]}
+    seen = seen_cases(pool.record["provenance"])
     builder = _Builder(pool, keep_empty=False)
     for case_id in track(ids, f"reading {name} cases"):
         case = pool.cases.load(case_id)
-        if seen.get(case_id, case.sha256) != case.sha256:
+        if case_id in seen and not same_case(seen[case_id], case.identity):
             raise InputError(
                 f"case {case_id} has changed since the generator was trained on it",
                 "the data set that the generator was trained on",

@@ -10,8 +10,6 @@ from torch.nn import functional as F
 
 from ..runtime.errors import InputError
 
-STEP_SIZE_MODES = ("per_dimension", "shared", "fixed")
-
 
 class WeightStandardisedConv2d(nn.Conv2d):
     """3 x 3 convolution without bias, each output filter of mean 0 and norm 1 (Qiao et al. 2019)."""
@@ -91,15 +89,12 @@ class HVAE(nn.Module):
         attention_heads: heads of self-attention.
         attention_head_dim: channels of each head.
         num_leapfrog_steps: K >= 0.
-        initial_step_size: leapfrog step size at the start of training, > 0.
-        step_size_mode: "per_dimension" (learned, one for each latent dimension, eq. 7), "shared" (learned,
-            one for all) or "fixed".
+        initial_step_size: leapfrog step size at the start of training, > 0; one for each latent dimension is learned
+            (eq. 7).
         beta_zero: inverse temperature at the start of the dynamics, in (0, 1]; 1 is no tempering.
-        checkpoint_activations: the objective keeps no activations of encoder and decoder but computes them
-            again for its gradients: the memory of one decoding instead of K + 1, for about half more time.
 
     Raises:
-        InputError: for a size, width, step size, mode or temperature outside these ranges.
+        InputError: for a size, width, step size or temperature outside these ranges.
     """
 
     density_mean: Tensor
@@ -117,9 +112,7 @@ class HVAE(nn.Module):
         attention_head_dim: int = 32,
         num_leapfrog_steps: int = 3,
         initial_step_size: float = 1e-3,
-        step_size_mode: str = "per_dimension",
         beta_zero: float = 0.3,
-        checkpoint_activations: bool = False,
     ):
         super().__init__()
         size = [spatial_size] * 2 if isinstance(spatial_size, int) else [int(side) for side in spatial_size]
@@ -131,7 +124,6 @@ class HVAE(nn.Module):
             norm_groups,
             num_leapfrog_steps,
             initial_step_size,
-            step_size_mode,
             beta_zero,
         )
         if num_res_blocks < 1:
@@ -141,7 +133,6 @@ class HVAE(nn.Module):
         self.latent_shape = (latent_channels, size[0] // factor, size[1] // factor)
         self.num_leapfrog_steps = num_leapfrog_steps
         self.beta_zero = beta_zero
-        self.checkpoint_activations = checkpoint_activations
 
         deepest, narrow = channels[-1], channels[(len(channels) - 1) // 2]
 
@@ -179,9 +170,8 @@ class HVAE(nn.Module):
                 last.get_parameter("bias").zero_()
 
         # Learned as logarithms, so that step sizes stay positive.
-        shape = self.latent_shape if step_size_mode == "per_dimension" else (1,)
-        log_step_size = torch.full(shape, initial_step_size).log()
-        if step_size_mode == "fixed" or num_leapfrog_steps == 0:
+        log_step_size = torch.full(self.latent_shape, initial_step_size).log()
+        if num_leapfrog_steps == 0:
             self.register_buffer("log_step_size", log_step_size)
         else:
             self.log_step_size = nn.Parameter(log_step_size)
@@ -191,7 +181,7 @@ class HVAE(nn.Module):
         self.register_buffer("density_factor", torch.eye(math.prod(self.latent_shape)))
 
     def step_size(self) -> Tensor:
-        """Give the leapfrog step sizes, latent_shape or (1,), positive."""
+        """Give the leapfrog step sizes, latent_shape, positive."""
         return self.log_step_size.exp()
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -271,7 +261,6 @@ def _check_settings(
     norm_groups: int,
     num_leapfrog_steps: int,
     initial_step_size: float,
-    step_size_mode: str,
     beta_zero: float,
 ) -> None:
     if len(size) != 2 or any(side < factor or side % factor for side in size):
@@ -290,7 +279,5 @@ def _check_settings(
         raise InputError(f"num_leapfrog_steps {num_leapfrog_steps}", "0 (plain VAE) or more", "use 3, as the paper")
     if not initial_step_size > 0:
         raise InputError(f"initial_step_size {initial_step_size}", "a number above 0", "use 1e-3")
-    if step_size_mode not in STEP_SIZE_MODES:
-        raise InputError(f"step_size_mode {step_size_mode!r}", ", ".join(STEP_SIZE_MODES), "choose one of these")
     if not 0 < beta_zero <= 1:
         raise InputError(f"beta_zero {beta_zero}", "above 0, at most 1 (no tempering)", "use 0.3")

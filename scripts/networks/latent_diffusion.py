@@ -70,6 +70,7 @@ class Denoiser(nn.Module):
         head_channels: channels of an attention head.
         norm_groups: groups of each group normalisation.
         num_conditions: length of the condition, 0 for none.
+        seen_channels: of what the network sees beside the latent map, behind it.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Denoiser(nn.Module):
         head_channels: int = 32,
         norm_groups: int = 32,
         num_conditions: int = 0,
+        seen_channels: int = 0,
     ):
         super().__init__()
         check_levels("denoiser_channels", channels, attention_levels, norm_groups)
@@ -93,7 +95,7 @@ class Denoiser(nn.Module):
             )
         self.unet = DiffusionModelUNet(
             spatial_dims=spatial_dims,
-            in_channels=latent_channels + (spatial_dims if num_conditions else 0),
+            in_channels=latent_channels + seen_channels + (spatial_dims if num_conditions else 0),
             out_channels=latent_channels,
             num_res_blocks=num_res_blocks,
             channels=channels,

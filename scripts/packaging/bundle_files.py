@@ -18,7 +18,7 @@ def bundle_dir(name: str) -> Path:
         InputError: there is none of this name.
     """
     package = Path(__file__).resolve().parents[1]
-    for root in (package.parent / "bundles", package / "bundles"):
+    for root in (package / "bundles", package.parent / "bundles"):
         if (root / name / "configs").is_dir():
             return root / name
     raise InputError(f"bundle {name!r}", f"one of {bundle_names()}", "give the name of a bundle")
@@ -27,7 +27,7 @@ def bundle_dir(name: str) -> Path:
 def bundle_names() -> list[str]:
     """All bundles."""
     package = Path(__file__).resolve().parents[1]
-    roots = (package.parent / "bundles", package / "bundles")
+    roots = (package / "bundles", package.parent / "bundles")
     return sorted(path.parent.name for root in roots for path in root.glob("*/configs"))
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 SOURCES = Path(__file__).resolve().parents[2]
-OURS = ("scripts", "nnunet_plugin")
+PACKAGE = __name__.split(".")[0]  # `scripts` in a clone, `synthaug` when installed: so do the configs name it
+OURS = (PACKAGE, "nnunet_plugin")
 # Packages that others load for a feature, and that nobody imports by name.
 BEHIND = {"torch.utils.tensorboard": "tensorboard", "ignite": "tqdm"}
 # MONAI and what it cannot do without have keys of their own in metadata.json.
@@ -20,7 +21,7 @@ BASE = {"monai", "torch", "numpy"}
 
 
 def needed_files(bundle: Path) -> list[Path]:
-    """Python files, relative to the folder of `scripts`, that the configs of a bundle name, and all they import."""
+    """Python files, relative to the folder of this package, that the configs of a bundle name, and all they import."""
     waiting = {name for file in sorted((bundle / "configs").glob("*.json")) for name in _named(_load(file))}
     found: set[Path] = set()
     while waiting:
@@ -59,9 +60,9 @@ def _named(config: Any) -> Iterator[str]:
         for value in config:
             yield from _named(value)
     elif isinstance(config, str):
-        for module, name in re.findall(r"^\$from (scripts[\w.]*) import (\w+)$", config):
+        for module, name in re.findall(rf"^\$from ({PACKAGE}[\w.]*) import (\w+)$", config):
             yield f"{module}.{name}"
-        if re.fullmatch(r"scripts[\w.]+", config):
+        if re.fullmatch(rf"{PACKAGE}\.[\w.]+", config):
             yield config
 
 

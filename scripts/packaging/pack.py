@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from monai.bundle import ConfigParser
 
 from ..data.provenance import read_provenance
 from ..runtime.errors import InputError
-from ..runtime.files import file_sha256
-from .needed import SOURCES, needed_files
+from ..runtime.files import file_sha256, replacing
+from .needed import PACKAGE, SOURCES, needed_files
 from .verify import LARGEST
 
 DATE = (1980, 1, 1, 0, 0, 0)  # the earliest that zip knows; the true one would change the bytes
@@ -37,8 +38,8 @@ def pack_bundle(
         url: the address at which you put weights of more than 25 MB; smaller ones need none.
 
     Raises:
-        InputError: no weights, weights of another bundle or version, a version that the changelog does not know, or
-            large weights without an address.
+        InputError: no weights, weights of another bundle or version, a version that the changelog does not know, a
+            pool of real anatomy in the bundle's folder, or large weights without an address.
     """
     metadata = json.loads((bundle / "configs/metadata.json").read_text())
     name, version = metadata["name"], metadata["version"]
@@ -55,6 +56,7 @@ def pack_bundle(
             f"{weights} of the bundle {trained['name']} {trained['version']}", f"weights of {name} {version}",
             "give the --checkpoint of a training of this bundle, or pack the version that trained it",
         )  # fmt: skip
+    refuse_real_anatomy(bundle)
     output = Path(output_dir)
     large, beside = weights.stat().st_size > LARGEST, output / f"{name}_v{version}_model.pt"
     if large and not str(url).startswith(("https://", "http://")):
@@ -67,7 +69,8 @@ def pack_bundle(
     files["models/provenance.json"] = record.read_bytes()
     output.mkdir(parents=True, exist_ok=True)
     if large:
-        _replace(beside, weights.read_bytes())
+        with replacing(beside) as temporary:
+            temporary.write_bytes(weights.read_bytes())
         entry = {"path": "models/model.pt", "url": url, "hash_val": file_sha256(beside), "hash_type": "sha256"}
         files["large_files.yml"] = yaml.safe_dump({"large_files": [entry]}, sort_keys=False).encode()
         print(f"put {beside} at {url}")
@@ -79,6 +82,17 @@ def pack_bundle(
     return path
 
 
+def refuse_real_anatomy(bundle: Path) -> None:
+    """Raise `InputError` when the bundle's folder holds a pool that shows patients as they are."""
+    for path in sorted(bundle.rglob("pool.json")):
+        if json.loads(path.read_text()).get("real_anatomy"):
+            raise InputError(
+                f"{path.parent}, a pool of real anatomy in the bundle",
+                "no pool, or one of a generator that makes whole images",
+                "move it away: it is as private as the patients' images",
+            )
+
+
 def _configs(bundle: Path) -> dict[str, bytes]:
     """The configs; where one says %configs/OTHER.json::KEY, the packed one holds what stands there.
 
@@ -88,7 +102,8 @@ def _configs(bundle: Path) -> dict[str, bytes]:
     for path in sorted((bundle / "configs").iterdir()):
         content = path.read_bytes()
         if path.suffix == ".json":
-            content = (json.dumps(_resolved(json.loads(content), bundle), indent=4) + "\n").encode()
+            text = json.dumps(_resolved(json.loads(content), bundle), indent=4) + "\n"
+            content = re.sub(rf"\b{PACKAGE}\.", "scripts.", text).encode()  # where an installation says `synthaug.`
         files[f"configs/{path.name}"] = content
     return files
 
@@ -110,24 +125,17 @@ def _rest(bundle: Path) -> dict[str, bytes]:
 
 
 def _code(bundle: Path, identity: dict[str, str]) -> dict[str, bytes]:
-    files = {file.as_posix(): (SOURCES / file).read_bytes() for file in needed_files(bundle)}
+    needed = {file: (SOURCES / file).read_bytes() for file in needed_files(bundle)}
+    files = {re.sub(rf"^{PACKAGE}/", "scripts/", file.as_posix()): content for file, content in needed.items()}
     digest = hashlib.sha256(b"".join(f"{name}\0".encode() + files[name] for name in sorted(files))).hexdigest()
     files[PACKED] = (json.dumps({**identity, "code_sha256": digest}, indent=4) + "\n").encode()
     return files
 
 
 def _write(path: Path, folder: str, files: dict[str, bytes]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with zipfile.ZipFile(temporary, "w") as archive:
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for name in sorted(files):
             entry = zipfile.ZipInfo(f"{folder}/{name}", DATE)
             entry.compress_type, entry.external_attr = zipfile.ZIP_STORED, 0o644 << 16
             entry.create_system = 3  # the same on every system
             archive.writestr(entry, files[name])
-    temporary.replace(path)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,14 @@ import nibabel as nib
 import numpy as np
 from torch.utils.data import IterableDataset
 
+from nnunet_plugin.pool_format import FORMAT, FORMAT_VERSION, files_sha256
+
 from ..data.cases import array_axes
 from ..data.mask_features import mask_features
 from ..runtime.errors import InputError
 from ..runtime.files import write_json, write_text
 from ..runtime.ranks import PeerError, Ranks
 
-FORMAT = "synthaug-pool"
-FORMAT_VERSION = 1
 RECORDS = "records.jsonl"
 SETTINGS = "settings.json"
 
@@ -53,7 +53,7 @@ def read_pool(pool_dir: str | Path) -> dict:
         raise InputError(
             f"{path} is of format {record.get('format')} {record.get('format_version')}",
             f"{FORMAT} {FORMAT_VERSION}",
-            "sample the pool again with this version",
+            f"run: synthaug hash-pool {folder}" if record.get("format_version") == 1 else "sample the pool again",
         )
     return record
 
@@ -210,6 +210,7 @@ def _finish(folder: Path, partial: Path, records: list[dict], settings: dict, sa
         "dimension": sampler.dimension,
         "dataset": sampler.description.as_record(),
         "space": sampler.provenance["space"],
+        "real_anatomy": sampler.real_anatomy,
         "provenance": sampler.provenance,
         "sampling": {**settings, "num_samples": len(records), "candidates": _next_candidate(records)},
         "samples": records,
@@ -349,24 +350,34 @@ def _store(folder: Path, number: int, item: dict, sampler: Any) -> dict:
     spacing = [float(value or 1.0) for value in space["spacing"]]
     # Raw volumes get the axes of the raw files back, which nnU-Net's preprocessor expects.
     axis = space["slice_axis"] if space["kind"] == "raw" and label.ndim == 3 else None
-    for channel, values in enumerate(image):
-        _save(np.asarray(values, np.float32), spacing, axis, folder / "images" / f"{name}_{channel:04d}.nii.gz")
-    _save(np.asarray(label, np.uint8), spacing, axis, folder / "labels" / f"{name}.nii.gz")
+    directions = (1, 1, 1) if axis is None else sampler.provenance.get("directions", (1, 1, 1))
+    grid = spacing, axis, directions
+    files = [folder / "images" / f"{name}_{channel:04d}.nii.gz" for channel in range(len(image))]
+    for file, values in zip(files, image, strict=True):
+        _save(np.asarray(values, np.float32), *grid, file)
+    files.append(folder / "labels" / f"{name}.nii.gz")
+    _save(np.asarray(label, np.uint8), *grid, files[-1])
     foreground = np.asarray(sampler.description.to_channels(label).any(axis=0))
     return {
         "id": name,
         **item["record"],
+        "sha256": files_sha256(files),
         "features": mask_features(foreground, spacing[-label.ndim :]),
         "decision": "keep",
         "reason": None,
     }
 
 
-def _save(array: np.ndarray, spacing: list[float], slice_axis: int | None, path: Path) -> None:
-    """Write `([depth,] height, width)`; the header names the slice axis where it need not be the last."""
+def _save(
+    array: np.ndarray, spacing: list[float], slice_axis: int | None, directions: Sequence[int], path: Path
+) -> None:
+    """Write `([depth,] height, width)`; the header names the slice axis where it need not be the last.
+
+    Programs that turn images to one orientation must turn samples as they turn the raw cases: `directions`.
+    """
     order = np.argsort(array_axes(2 if slice_axis is None else slice_axis))  # to (x, y, z)
     volume = array if array.ndim == 3 else array[None]
-    affine = np.diag([*np.array(spacing)[order], 1.0])
+    affine = np.diag([*np.array(spacing)[order] * directions, 1.0])
     image = nib.Nifti1Image(np.ascontiguousarray(volume.transpose(order)), affine)
     if slice_axis is not None:
         image.header.set_dim_info(slice=slice_axis)

@@ -7,9 +7,18 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from .answer import interval_words, mean_and_spread, p_words, patients_words, signed
+from .answer import (
+    comparison_words,
+    interval_words,
+    mean_and_spread,
+    p_words,
+    patients_words,
+    runs_words,
+    signed,
+)
 from .experiment_figures import Difference, Panel, Point, difference_figure, number_figure
-from .experiment_pools import pool_section
+from .experiment_patients import paired_figures, patient_section
+from .experiment_pools import bad_pool_words, one_generator, pool_section, sheets
 from .experiment_results import (
     LEVEL,
     MEASURES,
@@ -28,29 +37,55 @@ from .experiment_tables import write_tables
 from .figures import png_bytes, save_png, write_whole
 from .html import document, escaped, html_figure, html_table
 
+# Up to so many comparisons each has a paragraph of its own; more are told in groups.
+FEW = 3
+# Why arms have other numbers of steps where the protocol wants it so.
+BUDGETS = {
+    "real_exposures": "by arm, so that each sees a real item as often",
+    "epochs": "by arm, in equal epochs",
+}
 _NAMES = {"dice": "DSC", "iou": "IoU", "hd95": "HD95 (mm)", "nsd": "NSD"}
 
 
 def write_experiment_report(run_dir: str | Path) -> Path:
-    """Write `report/report.html`, PNGs and CSVs into an experiment's folder, finished or not; returns the page.
+    """Write the report of a run or an experiment, finished or not: report/report.html, its figures and tables.
+
+    Args:
+        run_dir: The --output_dir of the run, demo or experiment.
 
     Raises:
         InputError: the folder holds no experiment.
+
+    Example:
+        synthaug report results/lgg_table
     """
     results = read_results(run_dir)
     folder = results.folder / "report"
     settings = results.settings
-    about = [str(results.content["started"]), f"preset {settings['preset']}", *_cases_words(results)]
+    about = [*_cases_words(results), f"protocol {settings['name']}, preset {settings['preset']}"]
+    about.append(str(results.content["started"]))
     body = [
         f"<h1>{escaped(settings['title'])}</h1>",
         f'<p class="about">{escaped(" · ".join(about))}</p>',
         f"<p>{escaped(settings['question'])}</p>",
         *unfinished_section(results),
     ]
-    for split in settings["evaluate"] if settings["segmenters"] else []:
-        body += _segmentation_section(results, split, folder)
+    splits = settings["evaluate"] if settings["segmenters"] else []
+    compared = {split: comparisons(results, split) for split in splits}
+    for split in splits:
+        body += [
+            '<div class="answer">',
+            *(f"<p>{escaped(w)}</p>" for w in answer_words(results, compared[split], split)),
+        ]
+        body += ["</div>"]
+    body += [f'<p class="loud">{escaped(words)}</p>' for words in bad_pool_words(results)]
+    body += sheets(results, folder) if one_generator(results) else []
+    for split in splits:
+        body += _segmentation_section(results, split, compared[split], folder)
     body += pool_section(results, folder)
     body += run_section(results)
+    for split in splits:
+        body += patient_section(results, split)
     write_tables(results, folder)
     return write_whole(document(settings["title"], body).encode(), folder / "report.html")
 
@@ -60,14 +95,8 @@ def _cases_words(results: Results) -> list[str]:
     return [Path(data).name if data else f"a phantom ({results.settings['dataset']['modality']}): no patient data"]
 
 
-def _segmentation_section(results: Results, split: str, folder: Path) -> list[str]:
-    compared = comparisons(results, split)
-    parts = [
-        f"<h2>Segmentation of {split} cases</h2>",
-        '<div class="answer">',
-        *(f"<p>{escaped(words)}</p>" for words in answer_words(results, compared)),
-        "</div>",
-    ]
+def _segmentation_section(results: Results, split: str, compared: dict[Row, dict[str, Any]], folder: Path) -> list[str]:
+    parts = [f"<h2>Segmentation of {split} cases</h2>"]
     tables = {measure: results.patients(measure, split) for measure in MEASURES}
     summaries = {
         measure: {row: arm_summary(results, row, runs) for row, runs in table.items() if runs}
@@ -77,8 +106,10 @@ def _segmentation_section(results: Results, split: str, folder: Path) -> list[st
     parts += _number_figures(results, split, primary, folder)
     if compared:
         parts.append(_save(_differences(compared), folder / f"differences_{split}.png", _difference_caption(compared)))
-        words = "Each arm against real only of the same segmenter and real patients"
+        words = f"Each arm against {_reference_name(results)} of the same segmenter and real patients"
         parts.append(_comparison_table(results, list(compared.items()), words))
+        if len(compared) <= FEW:
+            parts += paired_figures(results, split, compared, folder)
     if against := baseline_comparisons(results, split):
         words = (
             "Each generator's arm with the most samples against those that need no generator, of the same segmenter "
@@ -93,16 +124,32 @@ def _segmentation_section(results: Results, split: str, folder: Path) -> list[st
     return parts
 
 
-def answer_words(results: Results, compared: dict[Row, dict[str, Any]]) -> list[str]:
-    """What the comparisons allow to say, each claim with n, interval and what it is compared with."""
+def _reference_name(results: Results) -> str:
+    return next((c["settings"]["arm"] for c in results.cells("evaluate") if c["settings"]["reference"]), "real only")
+
+
+def answer_words(results: Results, compared: dict[Row, dict[str, Any]], split: str = "") -> list[str]:
+    """What the comparisons allow to say, each with n, interval and what it is compared with, and on what it rests."""
+    reference = _reference_name(results)
     if not compared:
-        return ["No arm can be compared with real only yet: the cells are not finished."]
-    family = max(c.get("family", 0) for c in compared.values())
+        rows = [row for row in results.rows if not split or row.split == split]
+        if len(rows) and all(row == results.reference(row) for row in rows):
+            return [f"No arm but “{reference}” was evaluated, so nothing is compared."]
+        return [f"No arm can be compared with {reference} yet: the cells are not finished."]
+    if len(compared) <= FEW:
+        one_label = results.labels[0] if len(results.labels) == 1 else None
+        measure = f"Dice of “{one_label}”" if one_label else "Dice, mean over labels"
+        words = []
+        for row, c in compared.items():
+            where = f"{row.segmenter}, {_where(row)}, {row.split} cases. "
+            words.append(where + comparison_words(measure, c))
+        return [*words, behind_words(results, compared)]
+    family = max(c["family"] for c in compared.values())
     first = (
-        f"{len(compared)} comparisons with the same segmenter trained on the real cases alone, by DSC, patient by "
-        f"patient; p adjusted by Holm for {family} tests. {steps_words(results)}"
+        f"{len(compared)} comparisons with “{reference}” of the same segmenter, by DSC, patient by patient; p adjusted "
+        f"by Holm for {family} tests."
     )
-    words = [first]
+    words = [first, behind_words(results, compared)]
     for direction in ("higher", "lower"):
         told = {row: c for row, c in compared.items() if c["conclusion"] == direction}
         for row, c in told.items():
@@ -120,12 +167,32 @@ def answer_words(results: Results, compared: dict[Row, dict[str, Any]]) -> list[
         if rest := len(open_ones) - zero:
             why.append(f"for {rest} the interval leaves out 0, but the adjusted test does not agree")
         words.append(
-            f"No difference from real only can be told for {len(open_ones)} of {len(compared)}: {', '.join(why)}. "
+            f"No difference from {reference} can be told for {len(open_ones)} of {len(compared)}: {', '.join(why)}. "
             "That is no proof that there is none."
         )
     if few:
         words.append(f"{len(few)} comparisons have too few patients for an interval.")
     return words
+
+
+def behind_words(results: Results, compared: dict[Row, dict[str, Any]]) -> str:
+    """How many trainings stand behind a verdict, and of which length."""
+    counts = sorted({len(c["runs"]) for c in compared.values()})
+    runs = max((c["runs"] for c in compared.values()), key=len)
+    each = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    arms = {(row.segmenter, row.real, row.words) for row in compared}
+    total = sum(len(c["runs"]) for c in compared.values())
+    references = {results.reference(row) for row in compared}
+    total += sum(len(results.rows[row]) for row in references if row is not None)
+    generators = sum(cell["id"] in results.results for cell in results.cells("generator"))
+    words = (
+        f"Behind this stand {total} trainings of segmenters, {each} of each of the {len(arms) + len(references)} arms "
+        f"({runs_words(runs)})"
+    )
+    if generators:
+        words += ", and one training of a generator, with one pool" if generators == 1 else ""
+        words += f", and {generators} trainings of generators, each with one pool" if generators > 1 else ""
+    return f"{words}. {steps_words(results)}"
 
 
 def steps_words(results: Results) -> str:
@@ -134,6 +201,8 @@ def steps_words(results: Results) -> str:
     for segmenter, found in steps(results).items():
         numbers = ", ".join(f"{count:,}" for count in sorted(found))
         same = "in every arm" if len(found) == 1 else "DIFFERING between arms"
+        if len(found) > 1:
+            same = BUDGETS.get(results.settings.get("budget", "steps"), same)
         words.append(f"{segmenter}: {numbers} training steps {same}")
     return "; ".join(words) + "." if words else ""
 
@@ -152,7 +221,7 @@ def _number_figures(results: Results, split: str, summaries: dict[Row, dict[str,
         "over seeds first; they cover the choice of patients, not of training seeds, generator or fold, and patients "
         "differ more than arms do: whether arms differ is told by the paired differences below."
     )
-    if len({row.num_synthetic for row in summaries}) > 1:
+    if len({row.num_synthetic for row in summaries} - {0}) > 1:
         panels = [_synthetic_panel(results, key, summaries) for key in dict.fromkeys(row[:3] for row in summaries)]
         panels = [panel for panel in panels if panel.lines]
         if panels:
@@ -215,17 +284,18 @@ def _differences(compared: dict[Row, dict[str, Any]]) -> Figure:
         if c["difference"] is not None:
             one = Difference(row.words, c["difference"], c["interval"], c["conclusion"])
             groups.setdefault(f"{row.segmenter}, {_where(row)}", []).append(one)
-    return difference_figure(groups, "difference in DSC from real only, mean over patients")
+    name = next(iter(compared.values()))["names"][0]
+    return difference_figure(groups, f"difference in DSC from {name}, mean over patients")
 
 
 def _difference_caption(compared: dict[Row, dict[str, Any]]) -> str:
     n = sorted({c["n"] for c in compared.values()})
     one = next(iter(compared.values()))
     return (
-        f"Paired differences from real only; n = {', '.join(map(str, n))} patients, each averaged over seeds first. "
-        f"Lines: {100 * one['level']:g} % bootstrap percentile intervals of the mean difference, {one['resamples']:,} "
-        "resamples of patients, not adjusted for the number of comparisons. Filled: the interval leaves out 0 and the "
-        "signed-rank test adjusted by Holm agrees; open: no difference can be told."
+        f"Paired differences from {one['names'][0]}; n = {', '.join(map(str, n))} patients, each averaged over seeds "
+        f"first. Lines: {100 * one['level']:g} % bootstrap percentile intervals of the mean difference, "
+        f"{one['resamples']:,} resamples of patients, not adjusted for the number of comparisons. Filled: the "
+        "interval leaves out 0 and the signed-rank test adjusted by Holm agrees; open: no difference can be told."
     )
 
 
@@ -260,9 +330,10 @@ def _comparison_table(results: Results, compared: list[tuple[Row, dict[str, Any]
         f"{words}: DSC{' (mean over ' + ', '.join(results.labels) + ')' if len(results.labels) > 1 else ''}, mean ± SD "
         f"over patients, each averaged over the seeds (and folds) that both have. Interval: {100 * one['level']:g} % "
         f"bootstrap percentile, {one['resamples']:,} resamples of patients. p: Wilcoxon signed-rank over patients, "
-        f"two-sided; adjusted by Holm for the {family} tests of this table. Neither covers the choice of training "
-        "seeds, of the generator or of its pool. n: patients; runs: folds x seeds. Conclusion: higher or lower where "
-        f"the interval leaves out 0 and the adjusted p is below {1 - LEVEL:.2g}; else why no difference can be told."
+        f"two-sided; adjusted by Holm for the {family} test{'s' if family > 1 else ''} of this table. Neither covers "
+        "the choice of training seeds, of the generator or of its pool. n: patients; runs: folds x seeds. Conclusion: "
+        f"higher or lower where the interval leaves out 0 and the adjusted p is below {1 - LEVEL:.2g}; else why no "
+        "difference can be told."
     )
     if left_out:
         caption += f" Left out, not defined in a run: {', '.join(left_out)}."

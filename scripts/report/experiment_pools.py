@@ -9,10 +9,16 @@ from typing import Any
 import numpy as np
 
 from .experiment_results import Results
+from .figures import png_bytes
 from .html import escaped, html_figure, html_table
+from .plots import loss_figure, read_series
 
 # The others are in the CSV.
 SHOWN = ("synthetic vs training", "held-out vs training")
+# When a pool is called bad; where real cases say what can be reached, beside them.
+LOW_OF_CEILING, LOW_ALONE = 0.5, 0.3
+MANY_DROPPED = 0.3
+BLURRED = 0.7
 
 
 def pool_section(results: Results, folder: Path) -> list[str]:
@@ -23,7 +29,7 @@ def pool_section(results: Results, folder: Path) -> list[str]:
     for comparison in SHOWN:
         parts += _metric_table(results, comparison)
     parts += _audits(results)
-    return parts + _sheets(results, folder)
+    return parts + ([] if one_generator(results) else sheets(results, folder)) + loss_section(results)
 
 
 def where(settings: dict[str, Any]) -> str:
@@ -45,14 +51,55 @@ def _generator_table(results: Results) -> str:
             _number(trained.get("iterations")), _number(seconds), _number(values.get("samples")),
             _number(values.get("candidates")),
             "–" if "seconds_per_sample" not in values else f"{values['seconds_per_sample']:.3g}", _number(kept),
+            "–" if values.get("sharpness") is None else f"{values['sharpness']:.2f}",
         ])  # fmt: skip
     head = ["pool", "bundle", "parameters", "training steps", "training s", "samples", "candidates", "s per sample",
-            "kept by audit"]  # fmt: skip
+            "kept by audit", "fine detail"]  # fmt: skip
     caption = (
         "Generators and their pools; a generator learns from the training cases of one fold, and its pool serves that "
-        "fold alone. Seconds: wall clock, on the device named below, with starting and what else ran there; one run."
+        "fold alone. Seconds: wall clock, on the device named below, with starting and what else ran there; one run. "
+        "Fine detail: SD of the Laplacian over SD of the slice, median, beside that of real training slices."
     )
-    return html_table(head, rows, caption, numbers=tuple(range(2, 9)))
+    return html_table(head, rows, caption, numbers=tuple(range(2, 10)))
+
+
+def bad_pool_words(results: Results) -> list[str]:
+    """A line for each pool that looks bad, and why: a reader must not have to find it in the tables."""
+    lines = []
+    for cell in results.cells("pool"):
+        if why := _complaints(results, cell):
+            lines.append(f"The pool of {where(cell['settings'])} looks bad: {'; '.join(why)}.")
+    return lines
+
+
+def _complaints(results: Results, pool: dict[str, Any]) -> list[str]:
+    place, why = _place(pool), []
+
+    def values_of(kind: str) -> dict[str, Any]:
+        cell = next((cell for cell in results.cells(kind) if _place(cell) == place), None)
+        return (results.values(cell["id"]) if cell else None) or {}
+
+    values, audit = results.values(pool["id"]) or {}, values_of("audit")
+    for metric, meaning in (("precision", "slices that look real"), ("recall", "what real slices show")):
+        found = {
+            one["comparison"]: one["value"] for one in values_of("metrics").get("figures", ())
+            if one["metric"] == metric and one["value"] is not None
+        }  # fmt: skip
+        value, ceiling = (found.get(comparison) for comparison in SHOWN)
+        if value is not None and value < (LOW_ALONE if ceiling is None else LOW_OF_CEILING * ceiling):
+            beside = "" if ceiling is None else f", where unseen real cases have {ceiling:.2f}"
+            why.append(f"{metric} {value:.2f}{beside} ({meaning})")
+    dropped, real = audit.get("dropped"), audit.get("real_dropped")
+    if dropped is not None and dropped >= MANY_DROPPED and dropped >= 2 * (real or 0.0):
+        beside = "" if real is None else f", where it would drop {100 * real:.0f} % of unseen real slices"
+        why.append(f"the audit drops {100 * dropped:.0f} % of its samples{beside}")
+    wanted = [cell["settings"]["num_synthetic"] for cell in results.cells("train") if pool["id"] in
+              cell["needs"].values()]  # fmt: skip
+    if audit and wanted and audit["kept"] < max(wanted):
+        why.append(f"{audit['kept']} samples are left of {max(wanted)} that were asked for")
+    if (sharp := values.get("sharpness")) is not None and sharp < BLURRED:
+        why.append(f"its slices are blurred, with {sharp:.2f} of the fine detail of real ones")
+    return why
 
 
 def _place(cell: dict[str, Any]) -> tuple:
@@ -124,10 +171,10 @@ def _audits(results: Results) -> list[str]:
     cells = results.cells("audit")
     if not cells:
         return []
-    parts = [
-        "<h3>Audits</h3>",
-        "<p>Pasted tumours are not audited: all but the tumour is a training case, as the audit would say of each.</p>",
-    ]
+    parts = ["<h3>Audits</h3>"]
+    if any(cell["settings"]["bundle"] == "copy_paste" for cell in results.cells("pool")):
+        why = "Pasted tumours are not audited: all but the tumour is a training case, as the audit would say of each."
+        parts.append(f"<p>{why}</p>")
     for cell in cells:
         if (values := results.values(cell["id"])) is not None:
             words = [line for line in values["words"] if not line.endswith((".json", ".png"))]
@@ -140,8 +187,31 @@ def _audits(results: Results) -> list[str]:
     return parts
 
 
-def _sheets(results: Results, folder: Path) -> list[str]:
-    """Samples of each generator's first pool; the others lie in the folders of their cells."""
+def one_generator(results: Results) -> bool:
+    """Whether there are samples of one generator alone, which then stand at the top."""
+    return len({cell["settings"]["label"] for cell in results.cells("pool")}) == 1
+
+
+def loss_section(results: Results) -> list[str]:
+    """Losses of each generator, of its first fold, where the training's files were kept."""
+    parts, shown = [], set()
+    for cell in results.cells("generator"):
+        s, file = cell["settings"], results.folder / "cells" / cell["id"] / "models" / "losses.csv"
+        if s["label"] in shown or not file.is_file() or cell["id"] not in results.results:
+            continue
+        shown.add(s["label"])
+        series = {name: values for name, values in read_series(file).items() if name not in ("epoch", "seconds")}
+        cases = (results.values(cell["id"]) or {}).get("cases", "?")
+        caption = (
+            f"{s['label']}, trained on n = {cases} cases of fold {s['fold']}, seed {s['seed']}; "
+            f"{len(series['iteration']):,} logged rows. Faint: as logged; dark: running median."
+        )
+        parts.append(html_figure(png_bytes(loss_figure(series)), caption, f"Losses of {s['label']}"))
+    return ["<h3>Losses of the generators</h3>", *parts] if parts else []
+
+
+def sheets(results: Results, folder: Path) -> list[str]:
+    """Samples of each generator's first pool beside real slices; the others lie in the folders of their cells."""
     parts, shown = [], set()
     for cell in results.cells("pool"):
         label = cell["settings"]["label"]
@@ -151,6 +221,11 @@ def _sheets(results: Results, folder: Path) -> list[str]:
         shown.add(label)
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(picture, folder / f"samples_{cell['id'].rpartition('/')[2]}.png")
-        caption = f"Samples of {where(cell['settings'])}, spread evenly over the pool; examples, they measure nothing."
+        n = (results.values(cell["id"]) or {}).get("samples", "?")
+        caption = (
+            f"Real training cases beside samples of {where(cell['settings'])}, at one scale and grey window: n = {n} "
+            f"samples, seed {cell['settings']['seed']}, spread evenly over the pool, before the audit. Examples; they "
+            "measure nothing."
+        )
         parts.append(html_figure(picture.read_bytes(), caption, f"Samples of {label}"))
-    return ["<h3>Samples</h3>", *parts] if parts else []
+    return ["<h2>Real beside synthetic</h2>", *parts] if parts else []

@@ -18,7 +18,7 @@ MEASURES = ("dice", "iou", "hd95", "nsd")
 PRIMARY = "dice"
 LEVEL = 0.95
 
-Run = tuple[int, int]  # fold, seed
+Run = tuple[int | str, int]  # fold (a number, or all), seed
 
 
 class Row(NamedTuple):
@@ -131,16 +131,23 @@ def read_results(run_dir: str | Path) -> Results:
     content = json.loads(path.read_text()) if path.is_file() else {}
     if content.get("format") != "synthaug-experiment":
         raise InputError(
-            f"{folder} without the run.json of an experiment", "the --output_dir of one", "run synthaug experiment"
-        )
+            f"{folder} without the run.json of an experiment", "the --output_dir of one",
+            "run synthaug experiment, run or demo",
+        )  # fmt: skip
     results, failures = {}, {}
     for cell in content["cells"]:
         place = folder / "cells" / cell["id"]
         if (place / "result.json").is_file():
             results[cell["id"]] = json.loads((place / "result.json").read_text())
         elif (place / "failure.json").is_file():
-            failures[cell["id"]] = json.loads((place / "failure.json").read_text())["error"]
+            failures[cell["id"]] = failure_of(place)
     return Results(folder, content, results, failures)
+
+
+def failure_of(place: Path) -> str:
+    """Why the cell of a folder failed; where it could not even say so, that it ended."""
+    file = place / "failure.json"
+    return str(json.loads(file.read_text())["error"]) if file.is_file() else "it ended without a word, see the log"
 
 
 def average_runs(runs: Mapping[Run, Mapping[str, float]]) -> dict[str, float]:
@@ -177,7 +184,7 @@ def arm_summary(results: Results, row: Row, runs: Mapping[Run, Mapping[str, floa
         "interval": list(bootstrap_interval(values, LEVEL)) if len(values) >= FEWEST_PATIENTS else None,
         "n": len(values),
         "excluded": [patient for patient, value in averaged.items() if np.isnan(value)],
-        "folds": sorted({fold for fold, _ in runs}),
+        "folds": sorted({fold for fold, _ in runs}, key=str),
         "seeds": sorted({seed for _, seed in runs}),
         "runs": len(runs),
         "planned": len(results.planned_runs),
@@ -229,22 +236,48 @@ def compare_rows(
     table = results.patients(PRIMARY, split)
     found: dict[tuple[Row, Row], dict[str, Any]] = {}
     for row, other in pairs:
-        both = sorted(set(table[row]) & set(table[other]))
+        both = sorted(set(table[row]) & set(table[other]), key=str)
         if not both:
             continue
         first, second = ({run: side[run] for run in both} for side in (table[other], table[row]))
         compared = compare_paired({0: average_runs(first)}, {0: average_runs(second)}, (other.words, row.words), LEVEL)
-        by_seed = {}
-        for seed in sorted({seed for _, seed in both}):
-            a, b = average_runs(_of_seed(first, seed)), average_runs(_of_seed(second, seed))
-            by_seed[seed] = float(np.nanmean([b[patient] - a[patient] for patient in a]))
-        found[row, other] = {**compared, "runs": both, "difference_by_seed": by_seed}
+        by: list[dict[Any, float]] = []
+        for place in (1, 0):  # of the seed in a run, and of the fold
+            by.append({})
+            for value in sorted({run[place] for run in both}, key=str):
+                sides = ({run: side[run] for run in both if run[place] == value} for side in (first, second))
+                a, b = map(average_runs, sides)
+                differences = np.array([b[patient] - a[patient] for patient in a])
+                by[-1][value] = float("nan") if np.isnan(differences).all() else float(np.nanmean(differences))
+        by_words = {"difference_by_seed": by[0], "difference_by_fold": by[1]}
+        found[row, other] = {**compared, "runs": both, "family": 0, **by_words}
     tested = [c for c in found.values() if c["p"] is not None]
     for c, p in zip(tested, holm([c["p"] for c in tested]), strict=True):
         c |= {"p_holm": p, "family": len(tested)}
         if c["conclusion"] in ("higher", "lower") and p >= 1 - LEVEL:
             c["conclusion"] = "undecided"
     return found
+
+
+def label_comparisons(results: Results, c: Mapping[str, Any], row: Row, other: Row) -> dict[str, dict[str, Any]]:
+    """Each label's Dice of a compared pair, over the same trainings; not adjusted for the number of labels."""
+    found = {}
+    for label in results.labels:
+        sides = [
+            average_runs({
+                run: {case: np.nan if (v := labels[label][PRIMARY]) is None else v for case, labels in cases.items()}
+                for run, cases in results.rows[side].items() if run in c["runs"]
+            })
+            for side in (other, row)
+        ]  # fmt: skip
+        found[label] = compare_paired({0: sides[0]}, {0: sides[1]}, (other.words, row.words), LEVEL)
+    return found
+
+
+def seed_runs(runs: Mapping[Run, Mapping[str, float]], chosen: Sequence[Run]) -> dict[int, dict[str, float]]:
+    """Each patient's value of each seed, over the folds of the chosen runs that evaluated it."""
+    found = {run: runs[run] for run in chosen}
+    return {seed: average_runs(_of_seed(found, seed)) for seed in sorted({seed for _, seed in found})}
 
 
 def num_samples(results: Results, row: Row) -> list[int]:

@@ -17,6 +17,7 @@ p, ul { max-width: 46rem; }
 .answer { font-size: 1.1rem; border-left: 4px solid #0072b2; padding: .1rem 0 .1rem 1.1rem;
   max-width: 50rem; }
 .answer p { max-width: none; }
+.loud { font-weight: 600; border: 2px solid #d55e00; background: #fff4ec; padding: .6rem .9rem; max-width: 50rem; }
 figure { margin: 1rem 0 1.6rem; }
 figure img { max-width: 100%; height: auto; display: block; }
 figcaption { color: #444; font-size: .9rem; max-width: 46rem; margin-top: .5rem; }

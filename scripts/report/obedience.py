@@ -22,10 +22,18 @@ AXES = ("depth", "height", "width")
 
 
 def report_obedience(pool_dir: str | Path) -> str:
-    """Write `obedience.json` and `obedience.png` in a pool; returns what they say, in words.
+    """Measure how far a conditional generator's masks are from what was asked for, in volume, place and size.
+
+    Prints the answer with n, and writes it as obedience.json and obedience.png into the pool.
+
+    Args:
+        pool_dir: A finished pool of volumes, sampled from a conditional generator such as sbldm.
 
     Raises:
         InputError: the pool is not finished, or is not of volumes that were asked for something.
+
+    Example:
+        synthaug obedience pool_large
     """
     folder = Path(pool_dir)
     record = read_pool(folder)
@@ -95,9 +103,9 @@ def obedience_figure(record: Mapping[str, Any], summary: Mapping[str, Any]) -> F
                 asked[~found, 0], bottom, "x", color=COLOURS[4], markersize=4, clip_on=False, label="empty mask"
             )
             volume.legend(loc="upper left")
-        ratio = summary["measures"]["volume_ratio"]
-        low, high = (_number(value) for value in ratio["quartiles"])
-        volume.set_title(f"median ratio {_number(ratio['median'])}, quartiles {low} to {high}", loc="left")
+        factor = summary["measures"]["volume_factor"]
+        medians = _number(factor["median"]), _number(factor["shuffled"]["median"])
+        volume.set_title(f"median factor {medians[0]}, {medians[1]} with shuffled requests", loc="left")
         distance = summary["measures"]["centre_distance"]
         places[0].set_title(f"median distance of the centres {_number(distance['median'])} mm", loc="left")
         for name, axes, column in zip(AXES, places, range(9)[FEATURES["centre"]], strict=True):

@@ -140,7 +140,7 @@ def paired_dice_figure(
     span = max(0.05, float(np.ptp(everything)))
     low, high = float(everything.min()) - 0.08 * span, float(everything.max()) + 0.08 * span
     with plain_style():
-        figure = new_figure(640, 640)
+        figure = new_figure(640, 670)
         figure.set_layout_engine("constrained")
         axes = figure.subplots()
         axes.plot([low, high], [low, high], color=_FAINT, linewidth=0.8, zorder=1)
@@ -160,7 +160,8 @@ def paired_dice_figure(
         axes.text(0.98, 0.02, f"better with {names[0]}", ha="right", **note)
         left_out = f", {len(summary['excluded'])} left out" if summary["excluded"] else ""
         axes.set_title(f"n = {len(patients)} patients{left_out}, {_seed_words(reference, other)}", loc="left")
-        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 0.06), fontsize=6.5)
+        # Outside: a dot of the legend among the patients' would be taken for one of them.
+        figure.legend(loc="outside lower center", ncols=len(marks) + 1, fontsize=6.5)
     return figure
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..data.cases import Case, Cases, open_cases_of_pool
 from ..data.description import DatasetDescription
+from ..pool.adopt import origin
 from ..pool.writing import load_sample, read_pool
 from .sheets import SheetRow, outside_black, sample_sheet
 from .sweep import sweep_sheet
@@ -55,7 +56,9 @@ def pool_sheet(
     pairs = [load_sample(pool_dir, name, description.num_image_channels) for name in chosen]
     name, masked = f"synthetic (seed {record['sampling']['seed']}, spread evenly over the pool)", _masked(record)
     if slices:
-        images, labels = np.stack([image[:, 0] for image, _ in pairs]), np.stack([label[0] for _, label in pairs])
+        shape = np.max([label.shape[1:] for _, label in pairs], axis=0).tolist()
+        images = np.stack([_centre(image[:, 0], shape, _fill(image, masked)) for image, _ in pairs])
+        labels = np.stack([_centre(label, shape, np.zeros(1))[0] for _, label in pairs])
         rows = [SheetRow(name, images, labels, chosen)]
         if cases is not None:
             rows.insert(0, _real_row(cases, images.shape[2:], len(chosen)))
@@ -73,8 +76,7 @@ def pool_sheet(
     return sample_sheet(
         rows,
         path or Path(pool_dir) / "samples.png",
-        title=f"{record['provenance']['bundle']['name']} trained on fold {record['provenance']['fold']} of "
-        f"{description.name}, n = {len(samples)} samples",
+        title=f"{origin(record)}, n = {len(samples)} samples",
         labels=description.painted,
         channel_names=list(description.channel_names.values()),
         **({"columns": 4} if slices else {"columns": 1, "tile": 440, "unit": "volume"}),

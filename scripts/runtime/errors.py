@@ -1,11 +1,21 @@
-"""The one error that users are meant to read, the plugin's; and what says how settings differ."""
+"""The one error that users are meant to read, the plugin's; what says how settings differ, and which was meant."""
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from nnunet_plugin.errors import InputError
 
-__all__ = ["InputError", "refuse_changes"]
+__all__ = ["InputError", "nearest", "refuse_changes"]
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that was meant, most likely: by its letters, a word of it, or its initials (`lr`); or None."""
+    names = [str(other) for other in known]
+    near = difflib.get_close_matches(str(name), names, n=1)
+    words = [other for other in names if str(name) in other.split("_")]
+    initials = [other for other in names if "".join(word[:1] for word in other.split("_")) == str(name)]
+    return next(iter([*near, *words, *initials]), None)
 
 
 def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], what: str, allowed: str, remedy: str) -> None:

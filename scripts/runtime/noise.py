@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
+import ignite.distributed as idist
 import torch
 
 
 class SharedNoise(torch.Generator):
-    """Generator of one of the processes of a `torchrun`, seeded alike in all: together they draw what one draws.
-
-    Attributes:
-        share: number of this process, and how many there are.
-    """
-
-    def __init__(self) -> None:
-        self.share = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    """Generator that is seeded alike in all processes of a `torchrun`: together they draw what one draws alone."""
 
 
 def draw_rows(draw: Callable[[int], torch.Tensor], count: int, generator: torch.Generator | None) -> torch.Tensor:
@@ -24,5 +17,6 @@ def draw_rows(draw: Callable[[int], torch.Tensor], count: int, generator: torch.
 
     The rows are dealt out one by one, as `DistributedSampler` deals out the items.
     """
-    rank, ranks = getattr(generator, "share", (0, 1))
+    shared = isinstance(generator, SharedNoise)
+    rank, ranks = (idist.get_rank(), idist.get_world_size()) if shared else (0, 1)
     return draw(count * ranks)[rank::ranks]

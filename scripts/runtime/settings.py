@@ -1,20 +1,20 @@
-"""What a bundle run does before any work: refuse unknown settings, and say errors plainly."""
+"""What a bundle run does before any work: refuse settings that cannot be used, and say errors plainly."""
 
 from __future__ import annotations
 
-import difflib
-import json
+import errno
 import os
 import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from .errors import InputError
+from .errors import InputError, nearest
 from .packed import check_same_bundle
+from .running import running_workflow
 
 if TYPE_CHECKING:
     import torch
@@ -24,52 +24,97 @@ RUN_ARGUMENTS = {
     "run_id", "init_id", "final_id", "meta_file", "config_file", "logging_file", "tracking", "args_file",
     "workflow_name", "workflow_type", "properties_path",
 }  # fmt: skip
+# Kinds of values, and how a user would call them; a bool is no number, although Python says so.
+KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", list: "a list"}
+MENDABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+WORDS = {"fold": "all"}  # settings that are numbers, or one word
 
 
 def prepare_run(metadata: Mapping[str, Any] | None = None) -> None:
-    """First step of every bundle's `run`: check the overrides, and show an `InputError` without a traceback.
-
-    MONAI wraps whatever a configuration raises in a long chain; users should read the one line that is for them.
+    """First step of every bundle's `run`: check the settings, and show errors of users without a traceback.
 
     Args:
         metadata: of the bundle that is run.
     """
+    say_errors_plainly()
+    refuse_unknown_overrides()
+    if (workflow := running_workflow()) is not None:
+        refuse_unknown_keys(workflow)
+        check_values(workflow)
+    if metadata:
+        check_same_bundle(metadata)
+
+
+def prepare_training(seed: int) -> None:
+    """First step of every training's `initialize`: what comes before any network is made.
+
+    Raises:
+        InputError: a seed that is none.
+    """
+    from monai.utils import set_determinism
+
+    say_errors_plainly()
+    if type(seed) is not int or seed < 0:
+        raise InputError(f"seed {seed!r}", "a whole number from 0", "write --seed 0")
+    set_determinism(seed)
+
+
+def say_errors_plainly() -> None:
+    """End a process with one line for what a user can mend, in place of MONAI's long chain of tracebacks."""
+    if getattr(sys.excepthook, "plain", False):
+        return
     previous = sys.excepthook
 
     def show(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, InputError):
-            cause = cause.__cause__ or cause.__context__
-        if cause is None:
+        words = plain_words(error)
+        if words is None:
             previous(kind, error, traceback)
         else:
             if not first_rank():
                 # What all ranks refuse, the first one says, and torchrun then ends the others, still silent.
                 time.sleep(60)
-            print(f"error: {cause}", file=sys.stderr)
+            print(f"error: {words}", file=sys.stderr)
 
+    show.plain = True  # type: ignore[attr-defined]
     sys.excepthook = show
-    refuse_unknown_overrides()
-    if (workflow := _running_workflow()) is not None:
-        refuse_unknown_keys(workflow)
-    if metadata is not None:
-        check_same_bundle(metadata)
 
 
-def _running_workflow() -> Any:
-    """The MONAI workflow that evaluates the expression we are called from; its config cannot name it."""
-    from monai.bundle import ConfigWorkflow
-
-    frame = sys._getframe()
-    while frame.f_back is not None:
-        frame = frame.f_back
-        if isinstance(frame.f_locals.get("self"), ConfigWorkflow):
-            return frame.f_locals["self"]
+def plain_words(error: BaseException) -> str | None:
+    """What to tell a user of an error, or of the one at the bottom of its chain; None where only a traceback helps."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, InputError):
+            return str(cause)
+        if isinstance(cause, KeyboardInterrupt):
+            return "interrupted; the same command goes on where it stopped"
+        if isinstance(cause, MemoryError) or type(cause).__name__ == "OutOfMemoryError":
+            return f"too little memory ({cause}); give a smaller batch_size or spatial_size"
+        if isinstance(cause, OSError) and cause.errno in MENDABLE:
+            where = f" ({cause.filename})" if cause.filename else ""
+            return f"{cause.strerror}{where}; the same command goes on when that is mended"
+        cause = cause.__cause__ or cause.__context__
     return None
 
 
+def _bundle_configs(workflow: Any) -> Path | None:
+    """Folder of the bundle's own config files; the first file that a user names may be one of theirs."""
+    folders = (Path(workflow.config_root_path), Path("configs"))
+    return next((folder for folder in folders if (folder / "metadata.json").is_file()), None)
+
+
+def _defaults(configs: Path) -> dict[str, list[Any]]:
+    """Every setting that a file of a bundle defines, with the values that it has there."""
+    from monai.bundle import ConfigParser
+
+    known: dict[str, list[Any]] = {}
+    for file in sorted(configs.glob("*.json")):
+        for key, value in ConfigParser.load_config_file(file).items():
+            known.setdefault(key.split("#")[0].lstrip("+"), []).append(value)
+    return known
+
+
 def refuse_unknown_keys(workflow: Any) -> None:
-    """Refuse settings given to `monai.bundle.create_workflow` that no config file of the bundle defines.
+    """Refuse settings, of `create_workflow` or of a config file of one's own, that no file of the bundle defines.
 
     Args:
         workflow: a MONAI `ConfigWorkflow`.
@@ -77,20 +122,93 @@ def refuse_unknown_keys(workflow: Any) -> None:
     Raises:
         InputError: names the nearest known setting.
     """
-    files = sorted(Path(workflow.config_root_path).glob("*.json"))
-    known = {key.split("#")[0].lstrip("+") for file in files for key in json.loads(file.read_text())}
+    configs = _bundle_configs(workflow)
+    if configs is None:
+        return
     # what MONAI itself adds: the metadata, and the settings of tracking, one of which federated learning always gives
-    known |= {"_meta_", *_tracking_settings("mlflow")}
+    known = {*_defaults(configs), "_meta_", *_tracking_settings("mlflow")}
     config = workflow.parser.get()
     for name in config:
-        # what something refers to has an effect: tracking may bring settings of its own
+        # what something refers to has an effect: tracking, and files of one's own, may bring settings of their own
         if name not in known and not re.search(rf"@{re.escape(name)}\b", str(config)):
-            near = difflib.get_close_matches(name, known, n=1)
+            near = nearest(name, known)
             raise InputError(
                 f"unknown setting {name}",
-                f"a setting of {Path(workflow.config_root_path)}",
-                f"did you mean {near[0]}?" if near else "see the config file",
+                f"a setting of {configs}",
+                f"did you mean {near}?" if near else "see the config file",
             )
+
+
+def check_values(workflow: Any) -> None:
+    """Compare the kind of every setting with that of the bundle's own value, and see that the device is there.
+
+    Raises:
+        InputError: such as a word for a number.
+    """
+    config = workflow.parser.get()
+    configs = _bundle_configs(workflow)
+    for name, values in ({} if configs is None else _defaults(configs)).items():
+        plain = [value for value in values if not _is_expression(value)]
+        defaults = ["."] if name.endswith(("_dir", "_root")) else plain
+        if name in config and defaults and not any(_same_kind(name, config[name], default) for default in defaults):
+            raise _other_kind(name, config[name], defaults[0])
+    uri = config.get("tracking_uri")
+    if isinstance(uri, str) and not _is_expression(uri) and "://" not in uri:
+        raise InputError(
+            f"tracking_uri {uri}", "an address, as MLflow keeps its runs in a database, not in a folder",
+            f"write --tracking_uri sqlite:///{Path(uri).absolute()}/mlruns.db, or http://HOST:PORT",
+        )  # fmt: skip
+    check_device(config.get("device"))
+
+
+def check_device(device: Any) -> None:
+    """Refuse the name of a device that is not there.
+
+    Raises:
+        InputError: no such device.
+    """
+    import torch
+
+    if device is None or _is_expression(device):
+        return
+    try:
+        found = torch.device(device)
+        missing = found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count()
+    except (RuntimeError, TypeError):
+        missing = True
+    if missing:
+        gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        raise InputError(f"device {device}", " or ".join(["cpu", *gpus]), "leave --device out to take what is there")
+
+
+def _is_expression(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith(("$", "@", "%"))
+
+
+def _same_kind(name: str, value: Any, default: Any) -> bool:
+    if value is None or default is None or _is_expression(value) or _is_expression(default):
+        return True
+    if isinstance(default, (dict, list)) and isinstance(value, list) and value and isinstance(value[0], dict):
+        return True  # handlers, and what else is given as components
+    if isinstance(default, float):
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if isinstance(default, list):
+        items = value if isinstance(value, (list, tuple)) else [None]
+        return isinstance(value, (list, tuple)) and all(_same_kind(name, item, default[0]) for item in items if default)
+    if isinstance(default, dict):
+        return isinstance(value, (dict, list))
+    if isinstance(default, str):
+        return isinstance(value, (str, os.PathLike))
+    return type(value) is type(default) or value == WORDS.get(name)
+
+
+def _other_kind(name: str, value: Any, default: Any) -> InputError:
+    if isinstance(default, str):
+        remedy = f"write --{name} ./{value}" if name.endswith(("_dir", "_root")) else f"write --{name} \"'{value}'\""
+    else:
+        remedy = f"write --{name} {default}" if not isinstance(default, list) else f"write --{name} '{default}'"
+    words = KINDS.get(type(default), "settings by name") + (f", or {WORDS[name]}" if name in WORDS else "")
+    return InputError(f"{name} {value!r}", f"{words}, such as {default}", remedy)
 
 
 def refuse_unknown_overrides(argv: Sequence[str] | None = None) -> None:
@@ -106,14 +224,9 @@ def refuse_unknown_overrides(argv: Sequence[str] | None = None) -> None:
         program, *argv = sys.argv
         if Path(program).parts[-3:] != ("monai", "bundle", "__main__.py"):
             return
-    from fire.parser import DefaultParseValue  # MONAI's command line is Fire's
     from monai.bundle import ConfigParser
 
-    given: dict[str, Any] = {}
-    for word, following in zip(argv, [*argv[1:], ""], strict=False):
-        if word.startswith("--"):
-            name, equals, value = word[2:].partition("=")
-            given[name.replace("-", "_")] = DefaultParseValue(value if equals else following)
+    given = dict(_given(argv))
     for name, value in given.items():
         if value is None:
             raise InputError(f"--{name} None, which MONAI drops without a word", "'$None'", f"write --{name} '$None'")
@@ -124,9 +237,19 @@ def refuse_unknown_overrides(argv: Sequence[str] | None = None) -> None:
     config = ConfigParser.load_config_files(given["config_file"])
     if "tracking" in given:
         config = {**_tracking_settings(given["tracking"]), **config}
-    for name in given:
+    for name, value in given.items():
         if name not in RUN_ARGUMENTS:
-            _check_name(name, config, given["config_file"])
+            _check_override(name, value, config, given["config_file"])
+
+
+def _given(argv: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Names and values of a command line, as Fire, which MONAI's is made of, reads them."""
+    from fire.parser import DefaultParseValue
+
+    for word, following in zip(argv, [*argv[1:], ""], strict=False):
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            yield name.replace("-", "_"), DefaultParseValue(value if equals else following)
 
 
 def _tracking_settings(tracking: str | dict) -> dict[str, Any]:
@@ -141,7 +264,7 @@ def _tracking_settings(tracking: str | dict) -> dict[str, Any]:
     return {key: value for key, value in settings["configs"].items() if key not in settings["handlers_id"]}
 
 
-def _check_name(name: str, config: dict, files: Any) -> None:
+def _check_override(name: str, value: Any, config: dict, files: Any) -> None:
     """Follow `a#b#c` into the configuration; the last part may add to what a target takes only where it is known."""
     level: Any = config
     for depth, part in enumerate(name.replace("::", "#").lstrip("+").split("#")):
@@ -151,15 +274,19 @@ def _check_name(name: str, config: dict, files: Any) -> None:
         if isinstance(level, dict) and "_target_" in level:
             known |= {"_disabled_", "_requires_", "_desc_", "_mode_"}
         if part not in known:
-            near = difflib.get_close_matches(part, known, n=1)
+            near = nearest(part, known)
             raise InputError(
                 f"unknown setting --{name}",
                 f"a setting of {files}",
-                f"did you mean --{'#'.join([*name.split('#')[:depth], near[0]])}?" if near else "see the config file",
+                f"did you mean --{'#'.join([*name.split('#')[:depth], near])}?" if near else "see the config file",
             )
         level = (
             level[part] if isinstance(level, dict) and part in level else level[int(part)] if part.isdigit() else None
         )
+    while isinstance(level, str) and level.startswith("@") and level[1:] in config:
+        level = config[level[1:]]
+    if "#" in name and not name.startswith("+") and not _same_kind(name, value, level):
+        raise _other_kind(name, value, level)
 
 
 def local_device() -> torch.device:

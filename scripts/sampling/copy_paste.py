@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..data.cases import Cases, open_cases
+from ..data.cases import open_cases
 from ..data.provenance import build_provenance, package_versions
-from ..data.training_set import TrainingSet, item_name, load_training_set
+from ..data.training_set import TrainingSet, item_name, load_training_set, own_size
 from ..pool.writing import write_pool
 from ..runtime.errors import InputError
 from ..runtime.files import json_sha256
@@ -36,6 +36,8 @@ class CopyPasteSampler(Sampler):
     Raises:
         InputError: there is one patient alone.
     """
+
+    real_anatomy = True
 
     def __init__(self, data: TrainingSet, seed: int = 0, min_foreground: int = 8):
         self.data = data
@@ -116,13 +118,6 @@ def write_copy_paste(
         InputError: the data set or a setting cannot be used.
     """
     cases = open_cases(dataset_dir, fold, plans, configuration)
-    size = own_size(cases) if spatial_size is None else list(spatial_size)
+    size = own_size(cases, cases.is_3d) if spatial_size is None else list(spatial_size)
     data = load_training_set(cases, size, BACKGROUND_SHARE, seed)
     return write_pool(CopyPasteSampler(data, seed), pool_dir, num_samples, seed)
-
-
-def own_size(cases: Cases) -> list[int]:
-    """The largest height and width of the fold's training cases, and for a 3D configuration their median depth."""
-    shapes = np.array([case.label.shape for case in cases.training()])
-    plane = shapes[:, 1:].max(axis=0).tolist()
-    return [*plane, sorted(shapes[:, 0].tolist())[len(shapes) // 2]] if cases.is_3d else plane

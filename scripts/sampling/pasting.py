@@ -6,16 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.ndimage import distance_transform_edt
 
-
-def signed_distance(mask: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
-    """Distance of each voxel to the border of a mask in the unit of `spacing`; negative inside.
-
-    The mask may not be empty.
-    """
-    outside = distance_transform_edt(~mask, sampling=spacing)
-    return outside - distance_transform_edt(mask, sampling=spacing)
+from ..data.holes import signed_distance
 
 
 def draw_margin(distance: np.ndarray, rng: np.random.Generator) -> float:

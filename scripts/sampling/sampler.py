@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +56,13 @@ class Sampler:
         description: channels and labels of the data set.
         dimension: 2 for slices, 3 for volumes.
         settings: all that decides the samples beside the weights, the seed and the condition; a pool stores it.
+        real_anatomy: samples show patients as they are, all but some voxels: the pool is as private as the images.
 
     Raises:
         InputError: nothing was trained, the checkpoint is of another architecture, or a setting cannot be used.
     """
+
+    real_anatomy = False
 
     def __init__(
         self,
@@ -105,7 +109,7 @@ class Sampler:
     def __call__(
         self, num_samples: int, seed: int, batch_size: int = 16, condition: dict | None = None, start: int = 0
     ) -> Iterator[dict]:
-        """Yield batches until `num_samples` samples were made.
+        """Yield batches until `num_samples` samples were made; the samples of a batch are of one size.
 
         Args:
             num_samples: how many.
@@ -126,11 +130,12 @@ class Sampler:
             drawn = drawn[: num_samples - made]
             candidate, made = candidates.stop, made + len(drawn)
             self.check_yield(candidate - start, made)
-            if drawn:
+            for _, group in groupby(drawn, lambda item: item["label"].shape):
+                alike = list(group)
                 yield {
-                    "image": np.stack([item["image"] for item in drawn]),
-                    "label": np.stack([item["label"] for item in drawn]),
-                    "record": [item["record"] for item in drawn],
+                    "image": np.stack([item["image"] for item in alike]),
+                    "label": np.stack([item["label"] for item in alike]),
+                    "record": [item["record"] for item in alike],
                 }
 
     def check(self, condition: dict | None) -> None:
@@ -161,7 +166,7 @@ class Sampler:
         drawn: list[dict | None] = []
         size = self.samples_per_pass
         for first in range(candidates.start // size * size, candidates.stop, size):
-            with _same_rounding(self.threads):
+            with same_rounding(self.threads):
                 joint, conditions = self._generate(range(first, first + size), seed, condition)
             wanted = range(max(first, candidates.start), min(first + size, candidates.stop))
             for candidate in wanted:
@@ -197,7 +202,7 @@ class Sampler:
 
 
 @contextmanager
-def _same_rounding(threads: int) -> Iterator[None]:
+def same_rounding(threads: int) -> Iterator[None]:
     """Keep to one order of summation: a number of threads on the CPU, deterministic kernels on a GPU."""
     before = torch.get_num_threads(), torch.backends.cudnn.deterministic
     torch.set_num_threads(threads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from nnunet_plugin.identity import Identity
+from nnunet_plugin.leakage import check_split, check_voxels, seen_cases
 from nnunet_plugin.pool_format import Pool, read_pool, read_sample
 from nnunet_plugin.preprocessed import check_leakage, check_space
 
 from ..data.cases import Case, Cases, array_axes
-from ..data.scaling import Scaling
+from ..data.scaling import sample_scaling
 from ..data.training_set import TrainingSet, _on_grid
 from ..runtime.errors import InputError
 from .augmentation import augmentation_factor
@@ -75,8 +78,8 @@ def load_pool(
             raise InputError(f"num_synthetic {num_synthetic} without a pool", "a pool", "set pool_dir")
         return PoolItems([], None)
     pool = read_pool(pool_dir)
-    _check_pool(pool, data)
-    _check_cases(pool, cases)
+    check_pool(pool, data.cases, len(data.geometry.spatial_size))
+    check_cases(pool, cases, data.seen)
     wanted = len(pool.kept) if num_synthetic is None else num_synthetic
     if not 0 <= wanted <= len(pool.kept):
         raise InputError(
@@ -104,9 +107,8 @@ def mixed_items(data: TrainingSet, pool: PoolItems, augmentation: str = "none") 
     return real + [{**item, "item": i, "copy": 0, "synthetic": True} for i, item in enumerate(pool.items)]
 
 
-def _check_pool(pool: Pool, data: TrainingSet) -> None:
-    """Raise an error when a pool is of another data set, dimension or space, or would leak."""
-    cases, dimension = data.cases, len(data.geometry.spatial_size)
+def check_pool(pool: Pool, cases: Cases, dimension: int) -> None:
+    """Raise `InputError` when a pool is of another data set, dimension or space than the cases."""
     described, ours = pool.content["dataset"], cases.description.as_record()
     if different := sorted(key for key in ours if described.get(key) != ours[key]):
         raise InputError(
@@ -117,7 +119,7 @@ def _check_pool(pool: Pool, data: TrainingSet) -> None:
     if pool.dimension != dimension:
         raise InputError(
             f"a pool of dimension {pool.dimension}",
-            f"a pool of dimension {dimension}, as spatial_size {list(data.geometry.spatial_size)}",
+            f"a pool of dimension {dimension}, as spatial_size",
             "train on slices with a pool of slices, on volumes with a pool of volumes",
         )
     space = pool.content["space"]
@@ -133,15 +135,31 @@ def _check_pool(pool: Pool, data: TrainingSet) -> None:
         check_space(space, pool.dimension, cases.space, {**cases.space, "spacing": spacing})
 
 
-def _check_cases(pool: Pool, cases: Cases) -> None:
-    """Raise an error when the generator saw a validation case of the fold, or cases that nobody knows."""
-    check_leakage(pool.generator_cases, (), cases.fold.val, cases.fold.name)
-    if unknown := sorted(set(pool.generator_cases) - {*cases.fold.train, *cases.fold.val}):
+def check_cases(pool: Pool, cases: Cases, read: Iterable[Mapping[str, Any]] = ()) -> None:
+    """Raise `InputError` when the generator saw a validation case of the fold, or cases that nobody knows.
+
+    Names can lie, so the voxels are compared, by the plugin's rule.
+
+    Args:
+        pool: whose generator it is.
+        cases: all cases of the fold, in the space of the pool.
+        read: those that have been read, `{"id", "sha256", "fingerprint"}`; the others that matter are read here.
+    """
+    provenance, fold = pool.content["provenance"], cases.fold
+    seen, identifiers = seen_cases(provenance), {*fold.train, *fold.val}
+    check_leakage(seen, fold.train, fold.val, fold.name)
+    if unknown := sorted(set(seen) - identifiers):
         raise InputError(
             f"a generator trained on cases that the data set does not have: {', '.join(unknown)}",
             "cases of the data set, so that a leak can be excluded",
             "use the data set as it was when the generator was trained",
         )
+    # Records without their validation cases are compared with the one split that is known here.
+    others: list[dict[str, list[str]]] = [{"train": [], "val": []}] * (fold.name if isinstance(fold.name, int) else 0)
+    check_split(provenance, [*others, {"train": fold.train, "val": fold.val}], identifiers)
+    present = {case["id"]: Identity(case["sha256"], case["fingerprint"]) for case in read}
+    present |= {name: cases.load(name).identity for name in sorted({*seen, *fold.val} - {*present})}
+    check_voxels(seen, present, fold.val, fold.name)
 
 
 def _read_on_grid(pool: Pool, sample: str, data: TrainingSet) -> torch.Tensor:
@@ -150,7 +168,7 @@ def _read_on_grid(pool: Pool, sample: str, data: TrainingSet) -> torch.Tensor:
     image, label = read_sample(pool, sample, cases.description.known_integers)
     if pool.is_raw:
         # Samples came to the scanner's units by this one map; a case of its own would be scaled by its extremes.
-        scaling = replace(Scaling.from_record(pool.content["provenance"]["scaling"]), per_case=False)
+        scaling = sample_scaling(pool.content["provenance"], pool.dimension)
         if pool.dimension == 3:  # raw volumes have the axes of the raw files
             order = [2 - axis for axis in array_axes(cases.space["slice_axis"])]
             image, label = (array.transpose(0, *(1 + axis for axis in order)) for array in (image, label))

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from ..data.cases import Case, PreprocessedCases, RawCases, array_axes
 from ..data.description import DatasetDescription
 from ..data.geometry import SliceGeometry, VolumeGeometry, geometry_from_record
+from ..data.preprocessing import mask_of, preprocess, read_plans
 from ..data.scaling import Scaling
 from ..data.training_set import TrainingSet
 from ..runtime.errors import InputError
@@ -199,17 +200,11 @@ class ModelSpace:
         return self.plans is not None and len(self._nnunet()[1].spacing) == 3
 
     def _preprocess(self, image: np.ndarray, label: np.ndarray | None, spacing: np.ndarray) -> tuple[Any, Any, dict]:
-        manager, configuration = self._nnunet()
-        known = self.description
-        labels = {"labels": known.labels, "regions_class_order": known.regions_class_order}
-        return configuration.preprocessor_class(verbose=False).run_case_npy(
-            image.transpose(0, 3, 2, 1), None if label is None else label.transpose(2, 1, 0)[None],
-            {"spacing": spacing[::-1].tolist()}, manager, configuration, labels,
-        )  # fmt: skip
+        assert self.plans is not None
+        return preprocess(image, label, spacing, self.plans, self.space["configuration"], self.description)
 
     def _inside(self, seg: np.ndarray) -> np.ndarray:
-        """Where nnU-Net's mask of a masked normalisation is; everywhere without one."""
-        return seg >= 0 if any(self.space["use_mask_for_norm"]) else np.ones(seg.shape, bool)
+        return mask_of(seg, self.space)
 
     def _uncrop(self, logits: torch.Tensor, properties: Mapping[str, Any]) -> torch.Tensor:
         """`(label, depth, height, width)` as preprocessed to `(label, z, y, x)` as in the file, as nnU-Net does it."""
@@ -229,16 +224,6 @@ class ModelSpace:
 
         manager = PlansManager(self.plans)
         return manager, manager.get_configuration(self.space["configuration"])
-
-
-def read_plans(cases: PreprocessedCases) -> dict:
-    """The plans that the cases were preprocessed with, without other configurations."""
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-    name = cases.space["configuration"]
-    plans = json.loads((cases.folder.parent / f"{cases.space['plans_name']}.json").read_text())
-    resolved = PlansManager(plans).get_configuration(name).configuration
-    return {**plans, "configurations": {name: resolved}}
 
 
 def _geometry_of(geometry: SliceGeometry | VolumeGeometry, shape: Sequence[int]) -> SliceGeometry | VolumeGeometry:

@@ -15,10 +15,17 @@ from ..losses.autoencoder import autoencoder_objective
 from ..networks.autoencoder import slice_positions
 from ..runtime.errors import InputError
 from ..runtime.noise import draw_rows
-from ..runtime.precision import autocast_dtype, check_finite
+from ..runtime.precision import autocast_dtype, casting
 from .averaging import WeightAverage
-from .handlers import CHECKPOINT, MODEL
-from .parallel import average_gradients, mean_terms
+from .checkpoints import CHECKPOINT, MODEL
+from .evaluation import ItemEvaluation
+from .parallel import mean_terms
+from .steps import descend, images
+
+
+def autoencoder_items(items: list[dict[str, Any]], slice_wise: bool) -> list[dict[str, Any]]:
+    """What the autoencoder of a `LatentDiffusion` is trained on: the items, or their slices if it takes such."""
+    return volume_slices(items) if slice_wise else items
 
 
 def volume_slices(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -32,8 +39,7 @@ def volume_slices(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _code(network: Any, batch: dict, device: torch.device, noise: torch.Generator) -> tuple[Tensor, ...]:
     """Input, logits, mean and standard deviation of a batch of whole items, or of slices with their positions."""
-    x = batch[Keys.IMAGE].to(device)
-    x = x.as_tensor() if hasattr(x, "as_tensor") else x
+    x = images(batch, device)
     where = (batch["position"].to(device),) if "position" in batch else ()
     mean, std = network.encode_slices(x, *where) if where else network.encode(x)
     z = mean + std * draw_rows(lambda n: torch.randn((n, *std.shape[1:]), generator=noise), len(std), noise).to(std)
@@ -77,58 +83,40 @@ class AutoencoderUpdate:
         self.discriminator, self.discriminator_optimizer = discriminator, discriminator_optimizer
         self.discriminator_start, self.adversarial_weight = discriminator_start, adversarial_weight
         self.autocast_dtype = autocast_dtype(autocast, device)
-        self.gradient_clip = float("inf") if gradient_clip is None else gradient_clip
+        self.gradient_clip = gradient_clip
 
     def __call__(self, engine: Any, batch: dict) -> dict[str, float]:
         """Run one step on `batch["image"]` (batch, channels + labels, ...); slices come with `batch["position"]`."""
         device, step = engine.state.device, engine.state.iteration
         engine.network.train()
         judge = self.discriminator if step > self.discriminator_start else None
-        with torch.autocast(device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
+        with casting(device, self.autocast_dtype):
             x, logits, mean, std = _code(engine.network, batch, device, self.generator)
         named = autoencoder_objective(logits, x, mean, std, self.num_image_channels, self.kl_weight)._asdict()
         fake = torch.sigmoid(logits.float())
         if judge is not None:
             named["generator"] = generator_loss(judge, fake)
             named["loss"] = named["loss"] + self.adversarial_weight * named["generator"]
-        check_finite(named, step)
-        engine.optimizer.zero_grad(set_to_none=True)
-        named["loss"].backward()
-        average_gradients(engine.network)
-        norm = torch.nn.utils.clip_grad_norm_(engine.network.parameters(), self.gradient_clip)
-        check_finite({"gradient": norm}, step)
-        engine.optimizer.step()
+        descend(named, engine.network, engine.optimizer, step, self.gradient_clip)
         if self.average is not None:
             self.average.update_parameters(engine.network)
-        if judge is not None:
-            named["discriminator"] = self._train_discriminator(judge, x, fake, step)
+        if judge is not None and self.discriminator_optimizer is not None:
+            named["discriminator"] = discriminator_loss(judge, x, fake)
+            descend({"discriminator": named["discriminator"]}, judge, self.discriminator_optimizer, step)
         return mean_terms(named)
 
-    def _train_discriminator(self, judge: nn.Module, real: Tensor, fake: Tensor, step: int) -> Tensor:
-        assert self.discriminator_optimizer is not None  # for the type checker
-        loss = discriminator_loss(judge, real, fake)
-        check_finite({"discriminator": loss}, step)
-        self.discriminator_optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        average_gradients(judge)
-        self.discriminator_optimizer.step()
-        return loss
 
-
-class AutoencoderEvaluation:
-    """Objective on held-out items, for MONAI's `SupervisedEvaluator`: the same noise at every validation."""
+class AutoencoderEvaluation(ItemEvaluation):
+    """The terms of `autoencoder_objective` on held-out items: slices, or whole volumes, whatever is trained on."""
 
     def __init__(self, num_image_channels: int, seed: int, kl_weight: float = 1e-6):
-        self.num_image_channels, self.seed, self.kl_weight = num_image_channels, seed, kl_weight
+        super().__init__(seed)
+        self.num_image_channels, self.kl_weight = num_image_channels, kl_weight
 
-    def __call__(self, engine: Any, batch: dict) -> dict[str, float]:
-        """Return the terms of `autoencoder_objective`."""
-        engine.network.eval()
-        noise = torch.Generator().manual_seed(self.seed + engine.state.iteration)
-        with torch.no_grad():
-            x, logits, mean, std = _code(engine.network, batch, engine.state.device, noise)
-            terms = autoencoder_objective(logits, x, mean, std, self.num_image_channels, self.kl_weight)
-        return {name: float(value) for name, value in terms._asdict().items()}
+    def item(self, network: Any, x: Tensor, noise: torch.Generator) -> dict[str, Tensor]:
+        """Evaluate one."""
+        _, logits, mean, std = _code(network, {Keys.IMAGE: x}, x.device, noise)
+        return autoencoder_objective(logits, x, mean, std, self.num_image_channels, self.kl_weight)._asdict()
 
 
 def load_autoencoder(network: Any, ckpt_dir: str | Path, record: Any) -> dict[str, Any]:
@@ -147,7 +135,7 @@ def load_autoencoder(network: Any, ckpt_dir: str | Path, record: Any) -> dict[st
         raise InputError(
             f"no trained autoencoder in {ckpt_dir} ({CHECKPOINT}, {MODEL}, training.json, provenance.json)",
             "the first stage, finished",
-            "run configs/train.json, which does both stages, or first configs/train.json with configs/autoencoder.json",
+            "run configs/train.json, which does both stages, or first configs/train_autoencoder.json",
         )
     provenance = read_provenance(ckpt_dir / "provenance.json", ckpt_dir / MODEL)
     record.check_resume()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -12,13 +13,16 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+from ..data.conditions import ConditionModel
 from ..data.training_set import TrainingSet
 from ..networks.latent_diffusion import LatentDiffusion
 from ..runtime.errors import InputError
 from ..runtime.noise import draw_rows
-from ..runtime.precision import autocast_dtype, check_finite
+from ..runtime.precision import autocast_dtype, casting
 from .averaging import WeightAverage
-from .parallel import average_gradients, mean_terms
+from .evaluation import ItemEvaluation
+from .parallel import mean_terms
+from .steps import descend
 
 NOISE_LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss}
 QUARTILES = 4
@@ -29,6 +33,29 @@ class Conditions(Protocol):
 
     def training_conditions(self) -> Tensor:
         """Conditions (items, length) in [0, 1], in the order of the training set; NaN for an item without."""
+
+
+def condition_model(data: TrainingSet, num_conditions: int) -> ConditionModel | None:
+    """What a network of so many conditions is asked for; None without.
+
+    Raises:
+        InputError: another number of conditions.
+    """
+    if not num_conditions:
+        return None
+    model = ConditionModel.fit(data)
+    if num_conditions != (length := model.training_conditions().shape[1]):
+        raise InputError(f"num_conditions {num_conditions}", f"0 or {length}", f"write --num_conditions {length}")
+    return model
+
+
+def sample_of(network: LatentDiffusion, conditions: ConditionModel | None, num_steps: int) -> Callable | None:
+    """For `SampleGrid`: samples as the first training item is; None without conditions."""
+    if conditions is None:
+        return None
+    device = network.latent_std.device
+    first = conditions.training_conditions()[:1].to(device)
+    return functools.partial(network.sample, num_steps=num_steps, condition=first)
 
 
 class LatentSet(Dataset):
@@ -73,10 +100,6 @@ class LatentSet(Dataset):
         self.network.latent_std.copy_(variance.sqrt())
         self.mean, self.std = (part / variance.sqrt().float() for part in (self.mean, self.std))
 
-    def as_handler(self) -> LatentSet:
-        """Itself: config files need a call where a handler is named."""
-        return self
-
     def __len__(self) -> int:
         return len(self.data.training)
 
@@ -120,9 +143,10 @@ class DiffusionUpdate:
         if not 0 <= condition_dropout <= 1:
             raise InputError(f"condition_dropout {condition_dropout}", "a number in [0, 1]", "set condition_dropout")
         self.generator, self.average = generator, average
-        self.noise_loss, self.condition_dropout = noise_loss, condition_dropout
+        self.condition_dropout = condition_dropout
+        self.loss = NOISE_LOSSES[noise_loss]
         self.autocast_dtype = autocast_dtype(autocast, device)
-        self.gradient_clip = float("inf") if gradient_clip is None else gradient_clip
+        self.gradient_clip = gradient_clip
 
     def __call__(self, engine: Any, batch: dict) -> dict[str, float]:
         """Run one step on a batch of `LatentSet` and return its `loss`."""
@@ -135,18 +159,12 @@ class DiffusionUpdate:
         noise = self._normal(mean)
         condition, keep = self.drop(batch.get("condition"))
         z_t = network.ddpm.add_noise(z_0, noise, t)
-        with torch.autocast(device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
+        with casting(device, self.autocast_dtype):
             predicted = network.denoiser(
                 z_t, t, None if condition is None else condition.to(device), None if keep is None else keep.to(device)
             )
-        loss = NOISE_LOSSES[self.noise_loss](predicted.float(), network.target(z_0, noise, t))
-        check_finite({"loss": loss}, step)
-        engine.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        average_gradients(network.denoiser)
-        norm = torch.nn.utils.clip_grad_norm_(network.denoiser.parameters(), self.gradient_clip)
-        check_finite({"gradient": norm}, step)
-        engine.optimizer.step()
+        loss = self.loss(predicted.float(), network.target(z_0, noise, t))
+        descend({"loss": loss}, network.denoiser, engine.optimizer, step, self.gradient_clip)
         if self.average is not None:
             self.average.update_parameters(network.denoiser)
         return mean_terms({"loss": loss})
@@ -169,29 +187,26 @@ class DiffusionUpdate:
         return draw_rows(draw, len(like), self.generator).to(like.device)
 
 
-class DiffusionEvaluation:
-    """Noise loss on held-out items, without condition, for MONAI's `SupervisedEvaluator`.
+class DiffusionEvaluation(ItemEvaluation):
+    """Noise loss on held-out items, without condition.
 
-    At every validation the same noise, and for each item a time in every quarter of the diffusion: the loss at large
-    times falls within minutes, that at small ones says how fine the details are.
+    `noise_loss` and, from small to large times, `noise_loss_q1` to `noise_loss_q4`: for each item a time in every
+    quarter of the diffusion, as the loss at large times falls within minutes, and that at small ones says how fine the
+    details are.
     """
 
     def __init__(self, seed: int, noise_loss: str = "l2"):
-        self.seed, self.noise_loss = seed, noise_loss
+        super().__init__(seed)
+        self.noise_loss = noise_loss
 
-    def __call__(self, engine: Any, batch: dict) -> dict[str, float]:
-        """Return `noise_loss` and, from small to large times, `noise_loss_q1` to `noise_loss_q4`."""
-        network, device = engine.network, engine.state.device
-        network.eval()
-        generator = torch.Generator().manual_seed(self.seed + engine.state.iteration)
-        losses = []
-        with torch.no_grad():
-            mean, _ = network.encode_latents(batch[Keys.IMAGE].to(device))
-            size = network.ddpm.num_train_timesteps // QUARTILES
-            for quartile in range(QUARTILES):
-                t = torch.randint(quartile * size, (quartile + 1) * size, (len(mean),), generator=generator).to(device)
-                noise = torch.randn(mean.shape, generator=generator).to(mean)
-                predicted = network.predict_noise(network.ddpm.add_noise(mean, noise, t), t)
-                losses.append(float(NOISE_LOSSES[self.noise_loss](predicted, noise)))
+    def item(self, network: Any, x: Tensor, noise: torch.Generator) -> dict[str, Tensor]:
+        """Evaluate one."""
+        mean, _ = network.encode_latents(x)
+        size, losses = network.ddpm.num_train_timesteps // QUARTILES, []
+        for quartile in range(QUARTILES):
+            t = torch.randint(quartile * size, (quartile + 1) * size, (len(mean),), generator=noise).to(x.device)
+            added = torch.randn(mean.shape, generator=noise).to(mean)
+            predicted = network.predict_noise(network.ddpm.add_noise(mean, added, t), t)
+            losses.append(NOISE_LOSSES[self.noise_loss](predicted, added))
         named = {f"noise_loss_q{i + 1}": loss for i, loss in enumerate(losses)}
-        return {"noise_loss": sum(losses) / QUARTILES, **named}
+        return {"noise_loss": torch.stack(losses).mean(), **named}

@@ -1,18 +1,101 @@
-"""Evaluation of a finished generator on the cases that were held out from its training."""
+"""Figures of held-out items: while a network trains, and of a finished generator."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
+import torch
 from ignite.engine import Engine, Events
+from ignite.metrics import Metric
+from monai.handlers import StatsHandler, TensorBoardStatsHandler
+from torch import Tensor
 
 from ..data.provenance import read_provenance
 from ..data.training_set import TrainingSet
 from ..runtime.errors import InputError
 from ..runtime.files import write_json
 from ..runtime.settings import first_rank
-from .handlers import MODEL
+from .checkpoints import MODEL
+from .steps import images
+
+
+class ItemEvaluation(ABC):
+    """Evaluate held-out items one by one, for MONAI's `SupervisedEvaluator`: no figure depends on the batch size.
+
+    Args:
+        seed: of the noise, which is the same for an item at every validation.
+    """
+
+    def __init__(self, seed: int = 0):
+        self.seed, self.seen = seed, 0
+
+    def start(self, network: Any, device: torch.device) -> None:  # noqa: B027  most need nothing
+        """Prepare what all items share; before the first of a run."""
+
+    @abstractmethod
+    def item(self, network: Any, x: Tensor, noise: torch.Generator) -> dict[str, Tensor]:
+        """Scalars of one item, by name; `x` (1, channels + labels, ...), and its own source of noise."""
+
+    @torch.no_grad()
+    def __call__(self, engine: Any, batch: dict) -> dict[str, list[float]]:
+        """Figures of every item of `batch["image"]` (batch, channels + labels, ...), by name."""
+        network, device = engine.network, engine.state.device
+        network.eval()
+        if engine.state.iteration == 1:
+            self.seen = 0
+            self.start(network, device)
+        found: dict[str, list[float]] = {}
+        for x in images(batch, device):
+            noise = torch.Generator().manual_seed((self.seed << 32) + self.seen)
+            self.seen += 1
+            for name, value in self.item(network, x[None], noise).items():
+                found.setdefault(name, []).append(float(value))
+        return found
+
+
+class ItemMean(Metric):
+    """Mean over all items of a figure that an `ItemEvaluation` gives; every process of a `torchrun` sees all items."""
+
+    def __init__(self, name: str):
+        super().__init__(output_transform=lambda output: output[name])
+
+    def reset(self) -> None:
+        """Begin anew."""
+        self.values: list[float] = []
+
+    def update(self, output: list[float]) -> None:
+        """Add the items of a batch."""
+        self.values += output
+
+    def compute(self) -> float:
+        """The mean; NaN without items."""
+        return sum(self.values) / len(self.values) if self.values else float("nan")
+
+
+def item_means(**figures: str) -> dict[str, Metric]:
+    """Metrics of an evaluator by name, each with the figure that it is the mean of; the first is the key metric."""
+    return {name: ItemMean(figure) for name, figure in figures.items()}
+
+
+class ValidationLog:
+    """Metrics of an evaluator in the log and, with a folder, in TensorBoard; on the first process.
+
+    Args:
+        log_dir: holds the folder `tensorboard`, or None.
+    """
+
+    def __init__(self, log_dir: str | Path | None = None):
+        self.log_dir = log_dir
+
+    def attach(self, engine: Engine) -> None:
+        """Act after every run."""
+        if first_rank():
+            StatsHandler(iteration_log=False).attach(engine)
+            if self.log_dir is not None:
+                folder = str(Path(self.log_dir) / "tensorboard")
+                TensorBoardStatsHandler(log_dir=folder, iteration_log=False).attach(engine)
 
 
 def check_held_out(data: TrainingSet, ckpt_dir: str | Path) -> None:

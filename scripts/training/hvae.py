@@ -1,20 +1,24 @@
-"""One training step of the VAE family, and its validation, for MONAI's supervised engines."""
+"""One training step of the VAE family, its validation, and where its samples are drawn from."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
-from monai.utils import CommonKeys as Keys
-from torch import nn
+from ignite.engine import Engine, Events
+from torch import Tensor, nn
 
+from ..data.training_set import TrainingSet
 from ..losses.adversarial import discriminator_loss, generator_loss
 from ..losses.feature_reconstruction import FeatureReconstructionLoss
 from ..losses.hvae import hvae_objective
+from ..networks.features import FeatureExtractor, feature_extractor
 from ..runtime.errors import InputError
-from ..runtime.noise import draw_rows
-from ..runtime.precision import autocast_dtype, check_finite
-from .parallel import average_gradients, mean_terms
+from ..runtime.precision import autocast_dtype
+from .evaluation import ItemEvaluation
+from .parallel import mean_terms
+from .steps import descend, images
 
 
 class HVAEUpdate:
@@ -25,14 +29,14 @@ class HVAEUpdate:
 
     Args:
         num_image_channels: how many of the channels are image, the others are mask.
-        generator: source of the noise of the model and of the fakes.
+        generator: source of the noise of the model.
         beta: weight of the regularisation, in [0, 1); the paper's best is 0.01.
         feature_loss: L_rec (eq. 10), or None to leave it out (ablation HVAE+disc).
-        discriminator, discriminator_optimizer: L_disc (eq. 11), or None to leave it out (ablation HVAE+perc).
+        discriminator, discriminator_optimizer: L_disc (eq. 11), or None to leave it out (ablation HVAE+perc). Its fakes
+            are the reconstructions, as in the authors' code.
         discriminator_start: iteration from which the discriminator takes part (30,000 in the authors' code).
         discriminator_weight: factor of L_disc. Eq. 12 has none (1), but L_disc is a mean over patches and stands next
             to sums over thousands of pixels, so that it is hardly felt at 1.
-        fakes: what the discriminator judges: "reconstruction" (the authors' code) or "prior" (eq. 11).
         first_order: take the potential's gradient as constant when differentiating the loss: faster, approximate.
         autocast: see `autocast_dtype`.
         device: where the network lies.
@@ -52,7 +56,6 @@ class HVAEUpdate:
         discriminator_optimizer: torch.optim.Optimizer | None = None,
         discriminator_start: int = 30000,
         discriminator_weight: float = 1.0,
-        fakes: str = "reconstruction",
         first_order: bool = False,
         autocast: str | None = None,
         device: torch.device | str = "cpu",
@@ -60,8 +63,6 @@ class HVAEUpdate:
     ):
         if not 0 <= beta < 1:
             raise InputError(f"beta {beta}", "a number in [0, 1)", "the paper's best is 0.01")
-        if fakes not in ("reconstruction", "prior"):
-            raise InputError(f"fakes {fakes!r}", "'reconstruction' or 'prior'", "set fakes")
         if not isinstance(first_order, bool):  # the command line makes a (true) string of "false"
             raise InputError(f"first_order {first_order!r}", "True or False", "write --first_order True")
         if beta > 0 and feature_loss is None and discriminator is None:
@@ -74,16 +75,13 @@ class HVAEUpdate:
         self.discriminator_optimizer = discriminator_optimizer
         self.discriminator_start = discriminator_start
         self.discriminator_weight = discriminator_weight
-        self.fakes = fakes
         self.first_order = first_order
         self.autocast_dtype = autocast_dtype(autocast, device)
         self.gradient_clip = gradient_clip
 
     def __call__(self, engine: Any, batch: dict) -> dict[str, float]:
         """Run one step on `batch["image"]` `(batch, channels + labels, height, width)` and return its terms."""
-        x = batch[Keys.IMAGE].to(engine.state.device, non_blocking=engine.non_blocking)
-        x = x.as_tensor() if hasattr(x, "as_tensor") else x
-        step = engine.state.iteration
+        x, step = images(batch, engine.state.device), engine.state.iteration
         engine.network.train()
         terms = hvae_objective(engine.network, x, self.generator, self.first_order, self.autocast_dtype)
         named = {
@@ -98,58 +96,65 @@ class HVAEUpdate:
         if self.beta > 0:
             probabilities = torch.sigmoid(terms.logits)
             if self.feature_loss is not None:
-                images = slice(0, self.num_image_channels)
-                rec = self.feature_loss(probabilities[:, images], x[:, images])
+                image = slice(0, self.num_image_channels)
+                rec = self.feature_loss(probabilities[:, image], x[:, image])
                 named |= {"feature": rec.feature, "pixel": rec.pixel}
                 loss = loss + self.beta * rec.total
             if self.discriminator is not None and step > self.discriminator_start:
-                fake = probabilities if self.fakes == "reconstruction" else self._prior_samples(engine.network, x)
+                fake = probabilities
                 named["generator"] = generator_loss(self.discriminator, fake)
                 loss = loss + self.beta * self.discriminator_weight * named["generator"]
         named = {"loss": loss, **named}
-        check_finite(named, step)
-        engine.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        average_gradients(engine.network)
-        largest = float("inf") if self.gradient_clip is None else self.gradient_clip
-        norm = torch.nn.utils.clip_grad_norm_(engine.network.parameters(), largest)
-        check_finite({"gradient": norm}, step)
-        engine.optimizer.step()
-        if fake is not None:
-            named["discriminator"] = self._train_discriminator(x, fake, step)
+        descend(named, engine.network, engine.optimizer, step, self.gradient_clip)
+        if fake is not None and self.discriminator is not None and self.discriminator_optimizer is not None:
+            named["discriminator"] = discriminator_loss(self.discriminator, x, fake)
+            descend({"discriminator": named["discriminator"]}, self.discriminator, self.discriminator_optimizer, step)
         return mean_terms(named)
 
-    def _prior_samples(self, network: Any, x: torch.Tensor) -> torch.Tensor:
-        noise = draw_rows(
-            lambda n: torch.randn((n, *network.latent_shape), generator=self.generator), len(x), self.generator
-        )
-        return torch.sigmoid(network.decode(noise.to(x)))
 
-    def _train_discriminator(self, real: torch.Tensor, fake: torch.Tensor, step: int) -> torch.Tensor:
-        assert self.discriminator is not None and self.discriminator_optimizer is not None  # for the type checker
-        loss = discriminator_loss(self.discriminator, real, fake)
-        check_finite({"discriminator": loss}, step)
-        self.discriminator_optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        average_gradients(self.discriminator)
-        norm = torch.nn.utils.clip_grad_norm_(self.discriminator.parameters(), float("inf"))
-        check_finite({"discriminator gradient": norm}, step)
-        self.discriminator_optimizer.step()
-        return loss
+def features_of(
+    data: TrainingSet, weights: str | Path | None, steps: int, seed: int, device: torch.device | str
+) -> FeatureExtractor:
+    """The extractor of the feature loss: with given weights, or trained on the masks of the training items."""
+    items, channels = data.training_tensor(), data.num_image_channels
+    return feature_extractor(weights, items[:, :channels], items[:, channels:], steps=steps, seed=seed, device=device)
 
 
-class HVAEEvaluation:
-    """Objective on held-out slices, for MONAI's `SupervisedEvaluator`: the same noise at every validation."""
+class HVAEEvaluation(ItemEvaluation):
+    """Objective on held-out slices: `neg_elbo` in nats per sample."""
 
     def __init__(self, seed: int, autocast: str | None = None, device: torch.device | str = "cpu"):
-        self.seed = seed
+        super().__init__(seed)
         self.autocast_dtype = autocast_dtype(autocast, device)
 
-    def __call__(self, engine: Any, batch: dict) -> dict[str, float]:
-        """Return `neg_elbo` in nats per sample."""
-        x = batch[Keys.IMAGE].to(engine.state.device)
-        generator = torch.Generator().manual_seed(self.seed + engine.state.iteration)
-        engine.network.eval()
-        with torch.no_grad():
-            terms = hvae_objective(engine.network, x, generator, autocast_dtype=self.autocast_dtype)
-        return {"neg_elbo": float(terms.loss)}
+    def item(self, network: Any, x: Tensor, noise: torch.Generator) -> dict[str, Tensor]:
+        """Evaluate one."""
+        return {"neg_elbo": hvae_objective(network, x, noise, autocast_dtype=self.autocast_dtype).loss}
+
+
+class LatentDensity:
+    """Where samples are drawn from: the prior, or a Gaussian fitted to the posterior of the training items.
+
+    Attach it before the handlers that draw or save.
+
+    Args:
+        data: what is learnt from.
+        network: module with `fit_latent_density`.
+        density: "prior" (the papers) or "aggregate" (see `HVAE.fit_latent_density`).
+        interval: epochs between fits; the last is at the end.
+    """
+
+    def __init__(self, data: TrainingSet, network: Any, density: str, interval: int):
+        if density not in ("prior", "aggregate"):
+            raise InputError(f"latent_density {density!r}", "'prior' or 'aggregate'", "set latent_density")
+        self.data, self.network, self.density, self.interval = data, network, density, interval
+
+    def attach(self, engine: Engine) -> None:
+        """Act every `interval` epochs and at the end."""
+        if self.density == "aggregate":
+            engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval) | Events.COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Fit."""
+        self.network.eval()
+        self.network.fit_latent_density(self.data.training_tensor())

@@ -15,10 +15,12 @@ from ..data.training_set import TrainingSet
 from ..losses.least_squares import discriminator_loss, generator_loss
 from ..runtime.errors import InputError
 from ..runtime.noise import draw_rows
-from ..runtime.precision import autocast_dtype, check_finite
+from ..runtime.precision import autocast_dtype, casting
 from ..sampling.sampler import latent_noise
-from .handlers import TrainingRecord
-from .parallel import average_gradients, mean_terms
+from .evaluation import ItemEvaluation
+from .parallel import mean_terms
+from .record import TrainingRecord
+from .steps import descend, images
 
 logger = logging.getLogger(__name__)
 
@@ -66,28 +68,27 @@ class LSGANUpdate:
         self.discriminator, self.discriminator_optimizer = discriminator, discriminator_optimizer
         self.generator, self.average = generator, average
         self.real_label, self.shift, self.gradient_clip = real_label, shift, gradient_clip
-        self.device_type, self.autocast_dtype = torch.device(device).type, autocast_dtype(autocast, device)
+        self.autocast_dtype = autocast_dtype(autocast, device)
 
     def __call__(self, engine: Any, batch: dict) -> dict[str, float]:
         """Run one step on `batch["image"]` (batch, channels + labels, ...) and return its terms."""
-        real = batch[Keys.IMAGE].to(engine.state.device, non_blocking=engine.non_blocking)
-        real = real.as_tensor() if hasattr(real, "as_tensor") else real
-        step, network = engine.state.iteration, engine.network
+        real, step, network = images(batch, engine.state.device), engine.state.iteration, engine.network
         network.train()
         self.discriminator.train()
         shape = network.latent_shape
         noise = draw_rows(lambda n: torch.randn((n, *shape), generator=self.generator), len(real), self.generator)
         noise = noise.to(real)
-        with self._autocast():
+        with casting(real.device, self.autocast_dtype):
             fake = network(noise)
             seen = self._moved(real), self._moved(fake)
             on_real, on_fake = self.discriminator(torch.cat([seen[0], seen[1].detach()])).chunk(2)
         judging = discriminator_loss(on_real, on_fake, self.real_label)
-        self._descend("discriminator", judging, self.discriminator, self.discriminator_optimizer, step)
+        judge, judge_optimizer = self.discriminator, self.discriminator_optimizer
+        descend({"discriminator": judging}, judge, judge_optimizer, step, self.gradient_clip)
         self.discriminator.requires_grad_(False)
-        with self._autocast():
+        with casting(real.device, self.autocast_dtype):
             making = generator_loss(self.discriminator(seen[1]), self.real_label)
-        self._descend("generator", making, network, engine.optimizer, step)
+        descend({"generator": making}, network, engine.optimizer, step, self.gradient_clip)
         self.discriminator.requires_grad_(True)
         self.average.update_parameters(network)
         named = {
@@ -111,35 +112,17 @@ class LSGANUpdate:
         widths = torch.stack([steps, -steps], dim=-1).flip(1).flatten(1).tolist()
         return torch.stack([nn.functional.pad(item, width) for item, width in zip(x, widths, strict=True)])
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device_type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
 
-    def _descend(
-        self, name: str, loss: Tensor, network: nn.Module, optimizer: torch.optim.Optimizer, step: int
-    ) -> None:
-        check_finite({name: loss}, step)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        average_gradients(network)
-        largest = float("inf") if self.gradient_clip is None else self.gradient_clip
-        norm = torch.nn.utils.clip_grad_norm_(network.parameters(), largest)
-        check_finite({f"{name} gradient": norm}, step)
-        optimizer.step()
-
-
-class LSGANEvaluation:
-    """Mean score of held-out real samples, for MONAI's `SupervisedEvaluator` with the discriminator as its network.
+class LSGANEvaluation(ItemEvaluation):
+    """Score of held-out real samples, `score_held_out`, for an evaluator with the discriminator as its network.
 
     Where it falls far below `score_real` of the training, the discriminator has learnt the training cases by heart,
     and what it still teaches the generator is to repeat them.
     """
 
-    def __call__(self, engine: Any, batch: dict) -> dict[str, float]:
-        """Return `score_held_out`."""
-        engine.network.eval()
-        with torch.no_grad():
-            scores = engine.network(batch[Keys.IMAGE].to(engine.state.device))
-        return {"score_held_out": float(scores.mean())}
+    def item(self, network: Any, x: Tensor, noise: torch.Generator) -> dict[str, Tensor]:
+        """Evaluate one."""
+        return {"score_held_out": network(x).mean()}
 
 
 class CollapseMonitor:
@@ -148,7 +131,7 @@ class CollapseMonitor:
     Measured is the mean Euclidean distance between two of `count` samples, always of the same noise, divided by
     that between two of as many training items; with all channels (`diversity`) and with the mask channels alone
     (`mask_diversity`). They join the terms of an epoch's last step, and so the log of the losses, and those at the
-    end go into the provenance.
+    end go into the provenance, also when a resumed training finds all its steps done.
 
     Args:
         data: what is learnt from.
@@ -173,17 +156,19 @@ class CollapseMonitor:
         self.data, self.network, self.record = data, network, record
         self.interval, self.threshold, self.seed = interval, threshold, seed
         self.count = min(count, len(data.training))
+        self.measured: dict[str, float] = {}
 
     def attach(self, engine: Engine) -> None:
         """Act in the last step of every `interval`-th epoch and of the training; attach it before what logs."""
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+        engine.add_event_handler(Events.COMPLETED, lambda _: self.measured or self.record.noting(**self.measure()))
 
     def __call__(self, engine: Engine) -> None:
         """Measure, log and warn, if this is the step for it."""
         state: Any = engine.state
         if state.iteration % state.epoch_length or (state.epoch % self.interval and state.epoch != state.max_epochs):
             return
-        measured = self.measure()
+        self.measured = measured = self.measure()
         state.output |= measured
         self.record.noting(**measured)
         if min(measured.values()) < self.threshold:
@@ -216,11 +201,11 @@ def _spread(x: Tensor) -> float:
     return max(float(torch.pdist(x.flatten(1)).mean()), 1e-12)
 
 
-class HeldOutDistance:
-    """How near a generator's samples come to held-out items, for MONAI's `SupervisedEvaluator`.
+class HeldOutDistance(ItemEvaluation):
+    """How near a generator's samples come to held-out items: `held_out_distance`.
 
     The Euclidean distance of an item to the nearest of `count` samples, divided by that to the nearest of `count`
-    training items, in the mean over the items: 1 where the samples lie as near as the training items do.
+    training items: 1 where the samples lie as near as the training items do.
 
     Args:
         data: what was learnt from.
@@ -229,19 +214,18 @@ class HeldOutDistance:
     """
 
     def __init__(self, data: TrainingSet, count: int = 64, seed: int = 0):
-        self.data, self.count, self.seed = data, min(count, len(data.training)), seed
-        self.samples = torch.empty(0)
+        super().__init__(seed)
+        self.data, self.count = data, min(count, len(data.training))
+        self.samples = self.real = torch.empty(0)
 
-    @torch.no_grad()
-    def __call__(self, engine: Any, batch: dict) -> dict[str, float]:
-        """Return `held_out_distance`."""
-        network, device = engine.network, engine.state.device
-        if engine.state.iteration == 1:  # the weights may be others than at the last run
-            network.eval()
-            noise = torch.stack([latent_noise(network.latent_shape, self.seed, i) for i in range(self.count)])
-            self.samples = torch.cat([network(part.to(device)).float().cpu() for part in noise.split(4)]).flatten(1)
+    def start(self, network: Any, device: torch.device) -> None:
+        """Draw the samples: the weights may be others than at the last run."""
+        noise = torch.stack([latent_noise(network.latent_shape, self.seed, i) for i in range(self.count)])
+        self.samples = torch.cat([network(part.to(device)).float() for part in noise.split(4)]).flatten(1)
         chosen = torch.linspace(0, len(self.data.training) - 1, self.count).long().tolist()
-        real = torch.stack([self.data.training[index][Keys.IMAGE] for index in chosen]).flatten(1)
-        x = torch.as_tensor(batch[Keys.IMAGE]).flatten(1)
-        ratio = torch.cdist(x, self.samples).amin(1) / torch.cdist(x, real).amin(1).clamp_min(1e-12)
-        return {"held_out_distance": float(ratio.mean())}
+        self.real = torch.stack([self.data.training[index][Keys.IMAGE] for index in chosen]).flatten(1).to(device)
+
+    def item(self, network: Any, x: Tensor, noise: torch.Generator) -> dict[str, Tensor]:
+        """Evaluate one."""
+        near = [torch.cdist(x.flatten(1), others).amin() for others in (self.samples, self.real)]
+        return {"held_out_distance": near[0] / near[1].clamp_min(1e-12)}

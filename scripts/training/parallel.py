@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -23,30 +24,17 @@ from ..runtime.ranks import PATIENCE
 
 def join_ranks() -> None:
     """Meet the other processes of a `torchrun`; alone, nothing happens."""
+    # not by ignite, which takes one backend alone: gradients lie on the GPU, what is gathered elsewhere on the CPU
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+        idist.sync()
 
 
 def leave_ranks() -> None:
     """Part from the other processes."""
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def num_ranks() -> int:
-    """How many processes train together."""
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def this_rank() -> int:
-    """Number of this process."""
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def wait_for_ranks(*_: object) -> None:
-    """Go on when all processes have come here."""
-    if num_ranks() > 1:
-        dist.barrier()
+        idist.sync()
 
 
 def batch_share(batch_size: int) -> int:
@@ -55,13 +43,14 @@ def batch_share(batch_size: int) -> int:
     Raises:
         InputError: they cannot be dealt out evenly.
     """
-    if batch_size % num_ranks():
+    ranks = idist.get_world_size()
+    if batch_size % ranks:
         raise InputError(
-            f"batch_size {batch_size} for {num_ranks()} processes",
+            f"batch_size {batch_size} for {ranks} processes",
             "a multiple of the number of processes: it counts the items of all of them",
-            f"give {-(-batch_size // num_ranks()) * num_ranks()}, or start fewer processes",
+            f"give {-(-batch_size // ranks) * ranks}, or start fewer processes",
         )
-    return batch_size // num_ranks()
+    return batch_size // ranks
 
 
 class RankSampler(Sampler[int]):
@@ -71,20 +60,23 @@ class RankSampler(Sampler[int]):
         self.order = order
 
     def __len__(self) -> int:
-        return len(self.order) // num_ranks()
+        return len(self.order) // idist.get_world_size()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of an epoch."""
+        self.order.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[int]:
-        return islice(iter(self.order), this_rank(), None, num_ranks())
+        return islice(iter(self.order), idist.get_rank(), None, idist.get_world_size())
 
 
 def average_gradients(network: nn.Module) -> None:
     """Put the mean over all processes into the gradients of a network."""
     gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
-    if num_ranks() == 1 or not gradients:
+    if idist.get_world_size() == 1 or not gradients:
         return
     flat = torch.cat([gradient.flatten() for gradient in gradients])  # one message instead of hundreds
-    dist.all_reduce(flat)
-    flat /= num_ranks()
+    flat = torch.as_tensor(idist.all_reduce(flat)) / idist.get_world_size()
     for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
         gradient.copy_(mean.view_as(gradient))
 
@@ -92,7 +84,5 @@ def average_gradients(network: nn.Module) -> None:
 def mean_terms(named: dict[str, Tensor]) -> dict[str, float]:
     """The named scalars of a step as floats, each the mean over all processes."""
     values = torch.stack([value.detach().float() for value in named.values()])
-    if num_ranks() > 1:
-        dist.all_reduce(values)
-        values /= num_ranks()
+    values = torch.as_tensor(idist.all_reduce(values)) / idist.get_world_size()
     return dict(zip(named, values.tolist(), strict=True))

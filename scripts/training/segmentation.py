@@ -11,11 +11,12 @@ import torch
 from ignite.engine import Events
 from monai.utils import CommonKeys as Keys
 
-from nnunet_plugin.precision import autocast_dtype, memory_format
+from nnunet_plugin.precision import memory_format
 
 from ..runtime.errors import InputError
-from ..runtime.precision import check_finite
-from .parallel import average_gradients, mean_terms
+from ..runtime.precision import autocast_dtype, casting
+from .parallel import mean_terms
+from .steps import descend
 
 logger = logging.getLogger(__name__)
 
@@ -122,17 +123,10 @@ class SegmentationUpdate:
             self._prepare(engine, image, label)
         if self.autocast_dtype is not None:
             image = image.contiguous(memory_format=memory_format(image.ndim - 2))
-        with torch.autocast(torch.device(device).type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
+        with casting(device, self.autocast_dtype):
             logits = engine.inferer(image, engine.network)
         loss = engine.loss_function(logits.float(), label)
-        check_finite({"loss": loss}, engine.state.iteration)
-        engine.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        average_gradients(engine.network)
-        largest = float("inf") if self.gradient_clip is None else self.gradient_clip
-        norm = torch.nn.utils.clip_grad_norm_(engine.network.parameters(), largest)
-        check_finite({"gradient": norm}, engine.state.iteration)
-        engine.optimizer.step()
+        descend({"loss": loss}, engine.network, engine.optimizer, engine.state.iteration, self.gradient_clip)
         shares = {f"{name}_share": batch[name].float().mean().to(device) for name in ("synthetic", "transplanted")}
         return mean_terms({Keys.LOSS: loss, **shares})
 

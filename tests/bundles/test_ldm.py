@@ -77,15 +77,16 @@ def test_train_then_sample(straight):
 @pytest.mark.slow
 def test_one_stage_after_the_other_is_both_in_one_go(straight, dataset, tmp_path):
     given = {"dataset_dir": dataset, **STAGES}
-    alone = run("ldm", ["train", "diffusion"], tmp_path, check=False, **given)
+    alone = run("ldm", ["train", "train_diffusion"], tmp_path, check=False, **given)
     assert alone.returncode != 0 and "no trained autoencoder" in alone.stderr and "Traceback" not in alone.stderr
-    run("ldm", ["train", "autoencoder"], tmp_path, **given)
+    first = {key: value for key, value in given.items() if key != "max_epochs"}
+    run("ldm", ["train_autoencoder"], tmp_path, **first)
     assert not (tmp_path / "models/model.pt").exists()
     other = write_preprocessed(tmp_path / "Dataset902_Toy", cases=7)
-    other = run("ldm", ["train", "diffusion"], tmp_path, check=False, **{**given, "dataset_dir": other})
+    other = run("ldm", ["train", "train_diffusion"], tmp_path, check=False, **{**given, "dataset_dir": other})
     assert other.returncode != 0 and "other settings: cases_sha256" in other.stderr and "Traceback" not in other.stderr
     assert not (tmp_path / "models/training.json").exists()
-    run("ldm", ["train", "diffusion"], tmp_path, **given)
+    run("ldm", ["train", "train_diffusion"], tmp_path, **given)
     assert same(weights(straight), weights(tmp_path))
 
 

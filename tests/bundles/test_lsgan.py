@@ -3,9 +3,6 @@
 import csv
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,9 +14,9 @@ from scripts.networks.lsgan import Discriminator
 from scripts.pool.writing import read_pool
 
 from ..data.toy import write_preprocessed
+from ..processes import python
 
 BUNDLE = Path(__file__).resolve().parents[2] / "bundles/lsgan"
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}  # equality to the bit needs the same number of threads
 TINY = {
     "channels": [8, 8, 8], "discriminator_channels": [8, 8], "latent_size": 4, "batch_size": 2, "val_interval": 2,
     "grid_interval": 2, "collapse_threshold": 2.0,
@@ -32,8 +29,7 @@ def run(config: str, root: Path, overlay: str | None = None, **overrides):
     known = set().union(*(json.loads((BUNDLE / file).read_text()) for file in files))
     given = {"bundle_root": root, **{key: value for key, value in {**TINY, **overrides}.items() if key in known}}
     words = [word for key, value in given.items() for word in (f"--{key}", str(value))]
-    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(files), *words]
-    done = subprocess.run(command, cwd=BUNDLE, capture_output=True, text=True, env=ONE_THREAD)
+    done = python("-m", "monai.bundle", "run", "--config_file", files, *words, cwd=BUNDLE)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done
 

@@ -2,9 +2,7 @@
 
 import csv
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -16,9 +14,10 @@ from monai.bundle import ConfigParser, ConfigWorkflow, verify_net_in_out
 from scripts.data.cases import open_cases
 from scripts.data.training_set import load_training_set
 from scripts.runtime.errors import InputError
-from scripts.training.handlers import Checkpoints
+from scripts.training.checkpoints import Checkpoints
 
 from ..data.toy_nnunet import AFFINE, write_dataset, write_pool
+from ..processes import python
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*always_return_as_numpy:FutureWarning"),  # MONAI calls itself so
@@ -26,7 +25,6 @@ pytestmark = [
 ]
 
 BUNDLE = Path(__file__).resolve().parents[2] / "bundles/segmentation"
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 NETWORKS = [None, "attention_unet", "unetr", "swin_unetr"]
 TINY = {
     "spatial_size": [64, 32],
@@ -63,8 +61,7 @@ def run(*configs: str | None, kind="train", **settings) -> ConfigWorkflow:
 
 def run_command(*configs: str | None, check=True, **settings) -> subprocess.CompletedProcess:
     words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
-    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(names(*configs)), *words]
-    done = subprocess.run(command, cwd=BUNDLE, capture_output=True, text=True, env=ONE_THREAD)
+    done = python("-m", "monai.bundle", "run", "--config_file", names(*configs), *words, cwd=BUNDLE)
     assert not check or done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done
 

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +9,8 @@ import pytest
 from scripts.data.provenance import read_provenance
 from scripts.phantom.dataset import write_phantom
 from scripts.pool.writing import load_sample, read_pool
+
+from ..processes import python
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,8 +31,7 @@ def downloaded(tmp_path, monkeypatch):
 def run(folder: Path, *files: str, **overrides) -> None:
     stack = str([f"configs/{file}.json" for file in files])
     words = [word for key, value in overrides.items() for word in (f"--{key}", str(value))]
-    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", stack, *words]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    done = python("-m", "monai.bundle", "run", "--config_file", stack, *words, cwd=folder)
     assert done.returncode == 0, done.stderr[-3000:]
 
 

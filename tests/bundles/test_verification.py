@@ -10,7 +10,7 @@ from monai.bundle import ConfigParser
 from scripts.packaging.verify import CHECKS, verify_bundles
 
 ROOT = Path(__file__).resolve().parents[2]
-GENERATORS = ("dhvae", "hvae", "lsgan", "ldm", "sbldm")
+GENERATORS = ("dhvae", "hvae", "lsgan", "ldm", "sbldm", "lesion_flow")
 # Which versions are installed is the registry's choice; `synthaug verify` compares them where a release is made.
 HERE = tuple(check for check in CHECKS if check != "versions")
 CHEAP = ("files", "schema", "versions")

@@ -1,19 +1,16 @@
 """Running the bundles of latent diffusion on tiny networks."""
 
 import json
-import os
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import torch
 from monai.bundle import ConfigParser
 
+from ..processes import python, start, wait_until
+
 ROOT = Path(__file__).resolve().parents[2]
-# Sums are rounded in another order with another number of threads; equality to the bit needs the same.
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 TINY = {
     "channels": [8, 8], "attention_levels": [False, False], "latent_channels": 2, "num_res_blocks": 1,
     "denoiser_channels": [8, 8], "denoiser_res_blocks": 1, "denoiser_attention": [False, False], "norm_groups": 4,
@@ -29,27 +26,19 @@ def command(name: str, files: list[str], root: Path, **overrides) -> list[str]:
     given = {"bundle_root": root, **{k: v for k, v in TINY.items() if k in known}, **overrides}
     words = [word for key, value in given.items() for word in (f"--{key}", str(value))]
     stack = str([f"configs/{file}.json" for file in files])
-    return [sys.executable, "-m", "monai.bundle", "run", "--config_file", stack, *words]
+    return ["-m", "monai.bundle", "run", "--config_file", stack, *words]
 
 
 def run(name: str, files: list[str], root: Path, check=True, **overrides) -> subprocess.CompletedProcess:
-    done = subprocess.run(
-        command(name, files, root, **overrides),
-        cwd=ROOT / "bundles" / name, capture_output=True, text=True, env=ONE_THREAD,
-    )  # fmt: skip
+    done = python(*command(name, files, root, **overrides), cwd=ROOT / "bundles" / name)
     assert not check or done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done
 
 
 def kill_when_there(name: str, files: list[str], root: Path, file: Path, **overrides) -> None:
     """Start a run and end it with SIGKILL as soon as it has written `file`."""
-    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    words = command(name, files, root, **overrides)
-    process = subprocess.Popen(words, cwd=ROOT / "bundles" / name, env=ONE_THREAD, **silent)
-    deadline = time.monotonic() + 120
-    while not file.is_file():
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.02)
+    process = start(*command(name, files, root, **overrides), cwd=ROOT / "bundles" / name)
+    wait_until(file.is_file, process)
     process.send_signal(signal.SIGKILL)
     process.wait()
 

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
@@ -13,8 +11,11 @@ import numpy as np
 import pytest
 
 from scripts.converters import convert, raw_dataset
+from scripts.converters.raw_dataset import SourceCase, _patient_folds
 from scripts.data.cases import open_cases
 from scripts.runtime.errors import InputError
+
+from ..processes import python
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE = (12, 14, 10)
@@ -219,6 +220,22 @@ def test_scans_of_a_patient_stay_on_one_side(tmp_path):
     assert names(counted / "labelsTs") == names(made / "labelsTs")
 
 
+@pytest.mark.parametrize("patients", [2, 3, 4])
+def test_few_patients_of_several_scans_stay_on_one_side_in_all_five_folds(patients):
+    scans = [f"p{patient}-{scan}" for patient in range(patients) for scan in range(3)]
+    folds = _patient_folds([SourceCase(scan, scan[:2], (), None) for scan in scans])
+    assert len(folds) == 5  # nnU-Net draws by scans where one is missing
+    for fold in folds:
+        assert sorted([*fold["train"], *fold["val"]]) == scans and fold["train"] and fold["val"]
+        assert not {scan[:2] for scan in fold["train"]} & {scan[:2] for scan in fold["val"]}
+    assert {scan for fold in folds for scan in fold["val"]} == {*scans}
+
+
+def test_scans_of_one_patient_are_no_data_set_to_validate_on():
+    with pytest.raises(InputError, match="patient p0"):
+        _patient_folds([SourceCase(f"p0-{scan}", "p0", (), None) for scan in range(6)])
+
+
 @pytest.mark.parametrize("target", ["GTVp", "both"])
 def test_hecktor_is_the_same_patient_in_a_cube_of_1_mm(tmp_path, target, capsys):
     made = convert("hecktor", hecktor(tmp_path / "src"), tmp_path, target=target, ct=True, crop=40)
@@ -352,7 +369,7 @@ convert(sys.argv[1], sys.argv[2], sys.argv[3], test_cases=1)
 def test_killed_it_leaves_no_data_set_and_goes_on(tmp_path):
     source, target = brats(tmp_path / "src"), tmp_path / "Dataset137_BraTS"
     arguments = ["brats", str(source), str(target), "13"]  # in the third of five cases, after two of its files
-    died = subprocess.run([sys.executable, "-c", KILLED, *arguments], stderr=subprocess.DEVNULL, cwd=ROOT)
+    died = python("-c", KILLED, *arguments)
     assert died.returncode == -signal.SIGKILL
     draft = tmp_path / "Dataset137_BraTS.partial"
     assert not target.exists() and not (draft / "dataset.json").exists()

@@ -1,5 +1,6 @@
 """Real cases: what is read is what was written, and what cannot be used is refused with its name."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from scripts.data.cases import open_cases
 from scripts.data.description import read_description
 from scripts.data.folds import five_folds
 from scripts.data.scaling import Scaling
+from scripts.data.training_set import load_training_set
 from scripts.runtime.errors import InputError
 
 from .toy import toy_case, write_preprocessed, write_raw
@@ -54,12 +56,15 @@ def test_space_does_not_depend_on_batch_size(tmp_path):
 
 
 def test_hash_sees_every_voxel(raw):
-    before = open_cases(raw).load("toy_000").sha256
+    before = open_cases(raw).load("toy_000").identity.sha256
     array = np.asarray(nib.load(raw / "imagesTr/toy_000_0000.nii.gz").dataobj).copy()
     array[0, 0, 0] += 1
     overwrite(raw / "imagesTr/toy_000_0000.nii.gz", array)
-    assert open_cases(raw).load("toy_000").sha256 != before
-    assert open_cases(raw).load("toy_001").sha256 not in (before, open_cases(raw).load("toy_000").sha256)
+    assert open_cases(raw).load("toy_000").identity.sha256 != before
+    assert open_cases(raw).load("toy_001").identity.sha256 not in (
+        before,
+        open_cases(raw).load("toy_000").identity.sha256,
+    )
 
 
 def test_folds_are_those_of_nnunet(tmp_path):
@@ -249,3 +254,68 @@ def test_labels_that_cannot_be_used(tmp_path, changes):
     folder = write_raw(tmp_path / "Dataset901_Toy", **changes)
     with pytest.raises(InputError, match=r"dataset\.json"):
         open_cases(folder)
+
+
+def test_the_files_that_dataset_json_lists_are_the_cases(tmp_path, monkeypatch):
+    raw = write_raw(tmp_path / "Dataset901_Toy", cases=7)
+    (raw / "labelsTr").rename(raw / "elsewhere")
+    monkeypatch.setenv("TOY_ROOT", str(raw))
+    listed = {
+        f"p{i}": {"images": [f"imagesTr/toy_{i:03d}_0000.nii.gz"], "label": f"$TOY_ROOT/elsewhere/toy_{i:03d}.nii.gz"}
+        for i in range(1, 6)
+    }
+    content = json.loads((raw / "dataset.json").read_text())
+    (raw / "dataset.json").write_text(json.dumps({**content, "dataset": listed}))
+    cases = open_cases(raw)
+    assert sorted([*cases.fold.train, *cases.fold.val]) == sorted(listed)
+    assert np.array_equal(cases.load("p2").image, toy_case(2)[0])
+    (raw / "imagesTr").rename(raw / "pictures")
+    with pytest.raises(InputError, match="missing images"):
+        open_cases(raw)
+    (raw / "dataset.json").write_text(json.dumps({**content, "dataset": {"p1": {"images": []}}}))
+    with pytest.raises(InputError, match="`dataset`"):
+        open_cases(raw)
+
+
+def test_a_single_channel_needs_no_number_and_hidden_files_are_no_cases(tmp_path):
+    raw = write_raw(tmp_path / "Dataset901_Toy")
+    (raw / "imagesTr/toy_002_0000.nii.gz").rename(raw / "imagesTr/toy_002.nii.gz")
+    for folder in ("imagesTr", "labelsTr"):
+        (raw / folder / "._toy_001.nii.gz").write_bytes(b"resource fork")
+    cases = open_cases(raw)
+    assert len([*cases.fold.train, *cases.fold.val]) == 6
+    assert np.array_equal(cases.load("toy_002").image, toy_case(2)[0])
+
+
+def test_one_file_for_three_channels_is_refused_in_words(tmp_path):
+    raw = write_raw(tmp_path / "Dataset120_Roads", channel_names={"0": "R", "1": "G", "2": "B"})
+    with pytest.raises(InputError, match="one image file a case for 3 channels"):
+        open_cases(raw)
+
+
+def test_a_folder_that_cannot_be_written_is_read_all_the_same(tmp_path, monkeypatch, caplog):
+    folder = write_preprocessed(tmp_path / "Dataset901_Toy")
+
+    def refused(path, content):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr("scripts.data.folds.write_json", refused)
+    assert open_cases(folder).fold.train and "splits_final.json cannot be written" in caplog.text
+
+
+def test_a_linked_folder_is_the_same_data_set(tmp_path):
+    folder = write_preprocessed(tmp_path / "Dataset901_Toy")
+    link = tmp_path / "Dataset902_Link"
+    link.symlink_to(folder, target_is_directory=True)
+    one, two = open_cases(folder), open_cases(link)
+    assert (one.description, one.space, one.fold) == (two.description, two.space, two.fold)
+
+
+def test_one_image_in_training_and_validation_is_refused(tmp_path):
+    raw = write_raw(tmp_path / "Dataset901_Toy")
+    fold = open_cases(raw).fold
+    one, two = fold.train[0], fold.val[0]
+    for name in ("imagesTr/{}_0000.nii.gz", "labelsTr/{}.nii.gz"):
+        (raw / name.format(two)).write_bytes((raw / name.format(one)).read_bytes())
+    with pytest.raises(InputError, match=f"{two} .seen as {one}"):
+        load_training_set(open_cases(raw), (24, 24))

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.data.cases import open_cases
+from scripts.data.cases import Case, open_cases
 from scripts.data.geometry import SliceGeometry, VolumeGeometry, fit_geometry, geometry_from_record
 from scripts.data.provenance import build_provenance, read_provenance, trained_num_channels, write_provenance
 from scripts.data.scaling import Scaling
@@ -226,3 +226,27 @@ def test_provenance_belongs_to_its_checkpoint(cases, tmp_path):
     path.write_text('{"format_version": 99}')
     with pytest.raises(InputError, match="99"):
         read_provenance(path)
+
+
+@pytest.mark.parametrize("per_case", [False, True])
+@pytest.mark.parametrize("unit", [1.0, 3e-9, 1e-12, 1e-30, 1e12])
+def test_any_range_above_zero_comes_back(unit, per_case):
+    shape = (4, 25, 20)  # 2,000 voxels: the percentile lies by a trace beside the last but one
+    image = np.random.default_rng(0).random((2, *shape)).astype(np.float32)
+    image[1] = 0
+    image[1, 0, 0, 0] = 1  # all but one voxel of the channel is one value
+    case = Case("a", image * np.float32(unit), np.zeros(shape, np.int16), np.ones(shape, bool))
+    scaling = Scaling.fit([case], per_case=per_case, masked=False)
+    back, _ = scaling.invert(scaling.apply(case))
+    low, high = (np.array(ends).reshape(2, 1, 1, 1) for ends in (scaling.low, scaling.high))
+    assert (high > low).all()
+    assert np.allclose(back / unit, np.clip(case.image.astype(float), low, high) / unit, rtol=1e-5, atol=1e-6)
+    assert np.allclose(back[1] / unit, case.image[1] / unit, rtol=1e-6)
+
+
+def test_a_channel_without_a_range_is_named():
+    image = np.ones((2, 2, 4, 4), np.float32)
+    image[0, 0] = 2
+    case = Case("toy_007", image, np.zeros((2, 4, 4), np.int16), np.ones((2, 4, 4), bool))
+    with pytest.raises(InputError, match="channel 1 of case toy_007"):
+        Scaling.fit([case], per_case=False, masked=False)

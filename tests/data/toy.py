@@ -23,6 +23,20 @@ def toy_case(index: int, channels: int = 1, shape=(6, 20, 18)) -> tuple[np.ndarr
     return image.astype(np.float32), label
 
 
+def body_case(index: int, channels: int = 1, shape=(12, 40, 36)) -> tuple[np.ndarray, np.ndarray]:
+    """Image and label of a body in air, with a bright ball of label 1 around label 2, elsewhere in every case."""
+    rng = np.random.default_rng(index)
+    grid = np.indices(shape).astype(float)
+    body = ((grid[1] - 19.5) / 18) ** 2 + ((grid[2] - 17.5) / 16) ** 2 <= 1
+    centre = np.array([3.0 + 2 * (index % 4), 14 + index % 4 * 3, 12 + index % 3 * 5])
+    distance = np.sqrt((((grid.T - centre).T * np.array([2.5, 1, 1])[:, None, None, None]) ** 2).sum(axis=0))
+    label = (1 * (distance <= 3.5) + (distance <= 1.5)).astype(np.int16)
+    # Tissue varies from place to place, so that surroundings of lesions do as well.
+    tissue = 100 + 15 * np.sin(grid[1] / 3) * np.cos(grid[2] / 3)
+    clean = tissue * body + 80 * (label > 0) + 40 * (label == 2)
+    return (clean + rng.normal(0, 4, (channels, *shape))).astype(np.float32), label
+
+
 def write_raw(folder: Path, cases: int = 6, channels: int = 1, regions: bool = False, **changes) -> Path:
     """An nnU-Net raw data set of toy cases; `changes` go to dataset.json."""
     affine = np.diag([1.0, 1.5, 4.0, 1.0])
@@ -38,14 +52,16 @@ def write_raw(folder: Path, cases: int = 6, channels: int = 1, regions: bool = F
     return folder
 
 
-def write_preprocessed(folder: Path, cases: int = 6, channels: int = 1, regions: bool = False, masked=False) -> Path:
+def write_preprocessed(
+    folder: Path, cases: int = 6, channels: int = 1, regions: bool = False, masked=False, case=None, **changes
+) -> Path:
     """The arrays (2d and 3d_fullres), plans and description that nnU-Net's preprocessor would leave."""
     import blosc2
 
     arrays = folder / "nnUNetPlans_2d"
     arrays.mkdir(parents=True)
     for index in range(cases):
-        image, label = toy_case(index, channels)
+        image, label = (case or toy_case)(index, channels)  # looked up now: tests replace it
         image = ((image - image.mean()) / image.std()).astype(np.float32)
         if masked:  # as use_mask_for_norm leaves it: data 0 and seg -1 outside
             label[:, :3] = -1
@@ -54,7 +70,7 @@ def write_preprocessed(folder: Path, cases: int = 6, channels: int = 1, regions:
             blosc2.asarray(np.ascontiguousarray(array), urlpath=str(arrays / name), mode="w")
         (arrays / f"toy_{index:03d}.pkl").write_bytes(pickle.dumps({"class_locations": {}}))
     shutil.copytree(arrays, folder / "nnUNetPlans_3d_fullres")
-    write_description(folder, channels, regions, numTraining=cases)
+    write_description(folder, channels, regions, numTraining=cases, **changes)
     plans = {
         "dataset_name": folder.name,
         "plans_name": "nnUNetPlans",

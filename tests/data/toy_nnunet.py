@@ -7,8 +7,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from nnunet_plugin.leakage import cases_sha256
+from nnunet_plugin.pool_format import FORMAT_VERSION, files_sha256
 from scripts.data.cases import Cases
-from scripts.runtime.files import json_sha256
 
 from .toy import toy_case, write_description
 
@@ -105,6 +106,20 @@ def preprocess(raw: Path, pre: Path, plans: dict) -> None:
             )
 
 
+def seen_by(cases: Cases, **more) -> dict:
+    """What a generator that was trained on the fold says of it."""
+    seen = [{"id": case, **cases.load(case).identity._asdict()} for case in cases.fold.train]
+    return {
+        "dataset": cases.description.name,
+        "cases": seen,
+        "cases_sha256": cases_sha256(seen),
+        "fold": cases.fold.name,
+        "split_sha256": cases.fold.sha256,
+        "validation": cases.fold.val,
+        **more,
+    }
+
+
 def write_pool(folder: Path, cases: Cases, drawn: list[tuple[np.ndarray, np.ndarray]], **changes) -> Path:
     """A pool of drawn pairs (image `(channel, z, y, x)`, label `(z, y, x)`) in the space of the cases.
 
@@ -120,16 +135,16 @@ def write_pool(folder: Path, cases: Cases, drawn: list[tuple[np.ndarray, np.ndar
         nib.save(nib.Nifti1Image(np.asarray(label, np.uint8).T, affine), folder / f"labels/syn_{index:06d}.nii.gz")
     content = {
         "format": "synthaug-pool",
-        "format_version": 1,
+        "format_version": FORMAT_VERSION,
         "dimension": 2 if drawn[0][1].shape[0] == 1 else 3,
         "dataset": cases.description.as_record(),
         "space": cases.space,
-        "provenance": {
-            "dataset": cases.description.name,
-            "cases": [{"id": case, "sha256": json_sha256(case)} for case in cases.fold.train],
-        },
+        "provenance": seen_by(cases),
         "samples": [{"id": f"syn_{index:06d}", "decision": "keep"} for index in range(len(drawn))],
         **changes,
     }
+    for sample in content["samples"]:
+        files = [*sorted(folder.glob(f"images/{sample['id']}_*")), folder / f"labels/{sample['id']}.nii.gz"]
+        sample["sha256"] = files_sha256(files)
     (folder / "pool.json").write_text(json.dumps(content))
     return folder

@@ -7,7 +7,7 @@ import numpy as np
 
 from scripts.experiment.cells import plan_cells
 from scripts.experiment.protocol import read_protocol
-from scripts.experiment.run_folder import RunFolder, settings_sha256
+from scripts.experiment.run_folder import RunFolder
 
 PROTOCOL = """
 title: A made-up experiment
@@ -53,7 +53,7 @@ def write_result(run: RunFolder, cell_id: str, values: dict) -> None:
     place = run.folder(cell_id)
     place.mkdir(parents=True, exist_ok=True)
     record = {
-        "cell": cell_id, "settings_sha256": settings_sha256(run.cells[cell_id]), "values": values, "seconds": 2.0,
+        "cell": cell_id, "settings_sha256": run.sha256[cell_id], "values": values, "seconds": 2.0,
         "finished": "today", "device": "CPU", "threads": "1", "versions": {"torch": "2"}, "code_revision": "abc",
     }  # fmt: skip
     (place / "result.json").write_text(json.dumps(record))
@@ -67,20 +67,21 @@ def dice(s: dict, patient: int) -> float:
     return float(base + gain * EFFECTS[s["arm"]] * (0.5 if s["num_synthetic"] == 10 else 1) + noise)
 
 
-def finish(run: RunFolder, without: tuple[str, ...] = ()) -> None:
-    """Write a result for every cell whose id holds none of the words of `without`."""
+def finish(run: RunFolder, without: tuple[str, ...] = (), of=None, names=None, labels=("tumour",)) -> None:
+    """Write a result for every cell whose id holds none of the words of `without`.
+
+    of: (settings, number of the patient) -> Dice, or None where not defined; names: of the patients of a fold.
+    """
+    of = of or dice
     for cell in plan_cells(run.settings):
         if any(word in cell.id for word in without):
             continue
         s, values = cell.settings, {}
         if cell.kind == "evaluate":
             cases = {
-                f"p{s['fold']}{patient}": {
-                    "tumour": {"dice": (d := dice(s, patient)), "iou": d / (2 - d), "hd95": None if d < 0.4 else 9 * d,
-                               "nsd": d, "reference_voxels": 9, "predicted_voxels": 9}
-                }
-                for patient in range(PATIENTS)
-            }  # fmt: skip
+                name: {label: _measures(of(s, patient)) for label in labels}
+                for patient, name in enumerate(names or [f"p{s['fold']}{patient}" for patient in range(PATIENTS)])
+            }
             values = {"split": s["split"], "cases": cases, "summary": {}}
         elif cell.kind == "train":
             values = {"steps": 600, "parameters": 1000, "cases": 8, "num_synthetic": s["num_synthetic"], "share": 0.5}
@@ -93,6 +94,13 @@ def finish(run: RunFolder, without: tuple[str, ...] = ()) -> None:
         elif cell.kind == "metrics":
             values = metrics(s)
         write_result(run, cell.id, values)
+
+
+def _measures(d) -> dict:
+    if d is None:
+        return {**dict.fromkeys(("dice", "iou", "hd95", "nsd")), "reference_voxels": 0, "predicted_voxels": 0}
+    return {"dice": d, "iou": d / (2 - d), "hd95": None if d < 0.4 else 9 * d, "nsd": d, "reference_voxels": 9,
+            "predicted_voxels": 9}  # fmt: skip
 
 
 def metrics(s: dict) -> dict:

@@ -3,7 +3,8 @@
 import pytest
 import yaml
 
-from scripts.experiment.cells import plan_cells
+from scripts.experiment.cells import cell_hashes, plan_cells
+from scripts.experiment.nnunet import real_exposures
 from scripts.experiment.protocol import PROTOCOLS, read_protocol
 from scripts.runtime.errors import InputError
 
@@ -37,7 +38,7 @@ def test_protocols_of_the_package(name, preset):
             if "pool" in cell.needs:
                 assert cell.settings["num_synthetic"] <= cells[cell.needs["pool"]].settings["num_samples"]
     assert all(len(found) == 1 for found in lengths.values())
-    assert {"smoke", "small", "paper"} <= {p for n, p in PRESETS if n == name} or name == "smoke"
+    assert {"smoke", "small", "paper"} <= {p for n, p in PRESETS if n == name} or name in ("smoke", "run", "demo")
 
 
 @pytest.mark.parametrize(
@@ -68,6 +69,76 @@ def test_wrong_settings_are_refused_by_name(old, new, words, tmp_path):
         settings(tmp_path, PROTOCOL.replace(old, new))
 
 
+@pytest.mark.parametrize("value", [
+    '"$__import__(\'os\').getcwd()"', '"@train#trainer"', '"%configs/train.json::train"', "{_target_: os.getcwd}",
+    "[1, [$x]]", '"{\'_target_\': \'os.getcwd\'}"', '"\'$x\'"', '" $x"', "{a: {b: '@c'}}",
+])  # fmt: skip
+@pytest.mark.parametrize("place", [
+    "model: {bundle: hvae, settings: {gradient_clip: VALUE}}",
+    "model: {bundle: hvae, sampling: {condition: VALUE}}",
+    "model: {bundle: hvae, settings: {train#trainer: VALUE}}",
+])  # fmt: skip
+def test_what_monai_would_evaluate_is_refused(place, value, tmp_path):
+    text = PROTOCOL.replace("model: {bundle: hvae}", place.replace("VALUE", value))
+    with pytest.raises(InputError, match="MONAI would evaluate"):
+        settings(tmp_path, text)
+
+
+@pytest.mark.parametrize("old, new, words", [
+    ("x5: {augmentation: x5}", "x5: {augmentation: $x}", "MONAI would evaluate"),
+    ("U-Net: {}", "U-Net: {settings: {learning_rate: $x}}", "MONAI would evaluate"),
+    ("title: A made-up", "plans: $x\ntitle: A made-up", "MONAI would evaluate"),
+    ("{bundle: hvae}", "{bundle: ../../somewhere}", "bundle"),
+    ("overlays: [unetr.json]", "overlays: [../../../tmp/evil.json]", "overlay"),
+    ("{bundle: hvae}", "{bundle: hvae, settings: {train#optimizer#_target_: os.getcwd}}", "MONAI would evaluate"),
+])  # fmt: skip
+def test_nothing_of_a_protocol_is_code(old, new, words, tmp_path):
+    assert old in PROTOCOL
+    with pytest.raises(InputError, match=words):
+        settings(tmp_path, PROTOCOL.replace(old, new, 1))
+
+
+def test_an_arm_carries_what_its_segmenter_takes(tmp_path):
+    """Without further code: a setting that a bundle or the plugin learns is one that arms may have."""
+    s = settings(tmp_path, PROTOCOL.replace("x5: {augmentation: x5}", "x5: {augmentation: x5, warmup_epochs: 2}"))
+    cell = next(cell for cell in plan_cells(s) if cell.kind == "train" and cell.settings["arm"] == "x5")
+    assert cell.settings["mixing"] == {"augmentation": "x5", "warmup_epochs": 2}
+    text = "space: nnunet\n" + PROTOCOL.replace("  UNETR: {overlays: [unetr.json], arms: [real only, model]}",
+                                               "  nnU-Net: {bundle: nnunet, arms: [real only, model]}")  # fmt: skip
+    s = settings(tmp_path, text.replace("model: {pool: model}", "model: {pool: model, schedule: linear, share_end: 0}"))
+    with pytest.raises(InputError, match="arm 'model' of segmenter 'nnU-Net': share_end"):
+        settings(tmp_path, text.replace("model: {pool: model}", "model: {pool: model, schedule: steps, share_end: 0}"))
+
+
+def test_a_reference_can_be_named(tmp_path):
+    s = settings(
+        tmp_path, PROTOCOL.replace("title:", "reference: x5\ntitle:").replace("real only, model]", "x5, model]")
+    )
+    found = {cell.settings["arm"] for cell in plan_cells(s) if cell.kind == "evaluate" and cell.settings["reference"]}
+    assert found == {"x5"}
+    with pytest.raises(InputError, match="reference of every comparison"):  # UNETR has no such arm
+        settings(tmp_path, PROTOCOL.replace("title:", "reference: x5\ntitle:"))
+    before, after = (cell_hashes(plan_cells({**s, "reference": name})) for name in ("x5", "real only"))
+    assert before == after  # it decides no result
+
+
+def test_all_training_patients_and_budgets(tmp_path):
+    text = PROTOCOL.replace("folds: [0, 1]", "folds: [all]")
+    with pytest.raises(InputError, match="evaluate"):
+        settings(tmp_path, text)
+    s = settings(tmp_path, text.replace("title:", "evaluate: [test]\nbudget: real_exposures\ntitle:"))
+    cells = plan_cells(s)
+    assert {cell.settings["fold"] for cell in cells if "fold" in cell.settings} == {"all"}
+    trains = [cell.settings for cell in cells if cell.kind == "train"]
+    assert all(one["mixing"]["budget"] == "real_exposures" for one in trains)  # of the bundle, as it is
+    assert real_exposures(40, 10, {"share": 0.5}, True) == 80 and real_exposures(40, 10, {}, False) == 40
+    grafts = {"transplant": {"share": 0.5}}  # by default in all but the last fifth of the epochs
+    assert real_exposures(40, 10, grafts, False) == 67 and real_exposures(40, 10, {"share": 0.1, **grafts}, True) == 80
+    assert real_exposures(40, 10, {"share": 0.5, "finish_epochs": 5}, True) == 53  # a quarter of all is synthetic
+    with pytest.raises(InputError, match="did you mean steps"):
+        settings(tmp_path, PROTOCOL + "budget: step\n")
+
+
 def test_presets_lie_over_the_rest(tmp_path):
     large = "{seeds: [5], arms: {x5: null}, generators: {model: {overlays: [vae.json]}}}"
     text = f"{PROTOCOL}presets:\n  small: {{}}\n  large: {large}\n"
@@ -90,3 +161,12 @@ def test_pools_are_as_large_as_the_largest_arm_and_audited_unless_pasted(tmp_pat
     assert not [cell for cell in cells if cell.kind == "generator" and cell.settings["label"] == "pasted"]
     waiting = [cell for cell in cells if cell.kind in ("train", "metrics") and cell.settings.get("arm") == "model"]
     assert waiting and all("audit" in cell.needs for cell in waiting)
+
+
+def test_arms_of_transplants_and_online_augmentation(tmp_path):
+    arms = "  x5: {augmentation: online}\n  grafts: {augmentation: online, transplant: {share: 0.3}}"
+    s = settings(tmp_path, PROTOCOL.replace("  x5: {augmentation: x5}", arms))
+    mixing = {cell.settings["arm"]: cell.settings["mixing"] for cell in plan_cells(s) if cell.kind == "train"}
+    assert mixing["grafts"] == {"augmentation": "online", "transplant": {"share": 0.3}}
+    with pytest.raises(InputError, match="did you mean share"):
+        settings(tmp_path, PROTOCOL.replace("  x5: {augmentation: x5}", arms.replace("share:", "shar:")))

@@ -1,7 +1,6 @@
 """Experiments as they are run: real processes, killed in the middle and gone on with, and through submitit."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from scripts.experiment.work import BUSY, run_cell
 from scripts.runtime.errors import InputError
 
 from ..data.toy import write_preprocessed, write_raw
+from ..processes import python, start, wait_until
 from .fake import write_protocol
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,7 +39,7 @@ segmenters:
 
 
 def command(protocol, folder, data, *words):
-    return [sys.executable, "-m", "scripts", "experiment", str(protocol), "--output_dir", str(folder),
+    return ["-m", "scripts", "experiment", str(protocol), "--output_dir", str(folder),
             "--dataset_dir", str(data), *words]  # fmt: skip
 
 
@@ -61,22 +61,19 @@ def test_killed_and_gone_on_with(tmp_path):
     """Nothing finished is done again, nothing is left running, and every number of the report is a cell's."""
     data, run_dir = write_raw(tmp_path / "Dataset901_Toy"), tmp_path / "run"
     words = command(write_protocol(tmp_path, SEGMENTER), run_dir, data)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = start(*words, output=tmp_path)
     training = run_dir / "cells/train/U-Net_real-only_n0_real-all_fold0_seed0"
-    until = time.monotonic() + 150
-    while not (training / "settings.json").is_file():
-        assert process.poll() is None and time.monotonic() < until, process.communicate()[0].decode()
-        time.sleep(0.1)
+    wait_until((training / "settings.json").is_file, process)
     time.sleep(1)
     process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=60)[0].decode()
-    assert process.returncode == 1 and "interrupted after 3 of 7 cells" in said and "Traceback" not in said
+    status = process.wait()
+    said = (tmp_path / "stdout").read_text() + (tmp_path / "stderr").read_text()
+    assert status == 1 and "interrupted after 3 of 7 cells" in said and "Traceback" not in said
     assert not processes_of(run_dir)
     assert not (training / "result.json").exists()
     before = {path: path.stat().st_mtime_ns for path in run_dir.glob("cells/*/*/result.json")}
     assert len(before) == 3
-    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = python(*words)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "7 cells, 3 of them finished before" in done.stdout
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -94,8 +91,52 @@ def test_killed_and_gone_on_with(tmp_path):
             assert metrics["cases"] == value["cases"]
     assert (run_dir / "report/report.html").is_file() and (run_dir / "report/arms.csv").is_file()
     assert not (data / "splits_final.json").exists()  # the user's folder stays as it was
-    other = subprocess.run([*words, "--raw_dir", str(data)], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert other.returncode == 1 and "raw_dir None (now" in other.stderr
+    again = python(*words, "--raw_dir", data)
+    assert again.returncode == 0 and "7 cells, 7 of them finished before" in again.stdout  # it decides no result
+
+
+CHILD = """
+import subprocess, sys, time
+from scripts.experiment.parent import end_with_parent
+end_with_parent(int(sys.argv[1]))
+subprocess.Popen(["sleep", "600"])
+print("up", flush=True)
+time.sleep(600)
+"""
+PARENT = """
+import os, subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", sys.argv[1], str(os.getpid())], start_new_session=True)
+print(child.pid, flush=True)
+child.wait()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks for processes in /proc")
+def test_cells_end_with_the_command_that_is_killed(tmp_path):
+    """`kill -9` leaves it no time to end them: they notice, and end what they started."""
+    words = [sys.executable, "-c", PARENT, CHILD]
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        cell = int(process.stdout.readline())
+        assert process.stdout.readline() == "up\n"
+        group = [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/stat") if session_of(path) == cell]
+        assert cell in group and len(group) == 2
+        process.kill()
+    while any(running(number) for number in group):  # pytest's own limit ends this if they do not
+        time.sleep(0.1)
+
+
+def session_of(stat: Path) -> int:
+    try:
+        return int(stat.read_text().rpartition(")")[2].split()[3])
+    except OSError:
+        return 0
+
+
+def running(number: int) -> bool:
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_submitit_runs_the_same_cells(tmp_path):

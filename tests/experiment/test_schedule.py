@@ -1,9 +1,15 @@
 """The scheduler: order, what is not repeated, what goes on beside a failure, and the folder's settings."""
 
+import json
+import os
+import time
+
 import pytest
 
 from scripts.experiment.cells import plan_cells
-from scripts.experiment.run_folder import RunFolder
+from scripts.experiment.parent import timed
+from scripts.experiment.progress import Progress, read_fraction
+from scripts.experiment.run_folder import RunFolder, held
 from scripts.experiment.schedule import BUSY, DONE, FAILED, Processes, Schedule
 from scripts.runtime.errors import InputError
 
@@ -119,16 +125,118 @@ def test_time_left_is_that_of_cells_alike(tmp_path):
     assert fresh.seconds_left() == (0, False)
 
 
-def test_a_folder_goes_on_with_its_own_settings_alone(tmp_path):
+def results_of(run):
+    return {path.relative_to(run.path): path.stat().st_mtime_ns for path in run.path.glob("cells/*/*/result.json")}
+
+
+def test_other_settings_repeat_only_what_they_change(tmp_path):
     run = start(tmp_path)
-    assert list(start(tmp_path).cells) == list(run.cells)
-    other = settings(tmp_path, PROTOCOL.replace("seeds: [0, 1]", "seeds: [0, 2]"))
-    with pytest.raises(InputError, match=r"seeds \[0, 1\] \(now \[0, 2\]\)"):
-        RunFolder.start(tmp_path / "run", other, {})
+    finish(run)
+    before = results_of(run)
+    changed = PROTOCOL.replace("model: {bundle: hvae}", "model: {bundle: hvae, settings: {learning_rate: 0.002}}")
+    other = RunFolder.start(tmp_path / "run", settings(tmp_path, changed), {})
+    executor = FakeExecutor(2)
+    Schedule(other, executor).run()
+    ours = {cell for cell in other.cells if "model" in cell}  # its generator, pools, audits, metrics and trainings
+    assert set(executor.started) == ours and len(ours) > 10
+    assert {file: time for file, time in results_of(other).items() if "model" not in str(file)} == {
+        file: time for file, time in before.items() if "model" not in str(file)
+    }
+    back = RunFolder.start(tmp_path / "run", run.settings, {})  # as before: nothing is done again
+    again = FakeExecutor(2)
+    Schedule(back, again).run()
+    assert not again.started and results_of(back) == before
+    more = RunFolder.start(tmp_path / "run", settings(tmp_path, PROTOCOL.replace("seeds: [0, 1]", "seeds: [0, 2]")), {})
+    third = FakeExecutor(2)
+    Schedule(more, third).run()
+    assert third.started and all("seed2" in cell for cell in third.started)
+
+
+def test_another_protocol_or_somebody_elses_folder_is_refused(tmp_path):
+    run = start(tmp_path)
+    with pytest.raises(InputError, match="holds an experiment of the protocol 'made_up'"):
+        RunFolder.start(run.path, {**run.settings, "name": "other"}, {})
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("")
     with pytest.raises(InputError, match="not empty"):
-        RunFolder.start(tmp_path / "full", other, {})
+        RunFolder.start(tmp_path / "full", run.settings, {})
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.txt"]
+
+
+def test_one_command_a_folder(tmp_path):
+    with held(tmp_path / "run"):
+        with pytest.raises(InputError, match="another command is at work"), held(tmp_path / "run"):
+            pass
+    with held(tmp_path / "run"):  # free again
+        pass
+
+
+def test_results_alone_are_gone_on_with(tmp_path):
+    """Kept results stand; a cell whose files are gone is done again only where one to be done reads them."""
+    run = start(tmp_path)
+    finish(run, without=("evaluate/UNETR_model",))
+    for name in (
+        "pool/model_real-all_fold0",
+        "generator/model_real-all_fold0",
+        "train/UNETR_real-only_n0_real-all_fold0_seed0",
+    ):
+        path = run.folder(name) / "result.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "files": [f"cells/{name}/gone"]}))
+    executor = FakeExecutor(1)
+    Schedule(run, executor).run()
+    assert set(executor.started) == {cell for cell in run.cells if cell.startswith("evaluate/UNETR_model")}
+    train = run.folder("train/UNETR_model_n10_real-all_fold0_seed0") / "result.json"
+    train.unlink()  # which reads the pool, which comes from the generator
+    executor = FakeExecutor(1)
+    Schedule(run, executor).run()
+    assert set(executor.started) == {
+        "train/UNETR_model_n10_real-all_fold0_seed0", "pool/model_real-all_fold0", "generator/model_real-all_fold0"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind, text, share", [
+    ("generator", "epoch 3/60: x\nepoch 15/60: y", 0.25),
+    ("pool", "sampling:  10%|#  | 40/400 [00:03", 0.1),
+    ("data", "epoch 3/60:", None),
+])  # fmt: skip
+def test_how_far_a_cell_is(tmp_path, kind, text, share):
+    run = start(tmp_path)
+    cell = next(cell for cell in run.cells.values() if cell.kind == kind)
+    assert read_fraction(cell, text) == share
+
+
+def test_warm_up_is_no_part_of_the_time_left(tmp_path):
+    """Two minutes of imports, then 1 % a second: 90 s are left at 10 %, and not twenty minutes."""
+    run = start(tmp_path)
+    cell = run.cells["generator/model_real-all_fold0"]
+    log = run.log(cell.id)
+    log.parent.mkdir(parents=True)
+    log.write_text("epoch 90/100: of an earlier attempt\n")
+    progress = Progress(cell, log, log.stat().st_size)
+    progress.look(100.0)
+    assert progress.fraction is None and progress.seconds_left(100.0) is None
+    for second in range(11):
+        with log.open("a") as file:
+            file.write(f"epoch {second}/100: loss\n")
+        progress.look(120.0 + second)
+    assert progress.seconds_left(130.0) == pytest.approx(90)
+    assert progress.seconds_left(133.0) == pytest.approx(87)  # also while nothing is printed
+    with log.open("a") as file:
+        file.write("epoch 1/200: the second stage\n")
+    progress.look(140.0)
+    assert progress.seconds_left(140.0) is None
+
+
+def test_interrupted_attempts_count(tmp_path):
+    with pytest.raises(KeyboardInterrupt), timed(tmp_path):
+        raise KeyboardInterrupt
+    began = time.time() - 1000
+    (tmp_path / "attempt.json").write_text(json.dumps({"earlier": 30.0, "started": began}))
+    os.utime(tmp_path / "attempt.json", (began + 50, began + 50))  # and was killed then
+    with timed(tmp_path) as before:
+        assert before["earlier"] == pytest.approx(80, abs=0.1)
+    with timed(tmp_path) as before:
+        assert before["earlier"] == 0  # that one is finished
 
 
 def test_a_result_of_other_settings_is_refused(tmp_path):

@@ -54,10 +54,9 @@ def relative_error(a, b):
     return ((a - b).norm() / b.norm()).item()
 
 
-@pytest.mark.parametrize("mode", ["per_dimension", "shared"])
 @pytest.mark.parametrize("num_steps", [0, 1, 3])
-def test_equals_the_plain_transcription(num_steps, mode):
-    network, x = tiny(num_leapfrog_steps=num_steps, step_size_mode=mode, initial_step_size=0.05), batch()
+def test_equals_the_plain_transcription(num_steps):
+    network, x = tiny(num_leapfrog_steps=num_steps, initial_step_size=0.05), batch()
     fast = hvae_objective(network, x, seeded()).loss
     slow = plain.plain_hvae_loss(network, x, seeded())
     assert relative_error(fast, slow) < 1e-10
@@ -187,24 +186,6 @@ def test_decodes_once_per_position(num_steps, first_order, monkeypatch):
     monkeypatch.setattr(network, "decode", lambda z: calls.append(1) or decode(z))
     hvae_objective(network, x, seeded(), first_order=first_order).loss.backward()
     assert len(calls) == num_steps + 1
-
-
-@pytest.mark.parametrize("first_order", [False, True])
-def test_checkpointed_activations_give_the_same_gradients_from_fewer_tensors(first_order):
-    x = batch()
-    results, kept = [], []
-    for checkpoint_activations in (False, True):
-        network = tiny(checkpoint_activations=checkpoint_activations)
-        saved = set()
-        with torch.autograd.graph.saved_tensors_hooks(
-            lambda t, saved=saved: saved.add(t.untyped_storage().data_ptr()) or t, lambda t: t
-        ):
-            loss = hvae_objective(network, x, seeded(), first_order=first_order).loss
-        kept.append(len(saved))
-        results.append(gradients(network, loss))
-    for name, gradient in results[0].items():
-        torch.testing.assert_close(results[1][name], gradient, rtol=1e-12, atol=1e-12, msg=name)
-    assert kept[1] < kept[0] / 2
 
 
 def test_same_seed_same_result_and_another_seed_another():

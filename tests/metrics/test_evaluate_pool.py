@@ -42,7 +42,7 @@ def write_pool(folder, cases, items, dimension=2, **changes):
         samples.append({"id": name, "seed": index, "decision": "keep"})
     provenance = {
         "dataset": cases.description.name,
-        "cases": [{"id": case.id, "sha256": case.sha256} for case in training],
+        "cases": [{"id": case.id, "sha256": case.identity.sha256} for case in training],
         "fold": cases.fold.name,
         "space": cases.space,
         "scaling": Scaling.fit(training, cases.space["kind"] == "raw", cases.masked).as_record(),
@@ -51,7 +51,7 @@ def write_pool(folder, cases, items, dimension=2, **changes):
     }
     content = {
         "format": "synthaug-pool",
-        "format_version": 1,
+        "format_version": 2,
         "dimension": dimension,
         "dataset": cases.description.as_record(),
         "space": cases.space,
@@ -351,10 +351,10 @@ def test_what_does_not_belong_together_is_refused(data, tmp_path):
     other = write_pool(tmp_path / "space", cases, items, space={**cases.space, "sha256": "other"})
     with pytest.raises(InputError, match="another space"):
         run(other, data)
-    unknown = [{"id": "toy_900", "sha256": "0"}]
+    unknown = [{"id": "toy_900", "sha256": "0" * 64}]
     with pytest.raises(InputError, match="lacks 1 cases .*toy_900"):
         run(write_pool(tmp_path / "unknown", cases, items, provenance={"cases": unknown}), data)
-    changed = [{"id": case_id, "sha256": "0"} for case_id in cases.fold.train]
+    changed = [{"id": case_id, "sha256": "0" * 64} for case_id in cases.fold.train]
     with pytest.raises(InputError, match="has changed"):
         run(write_pool(tmp_path / "changed", cases, items, provenance={"cases": changed}), data)
     with pytest.raises(InputError, match="first sample"):

@@ -48,9 +48,8 @@ def test_encoder_and_decoder_are_mirror_images():
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated:FutureWarning")  # MONAI exports to TorchScript
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # torch's own check inside group_norm
-@pytest.mark.parametrize("checkpoint_activations", [False, True])
-def test_export_gives_the_same_output(checkpoint_activations, tmp_path):
-    network = tiny(checkpoint_activations=checkpoint_activations).eval()
+def test_export_gives_the_same_output(tmp_path):
+    network = tiny().eval()
     z = torch.randn(2, *network.latent_shape)
     other = torch.randn(3, *network.latent_shape)
     for name, exported in (("script", torch.jit.script(network)), ("trace", torch.jit.trace(network, z))):
@@ -102,14 +101,12 @@ def test_using_weights_standardises_nothing_inside_and_leaves_no_trace(monkeypat
     torch.testing.assert_close(network.decode(z), expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(
-    "mode, shape, learned", [("per_dimension", (3, 4, 4), 1), ("shared", (1,), 1), ("fixed", (1,), 0)]
-)
-def test_step_sizes_start_as_told_and_stay_positive(mode, shape, learned):
-    network = tiny(step_size_mode=mode, initial_step_size=0.02)
-    assert network.step_size().shape == shape
-    torch.testing.assert_close(network.step_size(), torch.full(shape, 0.02))
-    assert sum(name == "log_step_size" for name, _ in network.named_parameters()) == learned
+@pytest.mark.parametrize("num_steps", [0, 3])  # without steps there is nothing to learn
+def test_step_sizes_start_as_told_and_stay_positive(num_steps):
+    network = tiny(num_leapfrog_steps=num_steps, initial_step_size=0.02)
+    assert network.step_size().shape == (3, 4, 4)
+    torch.testing.assert_close(network.step_size(), torch.full((3, 4, 4), 0.02))
+    assert sum(name == "log_step_size" for name, _ in network.named_parameters()) == (num_steps > 0)
     assert "log_step_size" in network.state_dict()
     with torch.no_grad():
         network.log_step_size -= 50
@@ -155,7 +152,6 @@ def test_energy_error_of_leapfrog_on_a_decoder_is_of_second_order():
         ({"num_res_blocks": 0}, "1 or more"),
         ({"num_leapfrog_steps": -1}, "num_leapfrog_steps -1"),
         ({"initial_step_size": 0.0}, "above 0"),
-        ({"step_size_mode": "per-dimension"}, "per_dimension, shared, fixed"),
         ({"beta_zero": 0.0}, "no tempering"),
         ({"beta_zero": 1.5}, "no tempering"),
     ],

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
+import blosc2
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -109,8 +110,8 @@ def nnunet(nnunet_template, tmp_path, monkeypatch):
 def make_pool(nnunet):
     """Return a function that writes a pool which fits the preprocessed data set."""
 
-    def write(name="pool", dataset=PLAIN, configuration="2d", samples=12, cases=None, kind="nnunet_preprocessed",
-              dimension=None, dropped=0, edit=None):  # fmt: skip
+    def write(name="pool", dataset=PLAIN, configuration="2d", samples=12, kind="nnunet_preprocessed",
+              dimension=None, dropped=0, fold=0, edit=None):  # fmt: skip
         folder = nnunet / name
         base = nnunet / "preprocessed" / dataset
         plans = json.loads((base / "nnUNetPlans.json").read_text())
@@ -130,7 +131,8 @@ def make_pool(nnunet):
                 image = (MARK + k + 1e-3 * rng.random(shape)).astype(np.float32)
                 _write(folder / "images" / f"syn_{k:06d}_{c:04d}.nii.gz", image, (1.0, 1.0, 3.0))
             _write(folder / "labels" / f"syn_{k:06d}.nii.gz", label, (1.0, 1.0, 3.0))
-            records.append({"id": f"syn_{k:06d}", "decision": "keep" if k < samples else "drop"})
+            records.append({"id": f"syn_{k:06d}", "decision": "keep" if k < samples else "drop",
+                            "sha256": sample_hash(folder, f"syn_{k:06d}")})  # fmt: skip
         space = {
             "kind": kind,
             "plans_name": "nnUNetPlans",
@@ -142,16 +144,11 @@ def make_pool(nnunet):
         }
         pool = {
             "format": "synthaug-pool",
-            "format_version": 1,
+            "format_version": 2,
             "dimension": dimension,
             "dataset": {"name": dataset, "regions_class_order": None, **content},
             "space": space,
-            "provenance": {
-                "format_version": 1,
-                "dataset": dataset,
-                "cases": [{"id": case, "sha256": ""} for case in cases or training_cases(base)],
-                "fold": 0,
-            },
+            "provenance": provenance_of(base, fold, case_hashes(base, config["data_identifier"], kind)),
             "sampling": {"seed": 0},
             "samples": records,
         }
@@ -161,6 +158,50 @@ def make_pool(nnunet):
         return folder
 
     return write
+
+
+def case_hashes(base: Path, data_identifier: str, kind: str) -> dict[str, str]:
+    """What generators record of cases: the hash of image and label as they read them."""
+    hashes = {}
+    for name in (f"case_{case}" for case in range(NUM_CASES)):
+        if kind == "raw":  # slices along z: the axes as SimpleITK has them
+            raw = Path(os.environ["nnUNet_raw"]) / base.name
+            files = [*sorted((raw / "imagesTr").glob(f"{name}_*")), raw / "labelsTr" / f"{name}.nii.gz"]
+            *image, label = (sitk.GetArrayFromImage(sitk.ReadImage(str(file))) for file in files)
+        else:
+            image, label = (blosc2.open(str(base / data_identifier / f"{name}{end}.b2nd"))[:] for end in ("", "_seg"))
+        voxels = np.asarray(image, np.float32).tobytes() + np.maximum(label, 0).astype(np.int16).tobytes()
+        hashes[name] = hashlib.sha256(voxels).hexdigest()
+    return hashes
+
+
+def provenance_of(base: Path, fold: int, hashes: dict[str, str]) -> dict:
+    """The record of a generator of a fold, as older versions wrote it: without fingerprints."""
+    cases = [{"id": case, "sha256": hashes[case]} for case in training_cases(base, fold)]
+    split = [[case["id"] for case in cases], sorted({*hashes} - {case["id"] for case in cases})]
+    return {
+        "format_version": 1,
+        "dataset": base.name,
+        "cases": cases,
+        "fold": fold,
+        "split_sha256": hashlib.sha256(json.dumps(split).encode()).hexdigest(),
+    }
+
+
+def sample_hash(folder: Path, sample: str) -> str | None:
+    """What a pool of format 2 holds of a sample."""
+    files = [*sorted((folder / "images").glob(f"{sample}_*")), folder / "labels" / f"{sample}.nii.gz"]
+    if not all(file.is_file() for file in files):
+        return None
+    return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
+
+
+def rehash(folder: Path) -> None:
+    """Write pool.json as if the samples had been sampled as their files are now; absent files keep their hash."""
+    content = json.loads((folder / "pool.json").read_text())
+    for sample in content["samples"]:
+        sample["sha256"] = sample_hash(folder, sample["id"]) or sample["sha256"]
+    (folder / "pool.json").write_text(json.dumps(content))
 
 
 def training_cases(base: Path, fold: int = 0) -> list[str]:

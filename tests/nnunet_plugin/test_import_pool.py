@@ -19,6 +19,8 @@ from nnunet_plugin.cpu_plans import write_cpu_plans
 from nnunet_plugin.errors import InputError
 from nnunet_plugin.import_pool import add_pool, read_import
 
+from .conftest import rehash
+
 PLAIN, REGIONS, IGNORE = "Dataset901_Plain", "Dataset902_Regions", "Dataset903_Ignore"
 
 
@@ -28,6 +30,7 @@ def rewrite(file: Path, edit) -> None:
     changed = sitk.GetImageFromArray(edit(sitk.GetArrayFromImage(image)))
     changed.CopyInformation(image)
     sitk.WriteImage(changed, str(file))
+    rehash(file.parents[1])
 
 
 def open_case(folder: Path, case: str):
@@ -95,6 +98,7 @@ def test_raw_volumes_go_through_the_preprocessor(make_pool, nnunet):
     pool = make_pool("raw_pool", configuration="3d_fullres", samples=1, kind="raw")
     shutil.copy(raw / "imagesTr" / "case_3_0000.nii.gz", pool / "images" / "syn_000000_0000.nii.gz")
     shutil.copy(raw / "labelsTr" / "case_3.nii.gz", pool / "labels" / "syn_000000.nii.gz")
+    rehash(pool)
     for configuration in ("3d_fullres", "2d"):
         result = add_pool(pool, 901, 0, configuration, pool_name=f"raw_{configuration}")
         ours = open_case(result["pool_folder"], "syn_000000")
@@ -135,7 +139,7 @@ def test_again_changes_nothing_and_shares_use_one_copy(make_pool, snapshot, spli
     configurations = json.loads(other["plans_file"].read_text())["configurations"]
     assert {"2d", "3d_fullres", "2d_syn25", "2d_syn50"} <= set(configurations)
     # A pool is imported fold by fold, each with its own generator; the configuration serves all folds.
-    second = make_pool("of_fold_1", cases=split(1))
+    second = make_pool("of_fold_1", fold=1)
     third = add_pool(second, 901, 1, pool_name="pool")
     assert third["imported"] and third["pool_folder"].name == "fold_1"
 
@@ -196,7 +200,8 @@ TWO_CHANNELS = {"0": "FLAIR", "1": "T1"}
 @pytest.mark.parametrize(
     ("path", "value", "named"),
     [
-        ("format_version", 2, "upgrade synthaug"),
+        ("format_version", 3, "upgrade synthaug"),
+        ("format_version", 1, "synthaug hash-pool"),
         ("format", "other", "of another kind"),
         ("space", del_, "space.kind"),
         ("dimension", 4, "dimension"),
@@ -204,9 +209,11 @@ TWO_CHANNELS = {"0": "FLAIR", "1": "T1"}
         ("samples", [{"id": "../x", "decision": "keep"}], "no usable id"),
         ("samples", [{"id": "a", "decision": "maybe"}], "no usable id and decision"),
         ("samples", [{"id": "a", "decision": "keep"}] * 2, "occur twice"),
+        ("samples", [{"id": "syn_000000", "decision": "keep", "sha256": "0"}], "no usable sha256"),
         ("samples", [], "no sample to keep"),
         ("provenance.cases", [], "whose cases are"),
-        ("provenance.cases", ["case_99"], "case_99"),
+        ("provenance.cases", ["case_99"], "without the hash of case_99"),
+        ("provenance.cases", [{"id": "case_99", "sha256": "0" * 64}], "does not have: case_99"),
         ("provenance.dataset", "Dataset005_Other", "a pool of Dataset005_Other"),
         ("dataset.name", "Dataset005_Other", "a pool of Dataset005_Other"),
         ("dataset.channel_names", TWO_CHANNELS, "_0001.nii.gz"),
@@ -292,6 +299,7 @@ def test_bad_pairs_are_refused(make_pool, snapshot, change):
     elif change == "garbage":
         named = "sample syn_000001"
         files[0].write_bytes(b"not a NIfTI file")
+    rehash(pool)
     before = snapshot()
     with pytest.raises(InputError, match=named):
         add_pool(pool, 901, 0)
@@ -432,13 +440,12 @@ def test_cpu_plans(nnunet):
 def test_command_line(make_pool, nnunet, capsys, snapshot):
     pool = str(make_pool())
     before = snapshot()
-    with pytest.raises(SystemExit) as caught:
-        main(["add-pool", pool, "901", "0", "--shares", "0.25"])  # an unknown flag: nothing is done
-    assert caught.value.code == 2 and snapshot() == before
-    assert main(["add-pool", pool, "901", "7"]) == 1
+    assert main(["add-pool", pool, "901", "2d", "0", "--shares", "0.25"]) == 2  # an unknown flag: nothing is done
+    assert "did you mean --share?" in capsys.readouterr().err and snapshot() == before
+    assert main(["add-pool", pool, "901", "2d", "7"]) == 1
     output = capsys.readouterr()
     assert "error: fold 7" in output.err and "Traceback" not in output.err and snapshot() == before
-    assert main(["add-pool", pool, "901", "0", "--share", "0.25", "--training", "{'num_epochs': 3}"]) == 0
+    assert main(["add-pool", pool, "901", "2d", "0", "--share", "0.25", "--training", "{'num_epochs': 3}"]) == 0
     assert "nnUNetv2_train Dataset901_Plain 2d_syn25 0 -p nnUNetPlansSynthAug" in capsys.readouterr().out
     assert main(["ext-path"]) == 0
     folder = Path(capsys.readouterr().out.strip())
@@ -449,7 +456,7 @@ def test_command_line(make_pool, nnunet, capsys, snapshot):
 def test_exit_status_of_the_process():
     environment = {**os.environ, "PYTHONPATH": str(Path(nnunet_plugin.__file__).parents[1])}
     environment.pop("nnUNet_preprocessed", None)
-    command = [sys.executable, "-m", "nnunet_plugin", "add-pool", "pool", "901", "0"]
+    command = [sys.executable, "-m", "nnunet_plugin", "add-pool", "pool", "901", "2d", "0"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith("error: environment variable nnUNet_preprocessed = None")

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from nnunet_plugin.mixing import REAL, draw, epoch_plan, share_at
-from nnunet_plugin.settings import SynthAugSettings
+from nnunet_plugin.errors import InputError
+from nnunet_plugin.mixing import REAL, TRANSPLANT, check_shares, draw, epoch_plan, share_at
+from nnunet_plugin.settings import SynthAugSettings, TransplantSettings
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 0.9, 1.0])
@@ -69,3 +70,30 @@ def test_schedules():
     assert edged[:2] == [1.0, 1.0] and edged[-3:] == [0.0] * 3
     assert edged[2] == 0.8 and edged[7] == pytest.approx(0.2)
     assert share_at(SynthAugSettings("p", finish_epochs=1), 99, 10) == 0.0
+
+
+@pytest.mark.parametrize(("share", "transplants"), [(0.0, 0.3), (0.3, 0.3), (0.5, 0.5), (0.25, 0.1), (0.9, 0.05)])
+@pytest.mark.parametrize(("batches", "batch_size"), [(50, 12), (7, 3), (5, 1)])
+def test_transplants_are_exact_even_and_beside_the_pool(share, transplants, batches, batch_size):
+    alone = SynthAugSettings("p", share=share)
+    both = SynthAugSettings("p", share=share, transplant=TransplantSettings(share=transplants))
+    for epoch in range(3):
+        plan, pool = (epoch_plan(settings, epoch, 10, 20, batches, batch_size) for settings in (both, alone))
+        assert np.array_equal(np.where(plan == TRANSPLANT, REAL, plan), pool)
+        per_batch = (plan == TRANSPLANT).sum(1)
+        left = batches * batch_size - (pool != REAL).sum()
+        assert per_batch.sum() == min(int(transplants * batches * batch_size + 0.5), left)
+        assert per_batch.max() - per_batch.min() <= 2
+        per_batch = (plan != REAL).sum(1)
+        assert per_batch.max() - per_batch.min() <= 1
+    assert (epoch_plan(both, 8, 10, 20, batches, batch_size) != TRANSPLANT).all()  # the last fifth
+
+
+def test_shares_over_one_are_refused():
+    both = SynthAugSettings("p", share=0.5, transplant=TransplantSettings(share=0.6, finish_epochs=0))
+    with pytest.raises(InputError, match="in epoch 0 a share 0.5 of the pool and a share 0.6"):
+        check_shares(both, 10)
+    later = SynthAugSettings("p", share=0.2, schedule="linear", share_end=0.9, transplant=TransplantSettings())
+    check_shares(later, 4)
+    with pytest.raises(InputError, match="together at most 1"):
+        check_shares(later, 100)

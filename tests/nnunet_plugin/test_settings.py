@@ -32,6 +32,15 @@ def test_block_survives_json():
     assert settings_block(settings) == FULL
 
 
+def test_transplants_need_no_pool():
+    block = {"transplant": {"share": 0.3, "schedule": "steps", "steps": [[2, 0.1]], "decoys": 0.5}, "seed": 1}
+    settings = parse_settings(block)
+    assert settings.pool is None and settings_block(settings) == block
+    assert parse_settings({"transplant": {}}).transplant.finish(1000) == 200  # by default the last fifth is real
+    both = {**FULL, "transplant": {"share": 0.2, "schedule": "constant", "finish_epochs": 0, "decoys": 0.25}}
+    assert settings_block(parse_settings(both)) == both
+
+
 @pytest.mark.parametrize(
     ("block", "named"),
     [
@@ -61,6 +70,15 @@ def test_block_survives_json():
         ({"pool": "p", "training": [1]}, "training"),
         ({"pool": "p", "warmup_epochs": 6, "finish_epochs": 5, "training": {"num_epochs": 10}}, "at most the 10"),
         ("2d", "settings by name"),
+        ({"transplant": {"part": 0.5}}, "unknown setting `part` in the transplant settings"),
+        ({"transplant": {"share": 1.5}}, "transplant.share = 1.5"),
+        ({"transplant": {"decoys": -0.1}}, "transplant.decoys"),
+        ({"transplant": {"finish_epochs": -1}}, "transplant.finish_epochs"),
+        ({"transplant": {"steps": [1]}}, "list of pairs"),
+        ({"transplant": {}, "share": 0.5}, "share of a pool"),
+        ({"transplant": {}, "warmup_epochs": 2}, "warmup_epochs of a pool"),
+        ({"transplant": {"warmup_epochs": 9}, "training": {"num_epochs": 10}}, "transplant.warmup_epochs 9"),
+        ({"pool": "p", "finish_epochs": None}, "finish_epochs = None"),
     ],
 )
 def test_bad_blocks_are_refused(block, named):

@@ -29,6 +29,8 @@ from nnunet_plugin.errors import InputError
 from nnunet_plugin.import_pool import add_pool
 from nnunet_plugin.trainer import EPOCHS_FILE, SynthAugMixin, nnUNetTrainerSynthAug, read_epochs
 
+from ..processes import start, wait_until
+
 PLAIN, REGIONS, IGNORE = "Dataset901_Plain", "Dataset902_Regions", "Dataset903_Ignore"
 SHORT = {"num_epochs": 4, "num_iterations_per_epoch": 3, "num_val_iterations_per_epoch": 1, "seed": 0}
 ROOT = Path(nnunet_plugin.__file__).parents[1]
@@ -126,7 +128,8 @@ def test_background_workers(mixed, monkeypatch, method):
             for epoch in range(3):
                 marks = torch.stack([synthetic(next(train)) for _ in range(3)])
                 assert marks.sum() == marks.numel() // 2
-                assert wait_for(lambda e=epoch: trainer.synthaug_ledger.loaded(e) == expected(trainer, e))
+                while trainer.synthaug_ledger.loaded(epoch) != expected(trainer, epoch):
+                    time.sleep(0.02)
             assert not synthetic(next(val)).any()
         finally:
             train._finish()
@@ -139,13 +142,6 @@ def expected(trainer, epoch):
     from nnunet_plugin.dataset import planned
 
     return planned(trainer.synthaug_plans, epoch)
-
-
-def wait_for(condition, seconds=20.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return condition()
 
 
 RANK = """
@@ -173,15 +169,8 @@ def test_ranks_draw_apart(mixed, nnunet):
     """Two gloo ranks share each epoch's deck and each keep the share; nnU-Net halves the batch between them."""
     mixed(0.5)
     base = nnunet / "preprocessed" / PLAIN
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANK, str(rank), str(nnunet / "store"), str(base), str(nnunet)],
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.DEVNULL,
-        )
-        for rank in range(2)
-    ]
-    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
+    ranks = [start("-c", RANK, rank, nnunet / "store", base, nnunet) for rank in range(2)]
+    assert [rank.wait() for rank in ranks] == [0, 0]
     first, second = (json.loads((nnunet / f"{rank}.json").read_text()) for rank in range(2))
     assert first[0] == second[0] == 2 and first[1] == second[1] == [3, 3]
     for ours, theirs in zip(first[2], second[2], strict=True):
@@ -265,8 +254,7 @@ def run_until(command, environment, folder, condition, *arguments):
             [*command, *arguments], env=environment, cwd=folder, stdout=log, stderr=log, start_new_session=True
         )
         try:
-            wait_for(lambda: condition() or process.poll() is not None, 240)
-            assert condition(), (folder / "log.txt").read_text()[-3000:]
+            wait_until(condition, process)
         finally:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()

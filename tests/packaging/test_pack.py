@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from scripts.pool.writing import read_pool
 from scripts.runtime.errors import InputError
 from scripts.runtime.files import file_sha256, write_json
 
+from .. import processes
 from ..data.toy import write_preprocessed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,11 +45,7 @@ def unpack(path: Path, folder: Path) -> Path:
 
 def python(*words, cwd: Path, **environment) -> subprocess.CompletedProcess:
     clean = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-    done = subprocess.run(
-        [sys.executable, *map(str, words)], cwd=cwd, capture_output=True, text=True,
-        env={**clean, "OMP_NUM_THREADS": "1", **environment},
-    )  # fmt: skip
-    return done
+    return processes.python(*words, cwd=cwd, env={**clean, "OMP_NUM_THREADS": "1", **environment})
 
 
 def flags(**settings) -> list[str]:
@@ -70,7 +66,7 @@ def test_same_input_gives_the_same_bytes(tmp_path, capsys):
     assert {"LICENSE", "docs/README.md", "models/model.pt", "models/provenance.json", "configs/metadata.json",
             "scripts/networks/lsgan.py", "scripts/training/lsgan.py"} <= names  # fmt: skip
     # what other bundles and the command line need, and the bundles themselves, stay out
-    assert not [name for name in names if name.startswith(("scripts/chain", "scripts/bundles", "scripts/networks/hvae",
+    assert not [name for name in names if name.startswith(("scripts/bundles", "scripts/networks/hvae",
                                                            "scripts/__main__", "nnunet_plugin/trainer"))]  # fmt: skip
     assert [name for name in names if name.startswith("nnunet_plugin")] != []  # its `InputError` is everyone's
     assert packed["bundle"] == "lsgan" and "%configs" not in train

@@ -234,9 +234,10 @@ def test_stop_around_the_rename_is_mended(sampler, tmp_path):
 def test_other_formats_are_refused(sampler, tmp_path):
     folder = write_pool(sampler, tmp_path / "pool", 2, progress=False)
     record = json.loads((folder / "pool.json").read_text())
-    (folder / "pool.json").write_text(json.dumps({**record, "format_version": 2}))
-    with pytest.raises(InputError, match="format"):
-        read_pool(folder)
+    for version, remedy in ((3, "sample the pool again"), (1, "synthaug hash-pool")):
+        (folder / "pool.json").write_text(json.dumps({**record, "format_version": version}))
+        with pytest.raises(InputError, match=remedy):
+            read_pool(folder)
     with pytest.raises(InputError, match=r"no pool\.json"):
         read_pool(tmp_path)
 

@@ -2,11 +2,11 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from ..processes import python
 from .toy_generator import contents, make_generator
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,15 +20,14 @@ def generator(tmp_path_factory):
     return folder
 
 
-def sample(ranks: int, generator: Path, *arguments) -> subprocess.CompletedProcess:
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
+def sample(ranks: int, generator: Path, *arguments, torchrun=False) -> subprocess.CompletedProcess:
     words = ["-m", "tests.pool.pool_worker", "sample", generator, *arguments]
     environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
-    environment.pop("OMP_NUM_THREADS", None)  # torchrun sets it to 1, a single process takes every core
-    return subprocess.run(
-        [sys.executable, *launch, *map(str, words)], cwd=ROOT, env=environment, capture_output=True, text=True,
-        timeout=120,
-    )  # fmt: skip
+    if ranks == 1:
+        environment.pop("OMP_NUM_THREADS", None)  # torchrun sets it to 1, a single process takes every core
+    if torchrun:
+        words = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", *words]
+    return python(*words, env=environment, ranks=1 if torchrun else ranks)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +63,7 @@ def test_rank_that_dies_ends_all_and_the_pool_can_be_finished(
     "failing_rank, step, how, words", [(1, 2, "input", "error: a broken disk"), (0, 12, "os", "OSError: no space")]
 )
 def test_failure_of_a_rank_ends_all_and_is_told_once(generator, tmp_path, failing_rank, step, how, words):
-    failed = sample(2, generator, tmp_path / "pool", 2, 2, failing_rank, step, how)
+    failed = sample(2, generator, tmp_path / "pool", 2, 2, failing_rank, step, how, torchrun=how == "input")
     assert failed.returncode != 0 and not (tmp_path / "pool").exists()
     assert words in failed.stderr
     assert failed.stderr.count("error: ") <= 1  # its traceback may stand beside it
@@ -74,6 +73,6 @@ def test_killed_at_every_step(generator, tmp_path):
     for grow_from in (0, 3):
         (tmp_path / str(grow_from)).mkdir()
         words = ["-m", "tests.pool.pool_worker", "kill_everywhere", generator, tmp_path / str(grow_from), grow_from]
-        done = subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, capture_output=True, text=True, timeout=120)
+        done = python(*words)
         assert done.returncode == 0, done.stderr[-3000:]
         assert int(done.stdout.split("killed at ")[1].split()[0]) > 20

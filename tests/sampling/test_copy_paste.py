@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from scripts.data.cases import open_cases
-from scripts.data.training_set import load_training_set
+from scripts.data.training_set import load_training_set, own_size
 from scripts.pool.writing import load_sample, read_pool
 from scripts.runtime.errors import InputError
-from scripts.sampling.copy_paste import CopyPasteSampler, own_size, write_copy_paste
+from scripts.sampling.copy_paste import CopyPasteSampler, write_copy_paste
 from scripts.sampling.pasting import draw_margin, paste, signed_distance
 from scripts.segmentation.mixing import load_pool
 
@@ -126,7 +126,7 @@ def test_it_grows_and_repeats_itself(tmp_path):
         for a, b in zip(load_sample(once, name, 1), load_sample(grown, name, 1), strict=True):
             assert np.array_equal(a, b)
     cases = open_cases(folder, 0)
-    assert own_size(cases) == [20, 18]  # without a size nothing is resampled
+    assert own_size(cases, volumes=False) == [20, 18]  # without a size nothing is resampled
     _, label = load_sample(once, "syn_000003", 1)
     assert label.shape == (1, 20, 18)
 

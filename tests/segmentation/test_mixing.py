@@ -2,18 +2,21 @@
 
 import json
 from collections import Counter
+from copy import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from scripts.data.cases import open_cases
+from scripts.data.folds import listed_fold
 from scripts.data.training_set import load_training_set
 from scripts.runtime.errors import InputError
 from scripts.segmentation.mixing import PoolItems, first_cases, load_pool, mixed_items
 
 from ..data.toy import write_preprocessed, write_raw
-from ..data.toy_nnunet import write_pool
+from ..data.toy_nnunet import seen_by, write_pool
 
 SIZE = (24, 24)
 
@@ -62,8 +65,7 @@ def test_raw_samples_go_back_through_the_map_of_their_generator(size, tmp_path):
         image, label = image[:, None], label[None]
     wrong = data.scaling.as_record() | {"low": [0.0], "high": [1e6]}
     for name, scaling, same in (("right", data.scaling.as_record(), True), ("wrong", wrong, False)):
-        provenance = {"dataset": "Dataset901_Toy", "cases": [{"id": cases.fold.train[0]}], "scaling": scaling}
-        folder = write_pool(tmp_path / name, cases, [(image, label)], provenance=provenance)
+        folder = write_pool(tmp_path / name, cases, [(image, label)], provenance=seen_by(cases, scaling=scaling))
         (item,) = load_pool(folder, cases, data).items
         again = data.geometry.from_grid(item["image"][None]).numpy()[0]  # without the padding around the slice
         assert np.allclose(again, back, atol=1e-4) == same
@@ -84,11 +86,16 @@ def test_only_kept_samples_and_the_first_of_them(cases, tmp_path):
 
 def test_a_pool_that_does_not_fit_is_refused(cases, tmp_path):
     data, _, drawn = samples(cases, 1)
-    space, provenance = cases.space, {"dataset": "Dataset901_Toy"}
-    leaking = [{"id": case} for case in (*cases.fold.train, *cases.fold.val)]
+    space, provenance = cases.space, seen_by(cases)
+    everybody = copy(cases)
+    everybody.fold = listed_fold([*cases.fold.train, *cases.fold.val])
+    stranger = {"id": "stranger", "sha256": "0" * 64}
     wrong = {
-        ", ".join(cases.fold.val): {"provenance": {**provenance, "cases": leaking}},
-        "stranger": {"provenance": {**provenance, "cases": [{"id": "stranger"}]}},
+        ", ".join(cases.fold.val): {"provenance": seen_by(everybody)},
+        "stranger": {"provenance": {"dataset": "Dataset901_Toy", "cases": [stranger]}},
+        "without the hash": {"provenance": {**provenance, "cases": [{"id": cases.fold.train[0]}]}},
+        "list of cases was changed": {"provenance": {**provenance, "cases": provenance["cases"][1:]}},
+        "its own fold": {"provenance": {**provenance, "fold": 1}},
         "another space": {"space": {**space, "spacing": [4.0, 1.5, 2.0]}},
         "nnunet_preprocessed space": {"space": {"kind": "raw", "spacing": [4.0, 1.5, 1.0]}},
         "labels": {"dataset": {**cases.description.as_record(), "labels": {"background": 0, "x": 1}}},
@@ -103,6 +110,36 @@ def test_a_pool_that_does_not_fit_is_refused(cases, tmp_path):
         load_pool(tmp_path / "nothing", cases, data)
     thick = write_pool(tmp_path / "thick", cases, drawn, space={**space, "spacing": [9.0, 1.5, 1.0]})
     assert len(load_pool(thick, cases, data).items) == 1  # 2d leaves the slice axis as it is, as in the plugin
+
+
+def test_cases_that_changed_or_changed_places_since_the_pool_was_made_are_refused(tmp_path):
+    cases = open_toy(tmp_path / "Dataset901_Toy")
+    _, _, drawn = samples(cases, 1)
+    pool = write_pool(tmp_path / "pool", cases, drawn)
+    one, two, held_out = cases.fold.train[0], cases.fold.train[1], cases.fold.val[0]
+    read = cases._read
+
+    def changed(**places):
+        other = copy(cases)
+        other._read = lambda name: replace(read(places.get(name, name)), id=name)
+        return other, load_training_set(other, SIZE)
+
+    for places, words in (
+        ({one: two, two: one}, f"{one} .now under {two}"),
+        ({one: held_out, held_out: one}, f"now under {held_out}"),
+        ({held_out: one}, f"{held_out} .seen as {one}"),
+    ):
+        with pytest.raises(InputError, match=words):
+            load_pool(pool, *changed(**places))
+    other = copy(cases)
+    other._read = lambda name: replace(read(name), image=read(name).image + np.float32(1e-4))
+    assert load_pool(pool, other, load_training_set(other, SIZE)).record["samples"] == 1  # other bits, the same case
+    old = json.loads((pool / "pool.json").read_text())  # before there were fingerprints
+    for key in ("validation", "cases_sha256"):
+        del old["provenance"][key]
+    old["provenance"]["cases"] = [{key: case[key] for key in ("id", "sha256")} for case in old["provenance"]["cases"]]
+    (pool / "pool.json").write_text(json.dumps(old))
+    assert load_pool(pool, cases, load_training_set(cases, SIZE)).record["samples"] == 1
 
 
 def test_fewer_real_cases_are_a_part_of_more(cases):

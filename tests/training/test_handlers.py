@@ -12,7 +12,8 @@ from scripts.data.cases import open_cases
 from scripts.data.training_set import load_training_set
 from scripts.report import sheets
 from scripts.runtime.precision import TrainingDiverged, check_finite
-from scripts.training.handlers import Checkpoints, SampleGrid
+from scripts.training.checkpoints import Checkpoints
+from scripts.training.pictures import SampleGrid
 
 from ..data.toy import write_preprocessed
 

@@ -63,12 +63,11 @@ def test_beta_zero_is_the_hvae(setup):
     assert parts == pytest.approx(terms["loss"], rel=1e-5)
 
 
-@pytest.mark.parametrize("fakes", ["reconstruction", "prior"])
-def test_discriminator_waits_and_then_learns(setup, fakes):
+def test_discriminator_waits_and_then_learns(setup):
     def weights():
         return torch.cat([p.detach().flatten() for p in setup.discriminator.parameters()]).clone()
 
-    judge = {"discriminator": setup.discriminator, "fakes": fakes, "beta": 0.1, "discriminator_start": 10,
+    judge = {"discriminator": setup.discriminator, "beta": 0.1, "discriminator_start": 10,
              "discriminator_optimizer": torch.optim.SGD(setup.discriminator.parameters(), lr=0.1)}  # fmt: skip
     before = weights()
     assert "discriminator" not in step(setup, iteration=10, **judge)
@@ -94,7 +93,7 @@ def test_non_finite_term_is_named_and_weights_are_kept(setup):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"beta": 1.0}, {"beta": 0.1}, {"fakes": "real"}, {"autocast": "float16"}, {"first_order": "false"}],
+    [{"beta": 1.0}, {"beta": 0.1}, {"autocast": "float16"}, {"first_order": "false"}],
 )
 def test_settings_out_of_range(wrong):
     with pytest.raises(InputError):

@@ -2,14 +2,13 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from scripts.phantom.dataset import write_phantom
 
+from ..processes import python
 from .test_federated import BUNDLES, MORE, NETWORKS
 
 pytestmark = [
@@ -29,11 +28,9 @@ def test_losses_and_pictures_can_be_followed(name, tmp_path):
         "batch_size": 4, "val_interval": 1, "grid_interval": 1, **NETWORKS[name], **MORE.get(name, {}),
     }  # fmt: skip
     words = [str(word) for key, value in settings.items() if key in known for word in (f"--{key}", value)]
-    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/train.json", *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    done = subprocess.run(
-        [*command, "--tracking", "mlflow"], cwd=BUNDLES / name, capture_output=True, text=True, env=environment
-    )
+    command = ["-m", "monai.bundle", "run", "--config_file", "configs/train.json", *words, "--tracking", "mlflow"]
+    done = python(*command, cwd=BUNDLES / name, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     board = EventAccumulator(str(tmp_path / "run/models/tensorboard")).Reload().Tags()
     assert "train/loss" in board["scalars"] and [tag for tag in board["scalars"] if tag.startswith("val_")]

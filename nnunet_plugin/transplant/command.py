@@ -1,0 +1,152 @@
+"""The command `transplant`: banks for the folds of a data set, and a configuration that trains with them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import InputError
+from ..import_pool import TRAINER, _check_name, _merged_plans, _only_writer, check_plans_name
+from ..leakage import identify_cases
+from ..options import checked
+from ..preprocessed import (
+    PreprocessedDataset,
+    case_identifiers,
+    case_reader,
+    find_dataset,
+    fold_split,
+    read_json,
+    read_plans,
+    resolve_configuration,
+    write_json,
+)
+from ..settings import parse_settings, settings_block
+from .folds import bank_folder, choose_labels, label_volumes, make_fold
+
+
+@checked
+def add_transplants(
+    dataset: int | str,
+    configuration: str = "2d",
+    fold: int | str | None = None,
+    share: float = 0.3,
+    decoys: float = 0.25,
+    labels: list | None = None,
+    plans: str = "nnUNetPlans",
+    plans_out: str | None = None,
+    name: str | None = None,
+    schedule: str = "constant",
+    share_end: float | None = None,
+    steps: list | None = None,
+    warmup_epochs: int = 0,
+    finish_epochs: int | None = None,
+    seed: int = 0,
+    training: dict[str, Any] | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Add a configuration such as 2d_transplant, whose training puts lesions of one patient into another.
+
+    The lesions of each fold's training cases go to nnUNet_preprocessed/DATASET/synthaug, once for any number of
+    configurations; the transplants are made while training. Data sets whose labels are organs are refused. The same
+    command twice changes nothing. Returns `configuration`, `plans`, `plans_file`, `folders`, `lesions` (how many, for
+    each fold), `fitting` (how many of them find a place in another patient) and `train_command`.
+
+    Args:
+        dataset: Number or name of the data set, such as 501.
+        configuration: The configuration of the plans to train, such as 2d or 3d_fullres; or one that add-pool made,
+            to train with its pool and transplants.
+        fold: The fold to be trained, a number or "all"; by default every fold of the split.
+        share: Transplants' part of each epoch's samples, 0 to 1; with a schedule the part at its start.
+        decoys: The part of the transplants that is healthy tissue without a label, 0 to 1.
+        labels: The labels that are lesions, such as [2]; by default those whose volume varies from case to case.
+        plans: The plans that hold the configuration.
+        plans_out: Name of the plans file to write; by default the name of the plans with SynthAug appended.
+        name: Name of the new configuration; by default such as 2d_transplant.
+        schedule: constant, linear, cosine or steps.
+        share_end: The share at the end of the schedules linear and cosine.
+        steps: The pairs [epoch, share] of the schedule steps.
+        warmup_epochs: Epochs at the start with transplants only.
+        finish_epochs: Epochs at the end without transplants; by default the last fifth.
+        seed: Seed of the transplants.
+        training: What to change in nnU-Net's training for short comparisons: num_epochs,
+            num_iterations_per_epoch, num_val_iterations_per_epoch, optimizer (SGD or AdamW), initial_lr,
+            weight_decay, seed.
+        overwrite: Replace a configuration or stale plans of the same name, and make the lesions' folders anew.
+
+    Example:
+        synthaug transplant 501 2d --share 0.3
+    """
+    plans_out = f"{plans}SynthAug" if plans_out is None else plans_out
+    name = f"{configuration}_transplant" if name is None else name
+    _check_name("name", name)
+    check_plans_name(plans, plans_out)
+    found = find_dataset(dataset)
+    source, plans_file = read_plans(found, plans), found.folder / f"{plans_out}.json"
+    mixed = _mixed_configuration(source, plans_file, configuration)
+    base = mixed["inherits_from"] if mixed else configuration
+    block: dict[str, Any] = {"seed": seed, "training": training}
+    if mixed:
+        block = {**mixed["synthaug"], **{key: value for key, value in block.items() if value}}
+    block["transplant"] = {
+        "share": share,
+        "decoys": decoys,
+        "schedule": schedule,
+        "share_end": share_end,
+        "steps": steps,
+        "warmup_epochs": warmup_epochs,
+        "finish_epochs": finish_epochs,
+    }
+    block = settings_block(parse_settings(block))
+    resolved = resolve_configuration(source, base)
+    if "synthaug" in resolved:
+        raise InputError(
+            f"the configuration {base}, which mixes already",
+            "a configuration of nnU-Net, or one that add-pool made",
+            "name the configuration that it inherits from",
+        )
+    identifiers = case_identifiers(found, resolved)
+    folds = [fold] if fold is not None else list(range(_count_folds(found, identifiers)))
+    splits = {of: fold_split(found, identifiers, of) for of in folds}
+    every = sorted(set().union(*(splits[of][0] for of in folds)))
+    volumes = label_volumes(found, source, resolved, every)
+    chosen = {of: choose_labels(_by_label(volumes, splits[of][0]), labels) for of in folds}
+    seen = identify_cases(case_reader(found, resolved["data_identifier"]), every)
+    with _only_writer(found):
+        merged = _merged_plans(source, plans_file, base, name, block, overwrite)
+        records = {}
+        for of in folds:
+            cases = {case: seen[case] for case in splits[of][0]}
+            records[of] = make_fold(found, source, resolved, of, cases, chosen[of], overwrite)
+        _, _, all_splits, is_new = splits[folds[0]]
+        if is_new and not (found.folder / "splits_final.json").exists():
+            write_json(found.folder / "splits_final.json", all_splits)
+        if not plans_file.is_file() or read_json(plans_file, "") != merged:
+            write_json(plans_file, merged)
+    return {
+        "configuration": name,
+        "plans": plans_out,
+        "plans_file": plans_file,
+        "folders": [bank_folder(found, resolved["data_identifier"], of) for of in folds],
+        "made": [record["made"] for record in records.values()],
+        "lesion_labels": sorted({label for record in records.values() for label in record["lesion_labels"]}),
+        "lesions": [record["lesions"] for record in records.values()],
+        "fitting": [record["fitting"] for record in records.values()],
+        "train_command": f"nnUNetv2_train {found.name} {name} {folds[0]} -p {plans_out} -tr {TRAINER}",
+    }
+
+
+def _by_label(volumes: dict[str, dict[int, float]], cases: set[str]) -> dict[int, list[float]]:
+    rows = [volumes[case] for case in sorted(cases)]
+    return {label: [row[label] for row in rows] for label in rows[0]}
+
+
+def _mixed_configuration(source: dict[str, Any], plans_file: Any, configuration: str) -> dict[str, Any] | None:
+    """Return the configuration that add-pool made under this name, if it did."""
+    if configuration in source["configurations"] or not plans_file.is_file():
+        return None
+    made = read_json(plans_file, "remove it").get("configurations", {}).get(configuration, {})
+    return made if "pool" in made.get("synthaug", {}) else None
+
+
+def _count_folds(dataset: PreprocessedDataset, identifiers: list[str]) -> int:
+    splits = fold_split(dataset, identifiers, 0)[2]
+    return len(splits or ())

@@ -1,0 +1,114 @@
+"""A bank on disk: a folder of arrays that are mapped into memory, so that every worker shares one copy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import astuple, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from .anatomy import Anatomy, Plane
+from .bank import Bank
+from .lesions import Lesion, Surroundings
+from .place import Gates
+
+T = TypeVar("T", Lesion, Anatomy)
+# Fields whose size differs from one lesion or anatomy to the next; all others are a row of a table.
+_LESION_ARRAYS = {"image": np.float32, "labels": np.int16}
+_ANATOMY_ARRAYS = {"image": np.float16, "labels": np.int16, "depth": np.float16, "boxes": np.float32}
+
+
+def save_bank(bank: Bank, folder: Path) -> None:
+    """Write a bank's arrays into an existing folder."""
+    _save(folder, "lesions", bank.lesions, _LESION_ARRAYS)
+    _save(folder, "anatomies", bank.anatomies, _ANATOMY_ARRAYS)
+    np.save(folder / "places.npy", np.array(bank.places, float).reshape(-1, 3))
+    np.save(folder / "fits.npy", bank.fits)
+    np.savez(
+        folder / "bank.npz",
+        low=bank.gates.low,
+        high=bank.gates.high,
+        depth=bank.gates.depth,
+        tissue=bank.gates.tissue,
+        dimension=bank.dimension,
+        lesion_labels=bank.lesion_labels,
+        mirror_axis=0 if bank.mirror_axis is None else bank.mirror_axis,
+    )
+
+
+def load_bank(folder: Path) -> Bank:
+    """Read a bank whose images stay on disk until they are used."""
+    with np.load(folder / "bank.npz") as small:
+        gates = Gates(small["low"], small["high"], float(small["depth"]), float(small["tissue"]))
+        dimension, labels = int(small["dimension"]), tuple(small["lesion_labels"].tolist())
+        mirror_axis = int(small["mirror_axis"]) or None
+    places = [Plane(int(case), int(number), height) for case, number, height in np.load(folder / "places.npy").tolist()]
+    return Bank(
+        Stored(folder, "lesions", Lesion, _LESION_ARRAYS),
+        Stored(folder, "anatomies", Anatomy, _ANATOMY_ARRAYS),
+        places,
+        gates,
+        np.load(folder / "fits.npy"),
+        dimension,
+        labels,
+        mirror_axis,
+    )
+
+
+class Stored(Sequence[T]):
+    """Lesions or anatomies in a folder, made of the mapped arrays when one is asked for."""
+
+    def __init__(self, folder: Path, name: str, kind: type[T], arrays: dict[str, Any]):
+        self._kind: Any = kind
+        self._table = np.load(folder / f"{name}.npy")
+        self._arrays = {key: np.load(folder / f"{name}_{key}.npy", mmap_mode="r") for key in arrays}
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, number: Any) -> Any:
+        """Return one of them by its number."""
+        row = self._table[int(number)]
+        values: dict[str, Any] = {}
+        for key in row.dtype.names:
+            if not key.endswith(("_start", "_shape")):
+                values[key] = row[key] if row[key].ndim else row[key].item()
+        for key, flat in self._arrays.items():
+            start, shape = int(row[f"{key}_start"]), row[f"{key}_shape"]
+            shape = shape[shape >= 0]
+            values[key] = flat[start : start + int(np.prod(shape))].reshape(shape)
+        if self._kind is Lesion:
+            values["around"] = Surroundings(*(values.pop(f"around_{field.name}") for field in fields(Surroundings)))
+        else:
+            values["planes"] = tuple(values["planes"])
+        return self._kind(**values)
+
+
+def _save(folder: Path, name: str, items: Sequence[Any], arrays: dict[str, Any]) -> None:
+    rows: list[dict[str, Any]] = []
+    starts = dict.fromkeys(arrays, 0)
+    for item in items:
+        row: dict[str, Any] = {}
+        for field in fields(item):
+            value = getattr(item, field.name)
+            if field.name in arrays:
+                row[f"{field.name}_start"] = starts[field.name]
+                row[f"{field.name}_shape"] = [*value.shape, *[-1] * (4 - value.ndim)]
+                starts[field.name] += value.size
+            elif isinstance(value, Surroundings):
+                row |= {f"around_{part.name}": of for part, of in zip(fields(value), astuple(value), strict=True)}
+            else:
+                row[field.name] = value
+        rows.append(row)
+    types = [(key, np.asarray(value).dtype, np.shape(value)) for key, value in rows[0].items()]
+    np.save(folder / f"{name}.npy", np.array([tuple(row.values()) for row in rows], types))
+    for key, kind in arrays.items():
+        flat = np.lib.format.open_memmap(folder / f"{name}_{key}.npy", "w+", kind, (max(starts[key], 1),))
+        start = 0
+        for item in items:
+            value = getattr(item, key)
+            flat[start : start + value.size] = np.ravel(value)
+            start += value.size
+        flat.flush()

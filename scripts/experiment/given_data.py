@@ -1,0 +1,185 @@
+"""The data set that a run is given: whether it can be used, what it is called by, and that nobody is on both sides."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..data.description import DatasetDescription, read_description
+from ..runtime.errors import InputError
+from ..runtime.files import file_sha256, json_sha256
+from .dataset import SPLITS, visible
+from .nnunet_commands import dataset_number
+from .protocol import NNUNET
+from .run_folder import absolute
+
+# Voxels of an image by which it is known.
+PROBES = 20_000
+ALIKE, SIMILAR = 0.9995, 0.9
+
+
+def data_settings(settings: dict[str, Any], dataset_dir: Any, raw_dir: Any) -> dict[str, Any]:
+    """Where the data are, in which space they will be, and hashes that say what they are wherever they lie.
+
+    Raises:
+        InputError: the data cannot be used, or a test case is a training case.
+    """
+    paths = {"dataset_dir": dataset_dir, "raw_dir": raw_dir}
+    paths = {name: None if value is None else str(absolute(value)) for name, value in paths.items()}
+    if dataset_dir is None:
+        if raw_dir is not None:
+            raise InputError(
+                f"--raw_dir {raw_dir} without a data set", "both, or neither: a phantom", "give --dataset_dir"
+            )
+        return paths
+    folder = absolute(dataset_dir)
+    description = read_description(folder)
+    is_raw = (folder / "imagesTr").is_dir()
+    space = settings["space"] if is_raw else "nnunet"
+    if space == "nnunet":
+        dataset_number(folder.name)
+    if not is_raw and any(entry.get("bundle") == NNUNET for entry in settings["segmenters"].values()):
+        if not (folder / "gt_segmentations").is_dir():
+            raise InputError(
+                f"{dataset_dir} without gt_segmentations", "a folder of nnUNet_preprocessed", "preprocess it again"
+            )
+    _check_folds(settings["folds"], folder)
+    found: dict[str, Any] = {**paths, "space": space}
+    raw = folder if is_raw else None if raw_dir is None else absolute(raw_dir)
+    if "test" in settings["evaluate"] and settings["segmenters"]:
+        if raw is None or not all((raw / name).is_dir() for name in ("imagesTs", "labelsTs")):
+            raise InputError(
+                f"no imagesTs and labelsTs in {raw or folder} for evaluation on test cases",
+                "a raw data set with imagesTs and labelsTs to measure on",
+                "keep some annotated patients apart as test cases" if is_raw else "give --raw_dir",
+            )
+        check_test_cases(raw, read_description(raw))
+        found["test_sha256"] = _identity(raw, ("imagesTs", "labelsTs"), description, ("dataset.json",))
+    names = ("imagesTr", "labelsTr") if is_raw else ("gt_segmentations",)
+    for name in names:
+        if not visible(folder / name, description.file_ending) and is_raw:
+            raise InputError(f"no {name} in {folder}", "imagesTr and labelsTr", "add the folder")
+    records = ("dataset.json", SPLITS, f"{settings['plans']}.json")
+    return found | {"data_sha256": _identity(folder, names, description, records)}
+
+
+def _identity(folder: Path, names: tuple[str, ...], description: DatasetDescription, records: tuple[str, ...]) -> str:
+    """What the files of a data set are: labels by their content, images by name and size, which takes no time."""
+    content: list[Any] = [json.loads((folder / name).read_text()) for name in records if (folder / name).is_file()]
+    for name in names:
+        for path in visible(folder / name, description.file_ending):
+            content.append([name, path.name, path.stat().st_size if "image" in name else file_sha256(path)])
+    return json_sha256(content)
+
+
+def _check_folds(folds: list[Any], folder: Path) -> None:
+    file = folder / SPLITS
+    count = len(json.loads(file.read_text())) if file.is_file() else 5
+    if wrong := [fold for fold in folds if fold != "all" and fold >= count]:
+        raise InputError(f"fold {wrong[0]} of {folder}", f"0 to {count - 1}, or all", "choose one of its folds")
+
+
+class Probe(NamedTuple):
+    """An image by some of its voxels: where it lies, its shape, and `values` (PROBES,) float64."""
+
+    path: Path
+    shape: tuple[int, ...]
+    values: np.ndarray
+
+
+def check_test_cases(raw: Path, description: DatasetDescription) -> None:
+    """See that every label of labelsTs has its images, and that no test case is a training case.
+
+    Images are the same where one is the other after a linear map and the rounding of its type, whatever their names,
+    headers and compression. An image of one value everywhere, such as a modality that is missing, says nothing.
+
+    Args:
+        raw: data set with imagesTr, imagesTs and labelsTs.
+        description: of it.
+
+    Raises:
+        InputError: names the files.
+    """
+    ending, channels = description.file_ending, range(description.num_image_channels)
+    ids = [path.name[: -len(ending)] for path in visible(raw / "labelsTs", ending)]
+    test = [raw / "imagesTs" / f"{name}_{channel:04d}{ending}" for name in ids for channel in channels]
+    if not ids or (absent := [path.name for path in test if not path.is_file()]):
+        raise InputError(
+            f"labelsTs without images: {', '.join(absent[:5]) if ids else 'no label at all'}",
+            "an image in imagesTs for every label of labelsTs",
+            "restore the files",
+        )
+    shapes = {_shape(path) for path in test}
+    training = [path for path in visible(raw / "imagesTr", ending) if _shape(path) in shapes]
+    held = list(_probes(test))
+    both = [
+        f"{one.path.name} ({other.path.name})"
+        for other in _probes(training) for one in held
+        if one.shape == other.shape and same_image(one.values, other.values)
+    ]  # fmt: skip
+    if both:
+        raise InputError(
+            f"test images that are training images: {', '.join(both[:5])}",
+            "test patients that nobody trains on",
+            "remove them from imagesTs and labelsTs",
+        )
+
+
+def same_image(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether one image is the other after a linear map, with the rounding or cutting of whole steps.
+
+    Args:
+        a, b: values at the same voxels, not all equal.
+    """
+    correlation = abs(float(np.corrcoef(a, b)[0, 1]))
+    if correlation >= ALIKE:
+        return True
+    if correlation < SIMILAR:
+        return False
+    for x, y in ((a, b), (b, a)):  # y in steps, such as an integer type has
+        levels = np.unique(y)
+        slope, offset = np.polyfit(x, y, 1)
+        step = float(np.diff(levels).min())
+        if len(levels) > 8 and np.mean(np.abs(slope * x + offset - y) <= step) > 0.999:
+            return True
+    return False
+
+
+def _probes(paths: list[Path]) -> Iterator[Probe]:
+    """Images that are not the same value everywhere."""
+    for path in paths:
+        array = _voxels(path)
+        places = np.linspace(0, array.size - 1, PROBES).astype(int) if array.size > PROBES else slice(None)
+        values = np.nan_to_num(array.ravel(order="F")[places].astype(np.float64))
+        if values.min() < values.max():
+            yield Probe(path, array.shape, values)
+
+
+def _shape(path: Path) -> tuple[int, ...]:
+    """Of a NIfTI file by its header alone; of others empty, so that they are read."""
+    if path.name.endswith((".nii", ".nii.gz")):
+        import nibabel as nib
+
+        try:
+            return tuple(nib.Nifti1Image.from_filename(path).shape)
+        except Exception as error:  # readers raise many kinds
+            raise InputError(f"{path} cannot be read ({error})", "a readable image", "restore the file") from error
+    return ()
+
+
+def _voxels(path: Path) -> np.ndarray:
+    """The array of an image file as it lies there."""
+    try:
+        if path.name.endswith((".nii", ".nii.gz")):
+            import nibabel as nib
+
+            return np.asanyarray(nib.Nifti1Image.from_filename(path).dataobj)
+        from monai.transforms import LoadImage
+
+        return np.asarray(LoadImage(image_only=True)(str(path)))
+    except Exception as error:  # readers raise many kinds
+        raise InputError(f"{path} cannot be read ({error})", "a readable image", "restore the file") from error

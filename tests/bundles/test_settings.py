@@ -1,0 +1,155 @@
+"""Settings of a bundle, from the command line or from files of one's own: used, recorded, or refused in one line."""
+
+import json
+import signal
+
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow
+
+from scripts.runtime.errors import InputError, nearest
+from scripts.runtime.settings import check_device, check_values, plain_words, refuse_unknown_keys
+
+from ..data.toy import write_preprocessed
+from ..processes import python, start, wait_until
+from .test_bundles import GENERATORS, TINY, bundle
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*Logging file.*")
+NESTED = {"train#optimizer#lr": 0.01, "train#dataloader#batch_size": 3}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return write_preprocessed(tmp_path_factory.mktemp("data") / "Dataset901_Toy")
+
+
+def workflow(name: str, monkeypatch, config: str = "train", **overrides) -> ConfigWorkflow:
+    monkeypatch.chdir(bundle(name))
+    made = ConfigWorkflow(f"configs/{config}.json", logging_file=False, **overrides)
+    made.initialize()
+    return made
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_the_record_holds_what_nested_overrides_say(name, dataset, tmp_path, monkeypatch):
+    size = [24, 24, 8] if name == "sbldm" else [24, 24]
+    given = {"dataset_dir": str(dataset), "bundle_root": str(tmp_path), "spatial_size": size}
+    records = [workflow(name, monkeypatch, run=["$@record"], **given, **nested).run()[0] for nested in (NESTED, {})]
+    assert records[0].settings["learning_rate"] == 0.01 and records[0].settings["batch_size"] == 3
+    assert records[1].settings["learning_rate"] != 0.01 and records[1].settings["batch_size"] > 3
+    assert {**records[1].used, **NESTED} == records[0].used
+    other = workflow(name, monkeypatch, run=["$@record"], **given, **{"train#update#gradient_clip": 7.5}).run()[0]
+    assert other.settings["gradient_clip"] == 7.5 and other.used != records[1].used
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+@pytest.mark.parametrize(
+    "config, wrong, words",
+    [
+        ("inference", {"num_samples": "abc"}, "a whole number, such as 200"),
+        ("inference", {"num_samples": 2.5}, "a whole number"),
+        ("inference", {"compile": "false"}, "True or False"),
+        ("inference", {"output_dir": 2024}, "write --output_dir ./2024"),
+        ("train", {"max_epochs": True}, "a whole number"),
+        ("train", {"learning_rate": "fast"}, "a number, such as"),
+        ("train", {"spatial_size": 64}, "a list, such as"),
+        ("train", {"amp": "yes"}, "True or False"),
+        ("train", {"fold": "none"}, "a whole number, or all"),
+        ("train", {"device": "cuda:99"}, "leave --device out"),
+        ("train", {"device": "gpu"}, "leave --device out"),
+        ("train", {"tracking_uri": "/tmp/runs"}, "sqlite:////tmp/runs/mlruns.db"),
+    ],
+)
+def test_values_of_another_kind_are_refused(name, config, wrong, words, monkeypatch):
+    with pytest.raises(InputError, match="allowed") as error:
+        check_values(workflow(name, monkeypatch, config, **wrong))
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_values_that_can_be_used_are_taken(name, monkeypatch, tmp_path):
+    given = {"amp": True, "fold": "all", "learning_rate": 1, "bundle_root": tmp_path, "device": "cpu", "plans": "p"}
+    made = workflow(name, monkeypatch, **given)
+    check_values(made)
+    refuse_unknown_keys(made)
+    assert made.parser.get_parsed_content("autocast") == "auto"
+    assert workflow(name, monkeypatch, amp=False).parser.get_parsed_content("autocast") is None
+    assert workflow(name, monkeypatch, "inference", amp=True).parser.get_parsed_content("autocast") == "auto"
+    check_device(torch.device("cpu"))
+
+
+def test_the_nearest_name_is_found_by_letters_words_or_initials(monkeypatch):
+    known = set(json.loads((bundle("ldm") / "configs/train.json").read_text()))
+    pairs = {"max_epoch": "max_epochs", "epochs": "max_epochs", "lr": "learning_rate", "batch": "batch_size"}
+    assert {name: nearest(name, known) for name in pairs} == pairs
+    assert nearest("epochs", ["num_epochs", "num_samples"]) == "num_epochs" and nearest("xyz", known) is None
+
+
+@pytest.mark.parametrize("own", ["own.yaml", "own.json"])
+@pytest.mark.parametrize("first", [False, True])
+def test_config_files_of_ones_own_may_lie_anywhere(own, first, monkeypatch, tmp_path):
+    monkeypatch.chdir(bundle("hvae"))
+    files = ["configs/train.json", str(tmp_path / own)][:: -1 if first else 1]
+
+    def made(**content) -> ConfigWorkflow:
+        (tmp_path / own).write_text(json.dumps(content))
+        workflow = ConfigWorkflow(files, logging_file=False)
+        workflow.initialize()
+        return workflow
+
+    found = made(max_epochs=2, mine=3, **({} if first else {"grid_interval": "@mine"}))
+    assert found.parser["max_epochs"] == (60 if first else 2)  # what a later file says counts
+    check_values(found)
+    if not first:
+        refuse_unknown_keys(found)
+        handlers = made(**{"+train#handlers": [{"_target_": "StatsHandler", "iteration_log": False}]})
+        assert len(handlers.parser["train#handlers"]) == 2
+    with pytest.raises(InputError, match="did you mean max_epochs"):
+        refuse_unknown_keys(made(max_epoch=2))
+
+
+def test_errors_are_told_in_words():
+    def raised(error):
+        try:
+            try:
+                raise error
+            except BaseException as inner:
+                raise RuntimeError("wrapped") from inner
+        except RuntimeError as outer:
+            return plain_words(outer)
+
+    assert "the same command goes on" in raised(KeyboardInterrupt())
+    assert "No space left on device (/a)" in raised(OSError(28, "No space left on device", "/a"))
+    assert "batch_size" in raised(MemoryError())
+    assert raised(KeyError("a fault of the program")) is None and raised(FileNotFoundError(2, "gone", "/a")) is None
+    assert raised(InputError("got", "allowed", "remedy")).splitlines()[0] == "got"
+
+
+@pytest.mark.slow
+def test_what_a_user_meets(dataset, tmp_path):
+    """Own files in both orders, a refused resume, divergence, Ctrl-C: one error, no traceback."""
+
+    def words(*files, root=tmp_path, **settings):
+        given = {"bundle_root": root, "dataset_dir": dataset, **TINY, **settings}
+        flags = [word for key, value in given.items() for word in (f"--{key}", str(value))]
+        return ["-m", "monai.bundle", "run", "--config_file", str(list(files)), *flags]
+
+    (tmp_path / "own.yaml").write_text("max_epochs: 1\nlearning_rate: 0.002\n")
+    folder, train, own = bundle("hvae"), "configs/train.json", str(tmp_path / "own.yaml")
+    done = python(*words(train, own, **NESTED), cwd=folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    record = json.loads((tmp_path / "models/provenance.json").read_text())
+    assert record["training"]["learning_rate"] == 0.01 and record["training"]["batch_size"] == 3
+    assert record["bundle"]["name"] == "hvae" and record["training"]["epochs"] == 1
+    other = python(*words(own, train, max_epochs=2), cwd=folder)
+    assert other.returncode != 0 and "train#optimizer#lr 0.01 (now 0.001)" in other.stderr
+    diverged = python(*words(train, root=tmp_path / "wild", learning_rate=1e30, max_epochs=2), cwd=folder)
+    assert diverged.returncode != 0 and "lower learning_rate" in diverged.stderr
+    process = start(*words(train, root=tmp_path / "long", max_epochs=10000), cwd=folder, output=tmp_path)
+    wait_until((tmp_path / "long/models/checkpoint.pt").is_file, process)
+    process.send_signal(signal.SIGINT)
+    assert process.wait() != 0
+    interrupted = (tmp_path / "stderr").read_text()
+    assert "the same command goes on" in interrupted
+    for said in (other.stderr, diverged.stderr, interrupted):
+        assert "Traceback" not in said and said.count("error: ") == 1

@@ -1,0 +1,330 @@
+"""Leaks that names do not show: cases and samples are compared by their voxels, wherever a pool is used."""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import blosc2
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from nnunetv2.run.run_training import maybe_load_checkpoint
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunet_plugin.errors import InputError
+from nnunet_plugin.identity import Identity, identify, is_twin, label_agreement, same_case
+from nnunet_plugin.import_pool import add_pool
+from nnunet_plugin.leakage import cases_sha256
+from nnunet_plugin.pool_format import hash_pool, read_pool
+
+from .conftest import PLAIN, REGIONS, rehash, training_cases
+
+TINY = {"num_epochs": 1, "num_iterations_per_epoch": 1, "num_val_iterations_per_epoch": 1, "seed": 0}
+
+
+def patient(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two channels of smooth noise `(2, 9, 40, 38)` and a tumour."""
+    from scipy.ndimage import gaussian_filter
+
+    rng = np.random.default_rng(seed)
+    image = np.stack([gaussian_filter(rng.standard_normal((9, 40, 38)), 2) for _ in range(2)]).astype(np.float32)
+    label = np.zeros(image.shape[1:], np.int16)
+    z, y, x = rng.integers(1, 5), *rng.integers(4, 25, 2)
+    label[z : z + 3, y : y + 9, x : x + 9] = 1
+    return image, label
+
+
+def test_identity_survives_other_bits_and_tells_patients_apart():
+    """The law: rounding, resampling, brightness and contrast leave a case the same; no other case is."""
+    (image, label), known = patient(0), identify(*patient(0))
+    rng = np.random.default_rng(1)
+    for changed in (
+        image.astype(np.float16).astype(np.float32),
+        image + 0.01 * image.std() * rng.standard_normal(image.shape),
+        3e4 * image - 7,
+        1e-12 * image,
+    ):
+        other = identify(changed, np.where(label == 0, -1, label))
+        assert other.sha256 != known.sha256 and same_case(known, other) and is_twin(known, other)
+    assert identify(image, label) == known == identify(image, np.where(label == 0, -1, label).astype(np.int8))
+    for changed in (image[:, ::-1], image[:, :, ::-1], image[::-1], image[:1], -image, 0 * image, *[
+        patient(seed)[0] for seed in range(1, 20)
+    ]):  # fmt: skip
+        assert not same_case(known, identify(changed, label))
+    assert not same_case(known, identify(image, patient(2)[1]))  # another's annotation
+    assert is_twin(known, identify(image, patient(2)[1]))
+    assert not same_case(Identity("0", None), Identity("1", known.fingerprint))
+    assert identify(0 * image, label).is_readable() and not Identity("0", "no base64!").is_readable()
+    assert label_agreement(identify(image, 0 * label).fingerprint, identify(image, 0 * label).fingerprint) == 1
+
+
+def with_fingerprints(pool: Path, base: Path, identifier: str = "nnUNetPlans_2d") -> Path:
+    """Make a pool's provenance what generators record today: fingerprints, a hash of the list, validation ids."""
+
+    def edit(provenance):
+        for case in provenance["cases"]:
+            image, seg = arrays(base / identifier, case["id"])
+            case["fingerprint"] = identify(image, seg[0]).fingerprint
+        provenance["cases_sha256"] = cases_sha256(provenance["cases"])
+        names = {f"case_{case}" for case in range(6)}
+        provenance["validation"] = sorted(names - {case["id"] for case in provenance["cases"]})
+
+    return edit_provenance(pool, edit)
+
+
+def edit_provenance(pool: Path, edit) -> Path:
+    content = json.loads((pool / "pool.json").read_text())
+    edit(content["provenance"])
+    (pool / "pool.json").write_text(json.dumps(content))
+    return pool
+
+
+def arrays(folder: Path, case: str) -> tuple[np.ndarray, np.ndarray]:
+    image, seg = (blosc2.open(str(folder / f"{case}{end}.b2nd"))[:] for end in ("", "_seg"))
+    return image, seg
+
+
+def write(folder: Path, case: str, image: np.ndarray) -> None:
+    (folder / f"{case}.b2nd").unlink()
+    blosc2.asarray(np.ascontiguousarray(image), urlpath=str(folder / f"{case}.b2nd"))
+
+
+def exchange(folder: Path, one: str, other: str) -> None:
+    """Give two cases each other's names."""
+    for end in (".b2nd", "_seg.b2nd", ".pkl"):
+        (folder / f"{one}{end}").rename(folder / "aside")
+        (folder / f"{other}{end}").rename(folder / f"{one}{end}")
+        (folder / "aside").rename(folder / f"{other}{end}")
+
+
+def copy(folder: Path, one: str, to: str) -> None:
+    for end in (".b2nd", "_seg.b2nd", ".pkl"):
+        shutil.copy(folder / f"{one}{end}", folder / f"{to}{end}")
+
+
+def renumber(folder: Path, names: list[str]) -> None:
+    for name, following in zip(names, names[1:], strict=False):
+        exchange(folder, name, following)
+
+
+def other_bits(folder: Path, names: list[str]) -> None:
+    for name in names:
+        image, _ = arrays(folder, name)
+        write(folder, name, image * np.float32(1.0001) + np.float32(1e-4))
+
+
+def datasets(trainer):
+    """Open the data as the start of a training does."""
+    trainer._set_batch_size_and_oversample()
+    return trainer.get_tr_and_val_datasets()
+
+
+# What befalls the preprocessed cases; t: training cases, v: validation cases of fold 0.
+LEAKS = {
+    "exchanged": lambda folder, t, v: exchange(folder, t[0], v[0]),
+    "renumbered": lambda folder, t, v: renumber(folder, sorted([*t, *v])),
+    "replaced": lambda folder, t, v: write(folder, t[1], arrays(folder, v[0])[0]),
+    "only turned": lambda folder, t, v: write(folder, t[1], arrays(folder, t[1])[0][:, :, ::-1]),
+    "copied into validation": lambda folder, t, v: copy(folder, t[0], v[0]),
+}
+
+
+def folds(base: Path) -> tuple[Path, list[str], list[str]]:
+    train = training_cases(base)
+    return base / "nnUNetPlans_2d", train, sorted({f"case_{case}" for case in range(6)} - {*train})
+
+
+@pytest.mark.parametrize("recorded", ["hashes", "fingerprints"])
+@pytest.mark.parametrize("leak", LEAKS)
+def test_changed_cases_are_refused_before_and_after_add_pool(make_pool, make_trainer, nnunet, snapshot, leak, recorded):
+    folder, train, val = folds(nnunet / "preprocessed" / PLAIN)
+    pool = make_pool(samples=2)
+    if recorded == "fingerprints":
+        with_fingerprints(pool, folder.parent)
+    add_pool(pool, 901, 0, pool_name="before")
+    LEAKS[leak](folder, train, val)
+    named = "a leak" if leak.startswith("copied") else "not those that the generator was trained on"
+    state = snapshot()
+    with pytest.raises(InputError, match=named):
+        add_pool(pool, 901, 0, pool_name="after", name="after")
+    assert snapshot() == state
+    with pytest.raises(InputError, match=named):
+        datasets(make_trainer("2d_syn50", plans="nnUNetPlansSynthAug"))
+
+
+def test_cases_with_other_bits_are_taken(make_pool, make_trainer, nnunet):
+    """Preprocessed again, by another nnU-Net: other hashes, the same images; also new names of the split's order."""
+    folder, train, val = folds(nnunet / "preprocessed" / PLAIN)
+    pool = with_fingerprints(make_pool(samples=2), folder.parent)
+    old = make_pool("old", samples=2)
+    add_pool(old, 901, 0)
+    other_bits(folder, [*train, *val])
+    datasets(make_trainer("2d_syn50", plans="nnUNetPlansSynthAug"))
+    add_pool(pool, 901, 0, share=0.25)
+    datasets(make_trainer("2d_syn25", plans="nnUNetPlansSynthAug"))
+    with pytest.raises(InputError, match="not those that the generator"):  # a hash alone knows no tolerance
+        add_pool(old, 901, 0, share=0.75)
+
+
+def hide(provenance):
+    del provenance["cases"][0]
+
+
+def forge(provenance):
+    provenance["cases"][0]["sha256"] = "0" * 64
+
+
+def other_fold(provenance):
+    provenance["fold"] = 1
+    provenance["split_sha256"] = hashlib.sha256(b"another").hexdigest()
+
+
+@pytest.mark.parametrize("recorded", ["hashes", "fingerprints"])
+@pytest.mark.parametrize(
+    ("edit", "named"),
+    [
+        (hide, "not the training cases of its own fold 0|was changed"),
+        (other_fold, "not the training cases of its own fold 1"),
+        (lambda provenance: provenance.update(fold=1), "its own fold 1"),
+        (lambda provenance: provenance.update(fold="0"), "its own fold 0"),
+        (lambda provenance: provenance.update(fold=True), "its own fold True"),
+        (lambda provenance: provenance.pop("split_sha256"), "its own fold 0"),
+        (forge, "not those that the generator|was changed"),
+        (lambda provenance: provenance["cases"][1].pop("sha256"), "without the hash of case_"),
+        (lambda provenance: provenance["cases"][1].update(sha256=None), "without the hash of case_"),
+        (lambda provenance: provenance["cases"][1].update(sha256="ABC"), "without the hash of case_"),
+        (lambda provenance: provenance["cases"].append(provenance["cases"][0]), "a case twice"),
+        (lambda provenance: provenance["cases"].reverse(), "its own fold 0|was changed"),
+    ],
+)
+def test_provenance_that_contradicts_itself_is_refused(make_pool, nnunet, snapshot, edit, named, recorded):
+    pool = make_pool(samples=2)
+    if recorded == "fingerprints":
+        with_fingerprints(pool, nnunet / "preprocessed" / PLAIN)
+    edit_provenance(pool, edit)
+    state = snapshot()
+    with pytest.raises(InputError, match=named):
+        add_pool(pool, 901, 0)
+    assert snapshot() == state
+
+
+def test_split_that_was_made_anew_is_no_contradiction(make_pool, nnunet):
+    """A record of today knows its own validation cases, so only the leak counts."""
+    base = nnunet / "preprocessed" / PLAIN
+    pool, (_, train, val) = with_fingerprints(make_pool(samples=2), base), folds(base)
+    (base / "splits_final.json").write_text(json.dumps([{"train": [*train, val[0]], "val": val[1:]}]))
+    assert add_pool(pool, 901, 0)["imported"]
+
+
+@pytest.mark.parametrize("part", ["images/syn_000001_0000.nii.gz", "labels/syn_000001.nii.gz"])
+def test_sample_that_was_replaced_is_refused(make_pool, snapshot, part):
+    pool = make_pool(samples=3)
+    image = sitk.ReadImage(str(pool / part))
+    sitk.WriteImage(image[::-1], str(pool / part))
+    state = snapshot()
+    with pytest.raises(InputError, match="sample syn_000001, whose files are not those"):
+        add_pool(pool, 901, 0)
+    assert snapshot() == state
+
+
+@pytest.mark.parametrize("end", [".b2nd", "_seg.b2nd", ".pkl"])
+def test_imported_sample_that_was_replaced_is_refused_and_mended_by_add_pool(make_pool, make_trainer, end):
+    pool = make_pool(samples=3)
+    folder = add_pool(pool, 901, 0)["pool_folder"]
+    good = (folder / f"syn_000001{end}").read_bytes()
+    (folder / f"syn_000001{end}").write_bytes((folder / f"syn_000002{end}").read_bytes() + b" ")
+    trainer = make_trainer("2d_syn50", plans="nnUNetPlansSynthAug")
+    with pytest.raises(InputError, match="sample syn_000001 in .* run add-pool|sample syn_000001 in"):
+        datasets(trainer)
+    assert add_pool(pool, 901, 0)["imported"]
+    assert len((folder / f"syn_000001{end}").read_bytes()) == len(good)
+    datasets(trainer)
+
+
+def test_pool_of_format_1_is_taken_after_it_is_hashed(make_pool):
+    pool = make_pool(samples=3, dropped=1)
+    content = json.loads((pool / "pool.json").read_text())
+    old = {**content, "format_version": 1}
+    for sample in old["samples"]:
+        sample.pop("sha256")
+    (pool / "pool.json").write_text(json.dumps(old))
+    with pytest.raises(InputError, match="synthaug hash-pool"):
+        add_pool(pool, 901, 0)
+    assert hash_pool(pool) == pool
+    rehash(pool)  # the tests' own hashes
+    assert read_pool(pool).content == json.loads((pool / "pool.json").read_text())
+    shutil.copy(pool / "images/syn_000002_0000.nii.gz", pool / "images/syn_000001_0000.nii.gz")
+    hash_pool(pool)  # once hashed, a pool is not hashed again
+    with pytest.raises(InputError, match="whose files are not those"):
+        add_pool(pool, 901, 0)
+
+
+def test_pool_of_format_1_whose_regions_were_painted_wrongly(make_pool):
+    """Format 1 painted each region with its number of regions_class_order, nnU-Net reads numbers by `labels`."""
+    for order, wrong in (([1, 2], False), ([2, 1], True)):
+        pool = make_pool(f"pool_{wrong}", REGIONS, samples=1)
+        content = json.loads((pool / "pool.json").read_text())
+        content["dataset"]["regions_class_order"], content["format_version"] = order, 1
+        (pool / "pool.json").write_text(json.dumps(content))
+        if wrong:
+            with pytest.raises(InputError, match="painted as"):
+                hash_pool(pool)
+        else:
+            hash_pool(pool)
+
+
+def test_raw_cases_are_compared_too(make_pool, nnunet, monkeypatch):
+    """A pool of raw volumes: the raw files are those that were seen, and the preprocessed cases are made of them."""
+    raw = nnunet / "raw"
+    shutil.copytree(Path(os.environ["nnUNet_raw"]) / PLAIN, raw / PLAIN)
+    monkeypatch.setenv("nnUNet_raw", str(raw))
+    folder, train, val = folds(nnunet / "preprocessed" / PLAIN)
+    pool = make_pool("raw_pool", configuration="3d_fullres", samples=1, kind="raw")
+    assert add_pool(pool, 901, 0, "3d_fullres")["imported"]
+    exchange(folder, train[0], val[0])
+    with pytest.raises(InputError, match=f"{train[0]} \\(now under {val[0]}\\)"):
+        add_pool(pool, 901, 0, "2d", pool_name="second")
+    exchange(folder, train[0], val[0])
+    turned = sitk.GetArrayFromImage(sitk.ReadImage(str(raw / PLAIN / "imagesTr" / f"{train[0]}_0000.nii.gz")))[::-1]
+    sitk.WriteImage(sitk.GetImageFromArray(turned), str(raw / PLAIN / "imagesTr" / f"{train[0]}_0000.nii.gz"))
+    with pytest.raises(InputError, match=f"raw case {train[0]}"):
+        add_pool(pool, 901, 0, "2d", pool_name="second")
+    shutil.rmtree(raw / PLAIN)
+    with pytest.raises(InputError, match="raw data set"):
+        add_pool(pool, 901, 0, "2d", pool_name="second")
+
+
+def train_and_start(make_pool, make_trainer, first_fold, second_fold, kind=None):
+    """Train fold `first_fold`, then start `second_fold` from its weights; return the second trainer."""
+    for fold in {first_fold, second_fold} - {"all"}:
+        add_pool(make_pool(f"pool_fold{fold}", fold=fold, samples=2), 901, fold, plans="nnUNetPlansCPU", training=TINY)
+    plans = "nnUNetPlansCPUSynthAug" if kind is None else "nnUNetPlansCPU"
+    first = make_trainer("2d_syn50" if kind is None else "2d", first_fold, plans=plans, kind=kind)
+    if kind is not None:
+        first.num_epochs = first.num_iterations_per_epoch = first.num_val_iterations_per_epoch = 1
+    first.run_training()
+    second = make_trainer("2d_syn50", second_fold)
+    file = Path(first.output_folder) / "checkpoint_final.pth"
+    return second, file
+
+
+@pytest.mark.parametrize("kind", [None, nnUNetTrainer], ids=["ours", "stock"])
+def test_pretrained_weights_that_saw_validation_cases_are_refused(make_pool, make_trainer, nnunet, kind):
+    second, file = train_and_start(make_pool, make_trainer, 0, 1, kind)
+    maybe_load_checkpoint(second, False, False, pretrained_weights_file=str(file))
+    with pytest.raises(InputError, match="a leak: the network of .* validation cases of fold 1"):
+        datasets(second)
+    same = make_trainer("2d_syn50", 0)
+    maybe_load_checkpoint(same, False, False, pretrained_weights_file=str(file))
+    datasets(same)
+    log = Path(same.log_file).read_text()
+    assert ("WARNING: pretrained weights" in log) == (kind is not None)
+    elsewhere = nnunet / "weights.pth"  # without the folder that says what they have seen
+    torch.save({"network_weights": torch.load(file, weights_only=False)["network_weights"]}, elsewhere)
+    third = make_trainer("2d_syn50", 1)
+    maybe_load_checkpoint(third, False, False, pretrained_weights_file=str(elsewhere))
+    datasets(third)
+    assert "which cases they have seen is not recorded" in Path(third.log_file).read_text()

@@ -1,0 +1,242 @@
+"""Laws of the transplants themselves: millimetres, margins, labels with their image, decoys, places, determinism."""
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from nnunet_plugin.errors import InputError
+from nnunet_plugin.transplant.anatomy import read_anatomy
+from nnunet_plugin.transplant.bank import Bank
+from nnunet_plugin.transplant.body import body_mask
+from nnunet_plugin.transplant.cases import PastedImage, PastedLabels, window_around
+from nnunet_plugin.transplant.folds import choose_labels
+from nnunet_plugin.transplant.making import make_bank
+from nnunet_plugin.transplant.paste import blend, make_patch, relabel
+from nnunet_plugin.transplant.render import render
+from nnunet_plugin.transplant.store import load_bank, save_bank
+from nnunet_plugin.transplant.warp import Warp, draw_warp, rotation
+
+SHAPE, SPACING = (12, 48, 40), (3.0, 1.0, 1.5)
+
+
+def case(number: int) -> tuple[np.ndarray, np.ndarray, tuple]:
+    """Two channels of an ellipsoid body with noise, a bone-dark rod in it, and a lesion of two labels."""
+    rng = np.random.default_rng(number)
+    grid = np.indices(SHAPE).astype(float)
+    body = ((grid[1] - 24) / 21) ** 2 + ((grid[2] - 20) / 17) ** 2 < 1
+    rod = (grid[1] - 33) ** 2 + (grid[2] - 20) ** 2 < 9
+    centre = np.array([rng.integers(4, 8), rng.integers(16, 24), rng.integers(12, 26)])
+    distance = np.sqrt((((grid.T - centre) * SPACING) ** 2).sum(-1)).T
+    labels = np.where(distance < 3, 2, np.where(distance < rng.uniform(4.5, 6), 1, 0)).astype(np.int16)
+    image = 100 + 8 * rng.standard_normal((2, *SHAPE)) + 60 * labels * np.array([1, -0.5])[:, None, None, None]
+    image[:, rod & (labels == 0)] = 10 + rng.standard_normal((2, (rod & (labels == 0)).sum()))
+    return np.where(body, image, rng.standard_normal((2, *SHAPE))).astype(np.float32), labels, SPACING
+
+
+@cache
+def cases() -> list:
+    return [case(number) for number in range(6)]
+
+
+@cache
+def bank(dimension: int) -> Bank:
+    return make_bank(cases(), dimension, [1, 2])
+
+
+def in_space(dimension, array, plane):
+    return array[..., plane, :, :] if dimension == 2 else array
+
+
+def drawn(dimension, decoys, count=25):
+    """Transplants with the case that they go into, as (transplant, image, labels, patch)."""
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        transplant = bank(dimension).draw(rng, decoys)
+        assert transplant is not None
+        image, labels, _ = cases()[transplant.case]
+        source = in_space(dimension, cases()[transplant.source][0], transplant.source_plane)
+        image, labels = (in_space(dimension, of, transplant.plane) for of in (image, labels))
+        patch = render(bank(dimension), transplant, labels.shape, source if transplant.is_decoy else None)
+        yield transplant, image, labels, patch
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_a_ball_in_millimetres_stays_a_ball(ndim):
+    """Rotated and scaled on an anisotropic grid, its extents are 2 x radius x scale in mm along every axis."""
+    old, new = np.array([4.0, 0.8, 1.3])[:ndim], np.array([2.5, 1.0, 0.7])[:ndim]
+    shape, centre = np.array([15, 61, 41])[:ndim], np.array([7, 30, 20.0])[:ndim]
+    grid = np.indices(shape).astype(float)
+    distance = np.sqrt((((grid.T - centre) * old) ** 2).sum(-1)).T
+    ball = (distance < 12).astype(np.int16)
+    scale, target = 1.3, np.array([20, 45, 60])[:ndim]
+    turn = rotation(0.5, np.array([1.0, 2.0, -1.0]) if ndim == 3 else None) / scale
+    still = Warp(turn, np.zeros((ndim, *[6] * ndim)), np.full(ndim, 20.0))
+    flat = np.zeros(1), np.ones(1)
+    patch = make_patch(
+        ball[None].astype(np.float32), ball, centre, old, np.full(ndim, 12.0), still, target, new, (41, 91, 121)[:ndim],
+        flat[1], flat[0], flat[0], 3.0,
+    )  # fmt: skip
+    where = (np.argwhere(patch.labels) + patch.start - target) * new
+    assert np.abs(np.sqrt((where**2).sum(1)).max() - 12 * scale) < new.max()
+    extents = where.max(0) - where.min(0)
+    np.testing.assert_allclose(extents, 2 * 12 * scale, atol=2 * new.max())
+    volume = patch.labels.sum() * new.prod()
+    expected = np.pi * (12 * scale) ** 2 if ndim == 2 else 4 / 3 * np.pi * (12 * scale) ** 3
+    assert volume == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_warps_stay_in_their_bounds(ndim):
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        warp = draw_warp(rng, np.full(ndim, 10.0), 20.0, ndim - 1)
+        scales = 1 / np.linalg.svd(warp.matrix)[1]
+        np.testing.assert_allclose(scales, scales[0])
+        assert 0.7 <= scales[0] <= 1.4 and np.linalg.det(warp.matrix) < 0
+        turn = warp.matrix * scales[0] @ np.diag([*[1] * (ndim - 1), -1])
+        assert np.arccos(np.clip((np.trace(turn) - (ndim - 2)) / 2, -1, 1)) <= np.pi / 6 + 1e-6
+        axes = [np.linspace(-15, 15, 9)] * ndim
+        bend = warp.old_offsets(axes) - np.einsum(
+            "ij,j...->i...", warp.matrix, np.stack(np.meshgrid(*axes, indexing="ij"))
+        )
+        assert 0 < np.abs(bend).max() < 10
+
+
+@pytest.mark.parametrize("dimension", [2, 3])
+def test_nothing_outside_the_margin_changes(dimension):
+    for transplant, image, labels, patch in drawn(dimension, 0.25):
+        start = np.zeros(dimension, int)
+        new_image, new_labels = blend(image, patch, start), relabel(labels, patch, start)
+        whole = np.zeros(labels.shape)
+        whole[tuple(slice(a, a + n) for a, n in zip(patch.start, patch.alpha.shape, strict=True))] = patch.alpha
+        assert np.array_equal(new_image[:, whole == 0], image[:, whole == 0])
+        assert np.array_equal(new_labels[whole == 0], labels[whole == 0])
+        spacing = np.array(SPACING)[-dimension:]
+        distance = ndimage.distance_transform_edt(whole < 1, sampling=spacing)
+        assert 2 <= transplant.border <= 5 and distance[whole > 0].max() < transplant.border * spacing.min()
+        assert np.isfinite(new_image).all() and not np.array_equal(new_image, image)
+
+
+@pytest.mark.parametrize("dimension", [2, 3])
+def test_labels_move_with_their_image(dimension):
+    """In a lesion that has two labels of two intensities, the pasted labels lie where the pasted intensities do."""
+    for _, _, labels, patch in drawn(dimension, 0.0):
+        new_labels = relabel(labels, patch, np.zeros(dimension, int))
+        box = tuple(slice(a, a + n) for a, n in zip(patch.start, patch.labels.shape, strict=True))
+        assert np.array_equal(new_labels[box][patch.labels > 0], patch.labels[patch.labels > 0])
+        assert (patch.alpha[patch.labels > 0] == 1).all()
+        if (patch.labels == 2).sum() >= 8 and (patch.labels == 1).sum() >= 8:
+            first, second = (patch.image[:, patch.labels == label].mean(axis=1) for label in (1, 2))
+            assert first[0] < second[0] and first[1] > second[1]
+
+
+@pytest.mark.parametrize("dimension", [2, 3])
+def test_decoys_carry_no_label(dimension):
+    lesions = np.concatenate([c[0][0][c[1] > 0] for c in cases()])
+    for transplant, image, labels, patch in drawn(dimension, 1.0, 10):
+        assert transplant.is_decoy and transplant.source != transplant.case
+        assert not patch.labels.any() and np.array_equal(relabel(labels, patch, np.zeros(dimension, int)), labels)
+        new = blend(image, patch, np.zeros(dimension, int))
+        assert not np.array_equal(new, image)
+        assert patch.image[0][patch.alpha == 1].mean() < lesions.mean() - 20
+
+
+@pytest.mark.parametrize("dimension", [2, 3])
+def test_places_are_tissue_of_another_patient(dimension):
+    """Not air, not bone, not the own patient, and not half over another lesion."""
+    for transplant, image, labels, patch in drawn(dimension, 0.0, 40):
+        assert bank(dimension).lesions[transplant.lesion].case != transplant.case
+        box = tuple(slice(a, a + n) for a, n in zip(patch.start, patch.labels.shape, strict=True))
+        covered = patch.labels > 0
+        healthy = covered & (labels[box] == 0)
+        assert np.quantile(image[0][box][healthy], 0.1) > 50
+        around = ndimage.binary_dilation(covered, iterations=1) & ~covered
+        assert not (labels[box][around] > 0).any()
+
+
+def test_ring_is_harmonised():
+    """A lesion from a patient twice as bright looks like the new patient around its border."""
+    bright = [
+        (image * (2 if number == 0 else 1), labels, spacing) for number, (image, labels, spacing) in enumerate(cases())
+    ]
+    made = make_bank(bright, 2, [1, 2])
+    rng = np.random.default_rng(1)
+    found = [t for t in (made.draw(rng, 0.0) for _ in range(80)) if made.lesions[t.lesion].case == 0]
+    assert found
+    for transplant in found:
+        lesion = made.lesions[transplant.lesion]
+        ring = lesion.around.mean * made.anatomies[0].scale + made.anatomies[0].median
+        assert np.abs(transplant.gain * ring + transplant.offset - 100).max() < 15
+        assert (0.6 <= transplant.gain).all() and (transplant.gain <= 1.6).all()
+
+
+@pytest.mark.parametrize("dimension", [2, 3])
+def test_stored_banks_draw_the_same(tmp_path, dimension):
+    save_bank(bank(dimension), tmp_path)
+    stored = load_bank(tmp_path)
+    for seed in range(12):
+        ours, theirs = (of.draw(np.random.default_rng(seed), 0.3) for of in (bank(dimension), stored))
+        assert (ours.lesion, ours.case, ours.plane, ours.source) == (
+            theirs.lesion,
+            theirs.case,
+            theirs.plane,
+            theirs.source,
+        )
+        assert np.array_equal(ours.centre, theirs.centre) and np.array_equal(ours.warp.knots, theirs.warp.knots)
+        shape = in_space(dimension, cases()[ours.case][1], ours.plane).shape
+        source = in_space(dimension, cases()[ours.source][0], ours.source_plane) if ours.is_decoy else None
+        patches = [render(of, t, shape, source) for of, t in ((bank(dimension), ours), (stored, theirs))]
+        assert np.array_equal(patches[0].image, patches[1].image) and np.array_equal(
+            patches[0].labels, patches[1].labels
+        )
+
+
+def test_lazy_regions_are_those_of_the_whole():
+    transplant, image, labels, patch = next(iter(drawn(3, 0.0, 1)))
+    window = window_around(transplant.centre, (6, 16, 16), labels.shape)
+    lazy, whole = PastedImage(image, patch, window), blend(image, patch, np.zeros(3, int))
+    lazy_labels, whole_labels = PastedLabels(labels[None], patch, window), relabel(labels, patch, np.zeros(3, int))
+    assert lazy.shape[1:] == lazy_labels.shape[1:] and np.array_equal(lazy[:], whole[(slice(None), *window)])
+    assert np.array_equal(np.asarray(lazy_labels)[0], whole_labels[tuple(window)])
+    part = (slice(None), slice(1, 4), slice(3, 9), slice(2, None))
+    assert np.array_equal(lazy[part], whole[(slice(None), *window)][part])
+
+
+@pytest.mark.parametrize("centre", [0, 3, 20, 47])
+def test_every_patch_shows_the_lesion(centre):
+    """Whichever patch the loader takes of the window, it holds the centre, and it needs no padding."""
+    (window,) = window_around(np.array([centre]), (16,), (48,))
+    assert 0 <= window.start and window.stop <= 48 and window.stop - window.start >= 16
+    assert window.stop - 16 <= centre < window.start + 16
+
+
+def test_body_leaves_out_air_and_keeps_the_skull():
+    grid = np.indices((40, 40)) - 19.5
+    radius = np.sqrt((grid**2).sum(0))
+    image = np.select([radius < 10, radius < 13, radius < 15], [100.0, 5.0, 200.0], 2.0)
+    body = body_mask(image[None], np.zeros(radius.shape, int))
+    assert body[radius < 14.5].all() and not body[radius > 17].any()
+    outside = np.where(radius < 10, 0, -1)
+    assert np.array_equal(body_mask(np.where(radius < 10, image, 0)[None], outside) & (radius >= 11), radius < 0)
+    anatomy = read_anatomy(image[None, None], np.zeros((1, 40, 40), int), (3.0, 1.0, 1.0), 2)
+    assert anatomy.depth[0, 20, 20] > 13 and anatomy.depth[0, 0, 0] == 0
+
+
+def test_organs_are_told_by_their_volumes():
+    hippocampus, tumour = [100.0, 120.0, 90.0, 110.0], [10.0, 200.0, 0.0, 90.0]
+    assert choose_labels({1: hippocampus, 2: tumour}, None) == [2]
+    assert choose_labels({1: hippocampus}, [1]) == [1]
+    with pytest.raises(InputError, match="look like organs: .* label 1 0.1"):
+        choose_labels({1: hippocampus}, None)
+    with pytest.raises(InputError, match="labels = "):
+        choose_labels({1: hippocampus}, [3])
+
+
+def test_core_knows_no_nnunet():
+    """The segmentation bundle uses it without nnU-Net."""
+    room = Path(__file__).parents[3] / "nnunet_plugin" / "transplant"
+    core = ("anatomy", "bank", "body", "lesions", "making", "paste", "place", "render", "store", "warp")
+    assert not [name for name in core if "nnunetv2" in (text := (room / f"{name}.py").read_text()) or "from .." in text]

@@ -1,0 +1,188 @@
+"""Transplants in nnU-Net's training: shares, places, validation, refusals."""
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunet_plugin.__main__ import main
+from nnunet_plugin.errors import InputError
+from nnunet_plugin.import_pool import add_pool
+from nnunet_plugin.trainer import EPOCHS_FILE, read_epochs
+from nnunet_plugin.transplant.command import add_transplants
+
+from ..test_trainer import IGNORE, PLAIN, REGIONS, SHORT, NoAugmentation, start_loaders, synthetic
+
+
+@pytest.fixture
+def with_transplants(roomy, make_trainer):
+    """Return a function that adds a configuration with transplants and constructs a trainer on it."""
+
+    def make(share=0.5, configuration="2d", dataset=PLAIN, kind=None, labels=(1,), **settings):
+        settings = {"training": SHORT, **settings}
+        result = add_transplants(
+            dataset, configuration, 0, share, labels=list(labels), plans="nnUNetPlansCPU", **settings
+        )
+        return make_trainer(result["configuration"], 0, dataset, kind=kind)
+
+    return make
+
+
+def transplants_of(trainer, epoch=0):
+    """The transplants of an epoch as its loader gets them."""
+    cases = trainer.get_tr_and_val_datasets()[0]._transplants
+    plan = trainer.synthaug_plans.of(epoch)
+    return [cases.load(epoch, batch, place) for batch, place in np.argwhere(plan == -2)]
+
+
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+def test_share_zero_is_bit_identical_to_stock(with_transplants, make_trainer, configuration):
+    trainers = {
+        "stock": make_trainer(configuration, plans="nnUNetPlansCPU", kind=nnUNetTrainer),
+        "none": with_transplants(0.0, configuration, name="none"),
+        "half": with_transplants(0.5, configuration, name="half"),
+    }
+    batches = {}
+    for name, trainer in trainers.items():
+        train, val = start_loaders(trainer)
+        batches[name] = [next(train) for _ in range(4)] + [next(val) for _ in range(2)]
+    for stock, none in zip(batches["stock"], batches["none"], strict=True):
+        assert torch.equal(stock["data"], none["data"]) and list(stock["keys"]) == list(none["keys"])
+        assert all(torch.equal(a, b) for a, b in zip(stock["target"], none["target"], strict=True))
+    assert not torch.equal(batches["stock"][0]["data"], batches["half"][0]["data"])
+
+
+@pytest.mark.parametrize(("dataset", "configuration", "labels"), [
+    (REGIONS, "2d", (1, 2)), (IGNORE, "3d_fullres", (1, 2)), (IGNORE, "2d", (2,)),
+])  # fmt: skip
+def test_training_with_transplants(with_transplants, dataset, configuration, labels):
+    """Regions, several labels and channels, an ignore label; the last fifth of the epochs is on real cases only."""
+    training = {
+        **SHORT,
+        "num_epochs": 3,
+        "num_val_iterations_per_epoch": 4,
+    }  # nnU-Net divides by the voxels of every class
+    trainer = with_transplants(0.5, configuration, dataset, labels=labels, training=training)
+    trainer.run_training()
+    records = read_epochs(Path(trainer.output_folder) / EPOCHS_FILE)
+    assert all(record["as_planned"] and record["synthetic"] == 0 for record in records)
+    assert [record["transplant_share"] for record in records] == [0.5, 0.5, 0.0]
+    assert [record["planned_transplant_share"] for record in records] == [0.5, 0.5, 0.0]
+    assert all(np.isfinite(trainer.logger.get_value(key, step=2)) for key in ("train_losses", "val_losses"))
+
+
+def test_pool_and_transplants_keep_their_shares(roomy, make_pool, make_trainer):
+    add_pool(make_pool(), PLAIN, 0, "2d", 0.25, "nnUNetPlansCPU", training=SHORT)
+    result = add_transplants(PLAIN, "2d_syn25", 0, 0.5, labels=[1], plans="nnUNetPlansCPU")
+    trainer = make_trainer(result["configuration"])
+    assert trainer.synthaug_settings.training.num_epochs == 4  # of the configuration that it was made from
+    alone = make_trainer("2d_syn25")
+    start_loaders(alone)
+    train, val = start_loaders(trainer)
+    for epoch in range(3):
+        marks = torch.stack([synthetic(next(train)) for _ in range(3)])
+        plan = trainer.synthaug_plans.of(epoch)
+        assert np.array_equal(plan >= 0, marks.numpy()) and (plan == -2).sum() == 6
+        assert np.array_equal(np.where(plan == -2, -1, plan), alone.synthaug_plans.of(epoch))
+        loaded = trainer.synthaug_ledger.loaded(epoch)
+        assert (loaded.synthetic, loaded.transplants, loaded.real) == (3, 6, 3)
+    assert (trainer.synthaug_plans.of(3) == -2).sum() == 0
+    assert not any(synthetic(next(val)).any() for _ in range(5))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "configuration", "classes"),
+    [(REGIONS, "2d", {(1, 2), (2,)}), (IGNORE, "3d_fullres", {1, 2, (-1, 0, 1, 2)})],
+)
+def test_locations_are_true(with_transplants, dataset, configuration, classes):
+    """Every place that the loader may centre a patch on has its label, and every label is found."""
+    trainer = with_transplants(1.0, configuration, dataset, labels=(1, 2), decoys=0.25)
+    trainer._set_batch_size_and_oversample()
+    seen = set()
+    for data, seg, previous, properties in transplants_of(trainer):
+        assert previous is None and data.shape[1:] == seg.shape[1:]
+        labels, image = np.asarray(seg[:])[0], np.asarray(data[:])
+        assert image.shape == data.shape and np.isfinite(image).all()
+        assert set(properties["class_locations"]) == classes
+        for of, where in properties["class_locations"].items():
+            places = np.asarray(where, int).reshape(-1, 4)
+            assert np.isin(labels[tuple(places[:, 1:].T)], of).all() and (places[:, 0] == 0).all()
+            assert len(places) > 0 or not np.isin(labels, of).any()
+        seen |= set(np.unique(labels))
+    assert {1, 2} <= seen
+
+
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+def test_transplant_is_a_function_of_its_place(with_transplants, configuration):
+    trainer = with_transplants(1.0, configuration)
+    trainer._set_batch_size_and_oversample()
+    cases = trainer.get_tr_and_val_datasets()[0]._transplants
+    again = pickle.loads(pickle.dumps(cases))
+
+    def image(source, *place):
+        np.random.seed(np.random.randint(1000))  # noqa: NPY002 (nothing of the global state may matter)
+        return np.asarray(source.load(*place)[0][:])
+
+    first = image(cases, 0, 1, 2)
+    assert np.array_equal(first, image(again, 0, 1, 2))
+    others = [image(cases, *place) for place in ((1, 1, 2), (0, 2, 2), (0, 1, 0), (0, -1, 2))]
+    assert not any(other.shape == first.shape and np.array_equal(first, other) for other in others)
+
+
+def test_only_training_cases_are_in_the_bank(with_transplants, nnunet, split):
+    trainer = with_transplants(0.5, kind=NoAugmentation)
+    folder = nnunet / "preprocessed" / PLAIN / "synthaug" / "transplants_nnUNetPlans_2d" / "fold_0"
+    record = json.loads((folder / "transplants.json").read_text())
+    assert sorted(record["seen"]) == sorted(split(0))
+    file = nnunet / "preprocessed" / PLAIN / "splits_final.json"
+    splits = json.loads(file.read_text())
+    splits[0]["val"].append(splits[0]["train"].pop())
+    file.write_text(json.dumps(splits))
+    with pytest.raises(InputError, match="a leak"):
+        start_loaders(trainer)
+
+
+def test_command(roomy, snapshot, capsys):
+    """All folds by default; twice changes nothing; a fold or label that is none is refused."""
+    arguments = ["transplant", "901", "2d", "--plans", "nnUNetPlansCPU", "--labels", "[1]"]
+    assert main(arguments) == 0
+    assert "nnUNetv2_train Dataset901_Plain 2d_transplant 0" in capsys.readouterr().out
+    before = snapshot()
+    assert sum(name.endswith("transplants.json") for name in before) == 5
+    assert main(arguments) == 0
+    assert snapshot() == before
+    assert main([*arguments[:3], "--fold", "7", "--plans", "nnUNetPlansCPU", "--labels", "[1]"]) == 1
+    assert main([*arguments[:5], "--labels", "[4]", "--name", "x"]) == 1
+    assert snapshot() == before
+
+
+def test_organs_are_refused(roomy, snapshot):
+    """The toy's labels have nearly the same volume in every case."""
+    before = snapshot()
+    with pytest.raises(InputError, match=r"look like organs: .* label 1 0\.1"):
+        add_transplants(PLAIN, "2d", 0, plans="nnUNetPlansCPU")
+    assert snapshot() == before
+
+
+def test_refusals_at_training_start(with_transplants, make_trainer, nnunet, split):
+    trainer = with_transplants(0.5)
+    with pytest.raises(InputError, match="no lesions to transplant"):
+        start_loaders(make_trainer("2d_transplant", fold=1))
+    file = nnunet / "preprocessed" / PLAIN / "nnUNetPlansCPUSynthAug.json"
+    plans = json.loads(file.read_text())
+    plans["configurations"]["moved"] = {"inherits_from": "2d_transplant", "spacing": [2.0, 2.0]}
+    file.write_text(json.dumps(plans))
+    with pytest.raises(InputError, match="another space"):
+        start_loaders(make_trainer("moved"))
+    cases = nnunet / "preprocessed" / PLAIN / "nnUNetPlans_2d"
+    first, second = split(0)[:2]
+    for ending in (".b2nd", "_seg.b2nd", ".pkl"):
+        (cases / f"{first}{ending}").rename(cases / "moving")
+        (cases / f"{second}{ending}").rename(cases / f"{first}{ending}")
+        (cases / "moving").rename(cases / f"{second}{ending}")
+    with pytest.raises(InputError, match="cases that are not those"):
+        start_loaders(trainer)

@@ -1,0 +1,111 @@
+"""`synthaug insert`: geometry, bits and type of the file stay; the lesion has the size that was asked for."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from scripts.runtime.errors import InputError
+from scripts.sampling.insertion import insert_lesion, write_insertion
+
+from ..data.toy import body_case
+from .toy_painter import make_painter
+
+SPACING = np.array([1.0, 1.5, 4.0])  # x y z of the toy
+
+
+def one_label(index: int, channels: int = 1):
+    image, label = body_case(index, channels)
+    return image, np.minimum(label, 1)
+
+
+def oblique(spacing=SPACING) -> np.ndarray:
+    """An affine with a rotation about no axis of the image."""
+    from scipy.spatial.transform import Rotation
+
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.from_euler("xyz", [20, -35, 50], degrees=True).as_matrix() * spacing
+    affine[:3, 3] = [-31.7, 12.3, 5.5]
+    return affine
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("painter")
+    return make_painter(folder, case=one_label, labels={"background": 0, "lesion": 1})[1]["checkpoint"].parent
+
+
+@pytest.fixture
+def volume(tmp_path):
+    """int16 with slope and intercept, oblique, with a description in the header."""
+    values = np.round(body_case(21)[0][0].T * 10).astype(np.int16)
+    image = nib.Nifti1Image(values, oblique())
+    image.header.set_slope_inter(0.5, -7.0)
+    image.header["descrip"] = b"kept"
+    nib.save(image, tmp_path / "case.nii.gz")
+    return tmp_path / "case.nii.gz"
+
+
+def raw(path):
+    file = nib.load(path)
+    return file, np.array(file.dataobj.get_unscaled())
+
+
+def test_an_oblique_file_keeps_all_but_the_hole(volume, models, tmp_path):
+    done = insert_lesion([volume], models, volume=900.0, centre=[17, 20, 6])
+    write_insertion(done, [tmp_path / "out.nii.gz"], tmp_path / "out_mask.nii.gz")
+    (before, old), (after, new) = raw(volume), raw(tmp_path / "out.nii.gz")
+    mask, label = raw(tmp_path / "out_mask.nii.gz")
+    for name in before.header:
+        assert np.array_equal(before.header[name], after.header[name], equal_nan=before.header[name].dtype.kind == "f")
+    assert np.array_equal(before.affine, after.affine) and np.array_equal(before.affine, mask.affine)
+    assert new.dtype == np.int16 and label.dtype == np.uint8 and set(np.unique(label)) == {0, 1}
+    assert np.array_equal(old[~done.hole], new[~done.hole]) and (old != new).any()
+    assert done.hole[label > 0].all()
+    assert label.sum() * SPACING.prod() == pytest.approx(900, abs=SPACING.prod())
+    assert np.abs(np.argwhere(label).mean(0) - [17, 20, 6]).max() < 2
+    again = insert_lesion([volume], models, volume=900.0, centre=[17, 20, 6])
+    assert np.array_equal(again.painted, done.painted) and np.array_equal(again.label, done.label)
+
+
+def test_another_spacing_is_brought_to_the_model_and_back(models, tmp_path):
+    values = np.repeat(np.repeat(body_case(21)[0][0].T, 2, axis=0), 2, axis=1)
+    nib.save(nib.Nifti1Image(values, oblique(SPACING / [2, 2, 1])), tmp_path / "fine.nii.gz")
+    done = insert_lesion([tmp_path / "fine.nii.gz"], models, volume=900.0, centre=[34, 40, 6])
+    assert done.painted.dtype == np.float32 and np.array_equal(done.painted[0][~done.hole], values[~done.hole])
+    assert (done.painted[0] != values)[done.label > 0].mean() > 0.99
+    assert done.label.sum() * SPACING.prod() / 4 == pytest.approx(900, abs=SPACING.prod())
+
+
+def test_a_lesion_is_removed(volume, models, tmp_path):
+    label = body_case(21)[1].T
+    nib.save(nib.Nifti1Image((label > 0).astype(np.uint8), oblique()), tmp_path / "mask.nii.gz")
+    done = insert_lesion([volume], models, mask=tmp_path / "mask.nii.gz", remove=True)
+    assert not done.label.any() and done.hole[label > 0].all()
+    wanted = insert_lesion([volume], models, mask=tmp_path / "mask.nii.gz")
+    assert np.array_equal(wanted.label > 0, label > 0) and np.array_equal(wanted.hole, done.hole)
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        ({}, "give --mask FILE, or"),
+        ({"volume": 100.0}, "give --mask FILE, or"),
+        ({"remove": True}, "the mask of the lesion to take away"),
+        ({"volume": 100.0, "centre": [99, 0, 0]}, "a voxel of the image"),
+        ({"volume": -1.0, "centre": [9, 9, 9]}, "mm3 above 0"),
+        ({"volume": 1e9, "centre": [9, 9, 9]}, "has room for"),
+    ],
+)
+def test_what_cannot_be_done_is_said(given, words, volume, models):
+    with pytest.raises(InputError, match=words):
+        insert_lesion([volume], models, **given)
+
+
+def test_files_that_do_not_fit(volume, models, tmp_path):
+    nib.save(nib.Nifti1Image(np.ones((36, 40, 12), np.uint8), np.eye(4)), tmp_path / "mask.nii.gz")
+    with pytest.raises(InputError, match="the image's affine"):
+        insert_lesion([volume], models, mask=tmp_path / "mask.nii.gz")
+    with pytest.raises(InputError, match="2 image files"):
+        insert_lesion([volume, volume], models, volume=100.0, centre=[9, 9, 9])
+    with pytest.raises(InputError, match="no trained generator"):
+        insert_lesion([volume], tmp_path, volume=100.0, centre=[9, 9, 9])
