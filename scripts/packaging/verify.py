@@ -108,7 +108,7 @@ class Bundle:
         """A trained network is there, or one can be trained."""
         if self._models == Path("models"):
             return "models/model.pt"
-        return "none in the bundle; the other checks use one trained for an epoch on a phantom of 5 cases"
+        return "none in the bundle; the other checks use one trained for an epoch on a phantom of 10 cases"
 
     def check_train_properties(self) -> str:
         """`check_properties` of the workflow of train.json."""
@@ -204,7 +204,7 @@ class Bundle:
 
     @cached_property
     def _phantom(self) -> str:
-        return str(write_phantom(self.work / "Dataset801_PhantomFLAIR", cases=5, test_cases=1))
+        return str(write_phantom(self.work / "Dataset801_PhantomFLAIR", cases=10, test_cases=1))
 
     @cached_property
     def _models(self) -> Path:

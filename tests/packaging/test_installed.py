@@ -16,6 +16,12 @@ from ..processes import ROOT, python
 PARTS = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "scripts", "nnunet_plugin", "bundles")
 
 
+def _code_of_bundles(folder: str, names: list[str]) -> list[str]:
+    """Compiled files, and the folders of code that bundles link; their linked configs are copied."""
+    linked = [name for name in names if Path(folder, name).is_symlink() and Path(folder, name).is_dir()]
+    return [*linked, "__pycache__"]
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """The packages of a wheel."""
@@ -24,8 +30,7 @@ def site(tmp_path_factory):
         if (ROOT / name).is_file():
             shutil.copyfile(ROOT / name, source / name)
         else:
-            shutil.copytree(ROOT / name, source / name, ignore=lambda folder, names: [
-                name for name in names if name == "__pycache__" or Path(folder, name).is_symlink()])  # fmt: skip
+            shutil.copytree(ROOT / name, source / name, ignore=_code_of_bundles)
     build = [sys.executable, "-W", "ignore", "setup.py", "-q", "build_py", "--build-lib", str(site)]
     subprocess.run(build, cwd=source, check=True)
     return site
