@@ -21,7 +21,7 @@ from .identity import Identity
 from .import_pool import read_import
 from .leakage import check_voxels, identify_cases
 from .mixing import check_shares, share_at, transplant_share_at
-from .precision import Float32Loss, autocast_dtype
+from .precision import Float32Loss, autocast_dtype, memory_format
 from .preprocessed import (
     PreprocessedDataset,
     check_leakage,
@@ -84,8 +84,8 @@ class SynthAugMixin(nnUNetTrainer):
         """Build network and optimiser; with a training seed the same weights for every configuration."""
         self._seed()
         super().initialize()
-        if self._autocast_dtype is not None and len(self.configuration_manager.patch_size) == 2:
-            self.network.to(memory_format=torch.channels_last)
+        if self._autocast_dtype is not None:
+            self.network.to(memory_format=memory_format(len(self.configuration_manager.patch_size)))
 
     def _build_loss(self) -> torch.nn.Module:
         loss = super()._build_loss()

@@ -229,6 +229,7 @@ class RawCases(Cases):
 
     def __init__(self, dataset_dir: Path, fold: int | str):
         self.description = read_description(dataset_dir)
+        self.dataset_dir = Path(dataset_dir)
         self._files = raw_files(dataset_dir, self.description)
         labels = list(self._files)
         self.fold = read_fold(dataset_dir, labels, fold, store=False)

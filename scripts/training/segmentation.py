@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
 from ignite.engine import Events
 from monai.utils import CommonKeys as Keys
 
+from nnunet_plugin.precision import memory_format
+
+from ..runtime.errors import InputError
 from ..runtime.precision import autocast_dtype, casting
 from .parallel import mean_terms
 from .steps import descend
 
+logger = logging.getLogger(__name__)
+
 PLATEAU = (0.6, 0.8, 1.0)  # parts of the training
+LEAST_COSINE = 0.9  # between a gradient in bfloat16 and in float32; right ones have more than 0.99, wrong ones 0
 
 
 class Predictor(torch.nn.Module):
@@ -90,10 +98,11 @@ class Validation:
 class SegmentationUpdate:
     """Minimise the trainer's loss; returns it as a float, with the synthetic share of the batch.
 
-    Convolutions in bfloat16 of a CPU, and all of tensor cores, are faster on maps whose channels lie together.
+    Before the first step in bfloat16 on volumes on a CPU its gradient is compared with that in float32: those of
+    torch's 3D convolutions are wrong there, often finite, on maps of 2 x 2 and smaller.
 
     Args:
-        autocast: see `autocast_dtype`.
+        autocast: see `autocast_dtype`; "auto" is also float32 where the gradients in bfloat16 are wrong.
         device: where the network lies.
         gradient_clip: largest norm of the gradient, or None.
     """
@@ -101,23 +110,58 @@ class SegmentationUpdate:
     def __init__(
         self, autocast: str | None = None, device: torch.device | str = "cpu", gradient_clip: float | None = None
     ):
-        self.autocast_dtype = autocast_dtype(autocast, device)
+        self.autocast, self.autocast_dtype = autocast, autocast_dtype(autocast, device)
         self.gradient_clip = gradient_clip
-        self.laid_out = False
+        self.prepared = False
 
     def __call__(self, engine: Any, batch: dict) -> dict[str, float]:
         """Run one step on `image` (batch, channels, ...) and `label` (batch, labels, ...) in {0, 1}."""
         device = engine.state.device
         image, label = engine.prepare_batch(batch, device, engine.non_blocking)
         engine.network.train()
-        if self.autocast_dtype is not None and image.ndim == 4:
-            if not self.laid_out:
-                engine.network.to(memory_format=torch.channels_last)
-                self.laid_out = True
-            image = image.contiguous(memory_format=torch.channels_last)
+        if not self.prepared:
+            self._prepare(engine, image, label)
+        if self.autocast_dtype is not None:
+            image = image.contiguous(memory_format=memory_format(image.ndim - 2))
         with casting(device, self.autocast_dtype):
             logits = engine.inferer(image, engine.network)
         loss = engine.loss_function(logits.float(), label)
         descend({"loss": loss}, engine.network, engine.optimizer, engine.state.iteration, self.gradient_clip)
         shares = {f"{name}_share": batch[name].float().mean().to(device) for name in ("synthetic", "transplanted")}
         return mean_terms({Keys.LOSS: loss, **shares})
+
+    def _prepare(self, engine: Any, image: torch.Tensor, label: torch.Tensor) -> None:
+        """Before the first step: whether bfloat16 can be used, and how the weights lie in memory."""
+        self.prepared = True
+        if self.autocast_dtype is not None and image.ndim == 5 and image.device.type == "cpu":
+            if not gradients_agree(engine.network, engine.loss_function, image, label, self.autocast_dtype):
+                if self.autocast != "auto":
+                    raise InputError(
+                        f"autocast {self.autocast!r}, whose gradients are wrong here (torch {torch.__version__}, CPU)",
+                        "'auto' or null for this network and spatial_size",
+                        "set autocast, or a spatial_size whose smallest map is 3 x 3 or larger",
+                    )
+                logger.warning("training in float32: the gradients in bfloat16 are wrong for this network and size")
+                self.autocast_dtype = None
+        if self.autocast_dtype is not None:
+            engine.network.to(memory_format=memory_format(image.ndim - 2))
+
+
+def gradients_agree(
+    network: torch.nn.Module, loss: Callable, image: torch.Tensor, label: torch.Tensor, dtype: torch.dtype
+) -> bool:
+    """Whether the gradient in `dtype` points where that in float32 does (cosine of 0.9 and more).
+
+    Looks at a copy of the network, and leaves the random numbers as they were.
+    """
+    found = []
+    for kind in (dtype, None):
+        copied = deepcopy(network)
+        if kind is not None:
+            copied.to(memory_format=memory_format(image.ndim - 2))
+        with torch.random.fork_rng(devices=[]):
+            with torch.autocast(image.device.type, kind or dtype, enabled=kind is not None):
+                logits = copied(image)
+            loss(logits.float(), label).backward()
+        found.append(torch.cat([p.grad.flatten() for p in copied.parameters() if p.grad is not None]))
+    return bool(torch.nn.functional.cosine_similarity(found[0], found[1], dim=0) >= LEAST_COSINE)

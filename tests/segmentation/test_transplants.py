@@ -1,5 +1,7 @@
 """Transplants as training items: of training cases alone, from (seed, epoch, place) alone, masks with their lesions."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -104,7 +106,7 @@ def test_settings(cases):
 
 def test_organs_are_refused(cases, monkeypatch):
     load = cases.load
-    monkeypatch.setattr(cases, "load", lambda case: Case(case, *discs(0), load(case).inside))
+    monkeypatch.setattr(cases, "load", lambda case: replace(load(case), label=discs(0)[1]))
     data = load_training_set(cases, (40, 36), background_share=None)
     with pytest.raises(InputError, match="organ"):
         Transplants(data, TransplantSettings(), seed=0)
