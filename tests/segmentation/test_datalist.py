@@ -94,7 +94,7 @@ def test_a_leak_and_other_spaces_are_refused(made, tmp_path):
     data, pool = made
     leaky = json.loads((pool / "pool.json").read_text())
     cases = open_cases(data, 2)
-    cases.fold = listed_cases(cases.fold.val[:1], [*cases.fold.train, *cases.fold.val])
+    cases.fold = listed_cases(data, cases.fold.val[:1], [*cases.fold.train, *cases.fold.val])
     leaky["provenance"] |= seen_by(cases)
     copy = tmp_path / "pool"
     copy.mkdir()
