@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import sys
@@ -11,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
+
+from nnunet_plugin import errors
 
 from .errors import InputError, nearest
 from .packed import check_same_bundle
@@ -26,7 +27,6 @@ RUN_ARGUMENTS = {
 }  # fmt: skip
 # Kinds of values, and how a user would call them; a bool is no number, although Python says so.
 KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", list: "a list"}
-MENDABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 WORDS = {"fold": "all"}  # settings that are numbers, or one word
 
 
@@ -83,15 +83,10 @@ def plain_words(error: BaseException) -> str | None:
     """What to tell a user of an error, or of the one at the bottom of its chain; None where only a traceback helps."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, InputError):
-            return str(cause)
         if isinstance(cause, KeyboardInterrupt):
-            return "interrupted; the same command goes on where it stopped"
-        if isinstance(cause, MemoryError) or type(cause).__name__ == "OutOfMemoryError":
-            return f"too little memory ({cause}); give a smaller batch_size or spatial_size"
-        if isinstance(cause, OSError) and cause.errno in MENDABLE:
-            where = f" ({cause.filename})" if cause.filename else ""
-            return f"{cause.strerror}{where}; the same command goes on when that is mended"
+            return "interrupted; the same command goes on"
+        if (words := errors.plain_words(cause)) is not None:
+            return str(words)
         cause = cause.__cause__ or cause.__context__
     return None
 
