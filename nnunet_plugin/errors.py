@@ -20,6 +20,8 @@ def plain_words(error: BaseException) -> InputError | None:
         return error
     number, file = (error.errno, error.filename) if isinstance(error, OSError) else (None, None)
     words = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        words = f"{error.strerror} ({file})" if file else error.strerror
     if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "PytorchStreamWriter failed writing" in words:
         return InputError(words, "room on the disk", "free some; the same command goes on")
     if number in (errno.EROFS, errno.EACCES, errno.EPERM):
@@ -27,6 +29,8 @@ def plain_words(error: BaseException) -> InputError | None:
     without_memory = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in words
     if isinstance(error, MemoryError) or number == errno.ENOMEM or without_memory:
         return InputError(
-            f"too little memory: {words}", "what fits the memory", "take a smaller batch or grid, or fewer processes"
+            f"too little memory: {words}",
+            "what fits the memory",
+            "a smaller batch_size or spatial_size, or fewer processes",
         )
     return None
