@@ -6,19 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
-from typing import NamedTuple
 
 import numpy as np
 
 from .anatomy import Anatomy, Plane
-from .lesions import Lesion, Surroundings
-from .paste import BORDER, harmonise
-from .place import JITTER, Gates, Site, Wanted, find_site, footprint, mirrored
+from .lesions import BORDER, Lesion
+from .paste import harmonise
+from .place import JITTER, Gates, Wanted, find_site, footprint, mirrored
 from .warp import Warp, draw_warp
 
 WINDOW = 0.1  # of the relative height, between a lesion's plane and the one that it is put into
-TRIALS = 30  # anatomies in which a lesion is tried when the bank is made
-LESIONS, DRAWS = 8, 6  # lesions tried for one transplant, and warps and anatomies for each of them
+FITS = {2: 32, 3: 64}  # places and warps that are sought for each lesion, by dimension
+TRIALS = 2  # tries for each of them
 
 
 @dataclass(frozen=True)
@@ -49,156 +48,145 @@ class Transplant:
         return self.source >= 0
 
 
-class Fit(NamedTuple):
-    """A lesion was seen to fit into an anatomy, with the jitter of this rank; `covers` another lesion there or not."""
+@dataclass(frozen=True)
+class Fit:
+    """A lesion with this warp fits into the place `where` around `centre` (voxels), there `covers` a lesion or not.
+
+    `mean` and `deviation` are those of its surroundings, a channel each, in units of the anatomy.
+    """
 
     lesion: int
     where: int
-    jitter: int
     covers: bool
-
-
-NO_FITS = np.empty((0, len(Fit._fields)), np.int32)
+    centre: np.ndarray
+    warp: Warp
+    mean: np.ndarray
+    deviation: np.ndarray
 
 
 @dataclass
 class Bank:
     """Lesions and anatomies of a set of cases, all of one dimension (2: planes along the first axis, 3: volumes).
 
-    `places` are where lesions may go, `fits` `(fits, 4)` which lesion goes where (rows as `Fit`, in the order of the
-    lesions; `find_fits` makes it). Bodies are alike across `mirror_axis`, if there is one.
+    `places` are where lesions may go, `fits` which lesion goes where, in the order of the lesions (`find_fits` makes
+    them, since to look for places takes longer than to load an image). Bodies are alike across `mirror_axis`, if
+    there is one.
     """
 
     lesions: Sequence[Lesion]
     anatomies: Sequence[Anatomy]
     places: Sequence[Plane]
     gates: Gates
-    fits: np.ndarray
+    fits: Sequence[Fit]
     dimension: int
     lesion_labels: tuple[int, ...]
     mirror_axis: int | None = -1
 
     def find_fits(self, rng: np.random.Generator) -> None:
-        """Try every lesion in some anatomies of other cases, and keep in `fits` where it found a place.
+        """Look for places in other cases for every lesion, and keep them in `fits`.
 
         In 2D these are planes of a like height, planes without a lesion where there are any.
         """
         cases = np.array([place.case for place in self.places])
         heights = np.array([place.height for place in self.places])
         healthy = np.array([not np.isin(self.anatomy(place).labels, self.lesion_labels).any() for place in self.places])
-        found: list[Fit] = []
+        self.fits = fits = []
         for number, lesion in enumerate(self.lesions):
             choice = (cases != lesion.case) & (np.abs(heights - lesion.height) <= WINDOW)
             if (choice & healthy).any():
                 choice &= healthy
-            where = rng.permutation(np.flatnonzero(choice))[:TRIALS]
             # Farther away, or over another lesion, only where there is no other way.
-            for rank, covers in product(range(len(JITTER)), (False, True)):
-                found += [
-                    Fit(number, int(place), rank, covers)
-                    for place in where
-                    if not (covers and healthy[place])
-                    and self._try(rng, lesion, self.places[place], rank, covers) is not None
-                ]
-                if found and found[-1].lesion == number:
+            for jitter, covers in product(JITTER, (False, True)):
+                where = np.flatnonzero(choice & ~healthy if covers else choice)
+                found = self._fits_of(rng, number, lesion, where, jitter, covers) if len(where) else []
+                fits += found
+                if found:
                     break
-        self.fits = np.array(found, np.int32).reshape(-1, len(Fit._fields))
+
+    def _fits_of(
+        self, rng: np.random.Generator, number: int, lesion: Lesion, where: np.ndarray, jitter: float, covers: bool
+    ) -> list[Fit]:
+        found: list[Fit] = []
+        wanted = FITS[self.dimension]
+        for _ in range(TRIALS * wanted):
+            place = int(where[rng.integers(len(where))])
+            mirror = self.mirror_axis is not None and bool(rng.random() < 0.5)
+            warp = draw_warp(rng, lesion.extent, lesion.diameter, self.mirror_axis if mirror else None)
+            at = mirrored(lesion.place, self.mirror_axis) if mirror and self.mirror_axis is not None else lesion.place
+            asked = Wanted(at, lesion.host, lesion.around, self.lesion_labels, covers)
+            anatomy = self.anatomy(self.places[place])
+            site = find_site(anatomy, footprint(lesion, warp, anatomy.spacing), asked, self.gates, jitter, rng)
+            if site is not None:
+                found.append(Fit(number, place, covers, site.centre, warp, site.around.mean, site.around.deviation))
+                if len(found) == wanted:
+                    break
+        return found
 
     def anatomy(self, place: Plane) -> Anatomy:
         """Return the anatomy of a place: the whole volume, or the plane of it."""
         whole = self.anatomies[place.case]
         return whole.plane(place.number) if self.dimension == 2 else whole
 
-    def _try(
-        self, rng: np.random.Generator, lesion: Lesion, place: Plane, rank: int, covers: bool
-    ) -> tuple[Warp, Site] | None:
-        mirror = self.mirror_axis is not None and bool(rng.random() < 0.5)
-        warp = draw_warp(rng, lesion.extent, lesion.diameter, self.mirror_axis if mirror else None)
-        wanted = self._wanted(lesion, mirror, covers)
-        anatomy = self.anatomy(place)
-        site = find_site(anatomy, footprint(lesion, warp, anatomy.spacing), wanted, self.gates, JITTER[rank], rng)
-        return None if site is None else (warp, site)
-
-    def _wanted(self, lesion: Lesion, mirror: bool, covers: bool) -> Wanted:
-        place = lesion.place
-        if mirror and self.mirror_axis is not None:
-            place = mirrored(place, self.mirror_axis)
-        return Wanted(place, lesion.host, lesion.around, self.lesion_labels, covers)
-
     def draw(self, rng: np.random.Generator, decoys: float) -> Transplant | None:
-        """Draw a transplant, a decoy in the share `decoys` of the draws; `None` when no place was found for any.
+        """Draw a transplant, a decoy in the share `decoys` of the draws; `None` where no lesion fits anywhere.
 
-        A lesion stands in for a decoy that found no place: in few or narrow anatomies.
+        Every lesion that fits is as likely. A lesion stands in for a decoy where there is no room for decoys.
         """
-        if rng.random() < decoys and (decoy := self._draw_decoy(rng)) is not None:
-            return decoy
-        for number in rng.permutation(self._fitting)[:LESIONS]:
-            lesion, fits = self.lesions[number], self._fits_of(number)
-            for row in rng.integers(len(fits), size=DRAWS):
-                fit = Fit(*fits[row].tolist())
-                tried = self._try(rng, lesion, self.places[fit.where], fit.jitter, bool(fit.covers))
-                if tried is not None:
-                    old = self._intensities(lesion.case, lesion.around)
-                    return self._transplant(rng, int(number), fit.where, *tried, old)
-        return None
+        if rng.random() < decoys and len(self._fitting_twice):
+            return self._draw_decoy(rng)
+        if not len(self.fitting):
+            return None
+        fit = self._draw_fit(rng, self._rows[self.fitting[rng.integers(len(self.fitting))]])
+        lesion = self.lesions[fit.lesion]
+        around = lesion.around
+        return self._transplant(rng, fit, self._intensities(lesion.case, around.mean, around.deviation))
 
-    def _draw_decoy(self, rng: np.random.Generator) -> Transplant | None:
+    def _draw_decoy(self, rng: np.random.Generator) -> Transplant:
         """Draw healthy tissue in a lesion's shape: from healthy tissue, into healthy tissue, at like places."""
-        for number in rng.permutation(self._fitting_twice)[:LESIONS]:
-            lesion, fits = self.lesions[number], self._fits_of(number)
-            fits = fits[fits[:, 3] == 0]
-            for row in rng.integers(len(fits), size=DRAWS):
-                fit = Fit(*fits[row].tolist())
-                target = self.places[fit.where]
-                tried = self._try(rng, lesion, target, fit.jitter, False)
-                if tried is None:
-                    continue
-                others = [f for f in fits.tolist() if self.places[f[1]].case != target.case]
-                for _ in range(DRAWS):
-                    other = Fit(*others[rng.integers(len(others))])
-                    source = self.places[other.where]
-                    # Taken as large as it is pasted, so that the tissue under the paste is known to be healthy.
-                    taken = self._try(rng, lesion, source, other.jitter, False)
-                    if taken is None:
-                        continue
-                    old = self._intensities(source.case, taken[1].around)
-                    decoy = self._transplant(rng, int(number), fit.where, *tried, old)
-                    return replace(decoy, source=source.case, source_plane=source.number, source_centre=taken[1].centre)
-        return None
+        rows = self._rows[self._fitting_twice[rng.integers(len(self._fitting_twice))]]
+        rows = rows[~self._index[rows, 2].astype(bool)]
+        fit = self._draw_fit(rng, rows)
+        other = self._draw_fit(rng, rows[self._case_of(rows) != self.places[fit.where].case])
+        source = self.places[other.where]
+        decoy = self._transplant(rng, fit, self._intensities(source.case, other.mean, other.deviation))
+        return replace(decoy, source=source.case, source_plane=source.number, source_centre=other.centre)
 
-    def _transplant(
-        self,
-        rng: np.random.Generator,
-        lesion: int,
-        where: int,
-        warp: Warp,
-        site: Site,
-        old: tuple[np.ndarray, np.ndarray],
-    ) -> Transplant:
-        place = self.places[where]
-        gain, offset = harmonise(*old, *self._intensities(place.case, site.around))
+    def _draw_fit(self, rng: np.random.Generator, rows: np.ndarray) -> Fit:
+        return self.fits[int(rows[rng.integers(len(rows))])]
+
+    def _transplant(self, rng: np.random.Generator, fit: Fit, old: tuple[np.ndarray, np.ndarray]) -> Transplant:
+        place = self.places[fit.where]
+        gain, offset = harmonise(*old, *self._intensities(place.case, fit.mean, fit.deviation))
         border = float(rng.uniform(*BORDER))
         floor = self.anatomies[place.case].darkest
-        return Transplant(lesion, place.case, place.number, site.centre, warp, gain, offset, floor, border)
+        return Transplant(fit.lesion, place.case, place.number, fit.centre, fit.warp, gain, offset, floor, border)
 
-    def _intensities(self, case: int, around: Surroundings) -> tuple[np.ndarray, np.ndarray]:
+    def _intensities(self, case: int, mean: np.ndarray, deviation: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return mean and standard deviation of surroundings in the intensities of their case's image."""
         anatomy = self.anatomies[case]
-        return around.mean * anatomy.scale + anatomy.median, around.deviation * anatomy.scale
-
-    def _fits_of(self, lesion: int) -> np.ndarray:
-        first, last = np.searchsorted(self.fits[:, 0], [lesion, lesion + 1])
-        return self.fits[first:last]
+        return mean * anatomy.scale + anatomy.median, deviation * anatomy.scale
 
     @cached_property
-    def _fitting(self) -> np.ndarray:
+    def _index(self) -> np.ndarray:
+        """Lesion, place and whether it covers another lesion, of every fit: (fits, 3)."""
+        return np.array([(fit.lesion, fit.where, fit.covers) for fit in self.fits], int).reshape(-1, 3)
+
+    @cached_property
+    def _rows(self) -> dict[int, np.ndarray]:
+        """The fits of every lesion that fits somewhere, by their numbers."""
+        lesions, first = np.unique(self._index[:, 0], return_index=True)
+        return dict(zip(lesions.tolist(), np.split(np.arange(len(self._index)), first[1:]), strict=True))
+
+    @cached_property
+    def fitting(self) -> list[int]:
         """The lesions that fit somewhere."""
-        return np.unique(self.fits[:, 0])
+        return list(self._rows) if len(self._index) else []
 
     @cached_property
-    def _fitting_twice(self) -> np.ndarray:
+    def _fitting_twice(self) -> list[int]:
         """The lesions in whose shape there is healthy tissue in two cases, for decoys."""
-        healthy = self.fits[self.fits[:, 3] == 0]
-        cases = np.array([place.case for place in self.places])[healthy[:, 1]]
-        lesions, counts = np.unique(np.unique(np.stack([healthy[:, 0], cases], 1), axis=0)[:, 0], return_counts=True)
-        return lesions[counts >= 2]
+        healthy = {lesion: rows[~self._index[rows, 2].astype(bool)] for lesion, rows in self._rows.items()}
+        return [lesion for lesion, rows in healthy.items() if len(np.unique(self._case_of(rows))) >= 2]
+
+    def _case_of(self, rows: np.ndarray) -> np.ndarray:
+        return np.array([place.case for place in self.places], int)[self._index[rows, 1]]

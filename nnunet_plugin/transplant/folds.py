@@ -136,7 +136,7 @@ def _write(
         )
     except ValueError:
         bank = None
-    fitting = 0 if bank is None else len(np.unique(bank.fits[:, 0]))
+    fitting = 0 if bank is None else len(bank.fitting)
     if bank is None or not fitting:
         raise InputError(
             f"{0 if bank is None else len(bank.lesions)} lesions in {len(names)} cases, of which none fits elsewhere",

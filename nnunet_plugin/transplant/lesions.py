@@ -9,8 +9,8 @@ import numpy as np
 from scipy import ndimage
 
 from .anatomy import Anatomy
-from .paste import BORDER
 
+BORDER = (2.0, 5.0)  # widths of a transplant's soft border, in voxels of the finest spacing
 RING = (1.0, 6.0)  # from and to this distance around a lesion, in voxels of the coarse grid
 TAILS = (0.1, 0.5, 0.9)  # quantiles that describe a ring
 LEAST_VALUES = 5  # voxels whose quantiles say something
@@ -29,7 +29,10 @@ class Surroundings:
 
 @dataclass(frozen=True)
 class Lesion:
-    """A lesion with its margin. `labels` is 0 outside the lesion; `centre` in voxels of the cut; `extent` in mm.
+    """A lesion with its margin.
+
+    `distance` `(*spatial)` from its surface in mm, negative inside; `labels`, outside it those of its nearest voxel;
+    `centre` in voxels of the cut; `extent` in mm.
 
     `place` is relative to the body (see `Anatomy`), `height` that of its plane in 2D; `depth` the least distance of
     the lesion to the body's edge in mm, `host` the label of the tissue around it, and
@@ -38,6 +41,7 @@ class Lesion:
 
     case: int
     image: np.ndarray
+    distance: np.ndarray
     labels: np.ndarray
     spacing: np.ndarray
     centre: np.ndarray
@@ -78,17 +82,14 @@ def lesions_of(
     """Yield the lesions of an image `(channels, *spatial)` in the space of its anatomy, volume or plane."""
     ndim = labels.ndim
     found, count = ndimage.label(np.isin(labels, lesion_labels), ndimage.generate_binary_structure(ndim, ndim))
-    finest = min(spacing)
-    margin = np.ceil(MARGIN * finest / np.asarray(spacing)).astype(int)
+    margin = np.ceil(MARGIN * min(spacing) / np.asarray(spacing)).astype(int)
     for number, box in enumerate(ndimage.find_objects(found), start=1):
-        cut = tuple(
-            slice(max(0, part.start - around), min(size, part.stop + around))
-            for part, around, size in zip(box, margin, labels.shape, strict=True)
-        )
+        around = [slice(part.start - more, part.stop + more) for part, more in zip(box, margin, strict=True)]
+        cut, beyond = within(around, labels.shape)
         mask = found[cut] == number
         if mask.sum() < LEAST_VOXELS[ndim]:
             continue
-        lesion = _describe(case, image, labels, np.asarray(spacing, float), anatomy, lesion_labels, cut, mask)
+        lesion = _describe(case, image, labels, np.asarray(spacing, float), anatomy, lesion_labels, cut, beyond, mask)
         if lesion is not None:
             yield lesion
 
@@ -101,9 +102,10 @@ def _describe(
     anatomy: Anatomy,
     lesion_labels: Sequence[int],
     cut: tuple[slice, ...],
+    beyond: list[tuple[int, int]],
     mask: np.ndarray,
 ) -> Lesion | None:
-    """Return the lesion `mask` of a cut of an image; `None` where hardly any tissue is around it."""
+    """Return the lesion `mask` of a cut of an image, with a margin even `beyond` it; `None` where no tissue is."""
     start = np.array([part.start for part in cut])
     voxels = np.argwhere(mask)
     low, high = voxels.min(axis=0), voxels.max(axis=0)
@@ -111,21 +113,20 @@ def _describe(
     coarse = coarse_mask(mask, start, anatomy.stride, anatomy.labels.shape)
     # Beyond the image's border as well, where none of the ring is tissue.
     width = np.ceil(RING[1] * anatomy.spacing.min() / anatomy.spacing).astype(int)
-    around = tuple(slice(w.min() - n, w.max() + n + 1) for w, n in zip(np.nonzero(coarse), width, strict=True))
-    near = tuple(slice(max(0, part.start), part.stop) for part in around)
-    beyond = [(max(0, -part.start), max(0, part.stop - size)) for part, size in zip(around, coarse.shape, strict=True)]
-    _, whole = rings_around(np.pad(coarse[near], beyond), anatomy.spacing)
-    ring = whole[tuple(slice(n, n + size) for (n, _), size in zip(beyond, coarse[near].shape, strict=True))]
+    around = [slice(w.min() - n, w.max() + n + 1) for w, n in zip(np.nonzero(coarse), width, strict=True)]
+    near, outer = within(around, coarse.shape)
+    _, whole = rings_around(np.pad(coarse[near], outer), anatomy.spacing)
+    ring = whole[tuple(slice(n, n + size) for (n, _), size in zip(outer, coarse[near].shape, strict=True))]
     tissue = anatomy.labels[near]
     ring = ring & ~np.isin(tissue, lesion_labels) & (tissue >= 0) & (anatomy.depth[near] > 0)
     if np.count_nonzero(ring) < LEAST_VALUES:
         return None
     return Lesion(
         case,
-        np.array(image[(slice(None), *cut)]),  # no view, which would keep the whole image in memory
-        np.where(mask, labels[cut], 0).astype(np.int16),
+        np.pad(image[(slice(None), *cut)], [(0, 0), *beyond], mode="edge"),
+        *surface(np.pad(mask, beyond), np.pad(labels[cut], beyond, mode="edge"), spacing),
         spacing,
-        centre,
+        centre + [more for more, _ in beyond],
         ((high - low) / 2 + 0.5) * spacing,
         diameter(len(voxels) * float(np.prod(spacing)), mask.ndim),
         anatomy.relative((start + centre) / anatomy.stride),
@@ -135,6 +136,19 @@ def _describe(
         int(np.bincount(tissue[ring]).argmax()),
         describe(anatomy.image[(slice(None), *near)][:, ring]),
     )
+
+
+def within(box: Sequence[slice], shape: tuple[int, ...]) -> tuple[tuple[slice, ...], list[tuple[int, int]]]:
+    """Return the part of a box that lies in an image, and by how many voxels the box goes beyond it (first, last)."""
+    inside = tuple(slice(max(0, part.start), min(size, part.stop)) for part, size in zip(box, shape, strict=True))
+    return inside, [(max(0, -part.start), max(0, part.stop - size)) for part, size in zip(box, shape, strict=True)]
+
+
+def surface(mask: np.ndarray, labels: np.ndarray, spacing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the distance from a mask's surface in mm, negative inside, and the labels of its nearest voxels."""
+    outside, nearest = ndimage.distance_transform_edt(~mask, sampling=spacing, return_indices=True)
+    inside = ndimage.distance_transform_edt(mask, sampling=spacing)
+    return (outside - inside).astype(np.float16), labels[tuple(nearest)].astype(np.int16)
 
 
 def coarse_mask(mask: np.ndarray, start: np.ndarray, stride: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from .anatomy import Anatomy, planes_with_body, read_anatomy
-from .bank import NO_FITS, Bank
+from .bank import Bank
 from .lesions import Lesion, lesions_of
 from .place import usual_surroundings
 
@@ -48,7 +48,7 @@ def make_bank(
         raise ValueError("no lesion in any case")
     places = [place for case, anatomy in enumerate(anatomies) for place in planes_with_body(case, anatomy, dimension)]
     gates = usual_surroundings(lesions)
-    bank = Bank(lesions, anatomies, places, gates, NO_FITS, dimension, tuple(labels), mirror_axis)
+    bank = Bank(lesions, anatomies, places, gates, [], dimension, tuple(labels), mirror_axis)
     bank.find_fits(np.random.default_rng(seed))
     return bank
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from .lesions import Lesion
 from .warp import Warp
 
-BORDER = (2.0, 5.0)  # voxels of the finest spacing
+STEP = 3
 GAIN = (0.6, 1.6)
 
 
@@ -34,19 +35,6 @@ def harmonise(
     return gain, new_mean - gain * old_mean
 
 
-def warp_labels(labels: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Return labels at points `(ndim, *grid)` in voxels: the likeliest where foreground is."""
-    present = np.unique(labels[labels > 0])
-    chances = [
-        ndimage.map_coordinates((labels == label).astype(np.float32), points, order=1, mode="constant")
-        for label in present
-    ]
-    if len(present) == 1:
-        return np.where(chances[0] >= 0.5, present[0], 0).astype(labels.dtype)
-    stack = np.stack(chances)
-    return np.where(stack.sum(axis=0) >= 0.5, present[stack.argmax(axis=0)], 0).astype(labels.dtype)
-
-
 def box_around(centre: np.ndarray, reach: np.ndarray, spacing: np.ndarray, shape: tuple[int, ...]) -> list[slice]:
     """Return the box of an image that lies within `reach` mm of a centre (voxels) along each axis."""
     low = np.floor(centre - reach / spacing).astype(int)
@@ -56,45 +44,83 @@ def box_around(centre: np.ndarray, reach: np.ndarray, spacing: np.ndarray, shape
 
 def make_patch(
     image: np.ndarray,
-    labels: np.ndarray,
-    old_centre: np.ndarray,
-    old_spacing: np.ndarray,
-    extent: np.ndarray,
+    lesion: Lesion,
     warp: Warp,
-    new_centre: np.ndarray,
-    new_spacing: np.ndarray,
+    centre: np.ndarray,
+    spacing: np.ndarray,
     shape: tuple[int, ...],
     gain: np.ndarray,
     offset: np.ndarray,
     floor: np.ndarray,
     border: float,
 ) -> Patch:
-    """Warp a lesion (`image` `(channels, *cut)`, `labels` `(*cut)`) to a new centre, in the image's intensities.
+    """Warp a lesion's cut to a new centre in an image of this shape and spacing, in the image's intensities.
 
-    Nothing is darker than `floor`, a channel each. `border` is the width of the soft border outside the lesion, in
-    voxels of the finest new spacing; the box holds all that changes.
+    Args:
+        image: `(channels, *cut)`: the lesion's own, or other tissue for its shape.
+        lesion: gives shape and labels.
+        warp: of the lesion.
+        centre: in voxels of the new image.
+        spacing: in mm, of the new image.
+        shape: of the new image.
+        gain, offset: bring intensities of `image` to those of the new image, a channel each.
+        floor: nothing is darker, a channel each.
+        border: width of the soft border outside the lesion, in voxels of the finest new spacing.
     """
-    width = border * new_spacing.min()
-    box = box_around(new_centre, warp.new_extent(extent) + width, new_spacing, shape)
-    axes = [
-        (np.arange(part.start, part.stop) - centre) * step
-        for part, centre, step in zip(box, new_centre, new_spacing, strict=True)
-    ]
-    points = warp.old_offsets(axes)
-    for axis in range(len(points)):
-        points[axis] /= old_spacing[axis]
-        points[axis] += old_centre[axis]
-    new_labels = warp_labels(labels, points)
-    warped = np.empty((len(image), *new_labels.shape), np.float32)
-    for channel in range(len(image)):
-        ndimage.map_coordinates(image[channel], points, output=warped[channel], order=1, mode="nearest")
-        warped[channel] *= gain[channel]
-        warped[channel] += offset[channel]
-        np.maximum(warped[channel], floor[channel], out=warped[channel])
-    distance = ndimage.distance_transform_edt(new_labels == 0, sampling=new_spacing) if new_labels.any() else np.inf
-    soft = np.clip(1 - distance / width, 0, 1) * np.ones(new_labels.shape)
-    alpha = (soft * soft * (3 - 2 * soft)).astype(np.float32)
-    return Patch(np.array([part.start for part in box]), warped, new_labels, alpha)
+    width = border * spacing.min()
+    box = box_around(centre, warp.new_extent(lesion.extent) + width, spacing, shape)
+    axes = [(np.arange(part.start, part.stop) - at) * step for part, at, step in zip(box, centre, spacing, strict=True)]
+    points = in_voxels(warp.old_offsets(axes), lesion)
+    # The distance grows with the scale; the free-form deformation changes it by little.
+    distance = lesion.distance.astype(np.float32) * warp.scale
+    grid = tuple(len(axis) for axis in axes)
+    near = _near(distance, points, grid, width + warp.scale * np.linalg.norm(STEP * spacing))
+    points = points.reshape(len(points), -1)[:, near]
+    inside = covered(lesion, points)
+    away = np.zeros(len(near), np.float32)
+    away[~inside] = ndimage.map_coordinates(distance, points[:, ~inside], order=1, mode="nearest")
+    touched = away < width
+    near, points, away, inside = near[touched], points[:, touched], away[touched], inside[touched]
+    soft = np.clip(1 - away / width, 0, 1)
+    alpha, labels = np.zeros(grid, np.float32), np.zeros(grid, lesion.labels.dtype)
+    alpha.flat[near] = soft * soft * (3 - 2 * soft)
+    nearest = np.rint(points[:, inside]).astype(int).T.clip(0, np.array(lesion.labels.shape) - 1)
+    labels.flat[near[inside]] = lesion.labels[tuple(nearest.T)]
+    warped = np.zeros((len(image), *grid), np.float32)
+    for channel, of in enumerate(image):
+        values = ndimage.map_coordinates(of, points, order=1, mode="nearest")
+        warped[channel].flat[near] = np.maximum(values * gain[channel] + offset[channel], floor[channel])
+    return Patch(np.array([part.start for part in box]), warped, labels, alpha)
+
+
+def covered(lesion: Lesion, points: np.ndarray) -> np.ndarray:
+    """Return which points `(ndim, *grid)` of a lesion's cut, in voxels, lie in the lesion: by half or more."""
+    mask = (lesion.distance < 0).astype(np.float32)
+    return ndimage.map_coordinates(mask, points, order=1, mode="constant") >= 0.5
+
+
+def _near(distance: np.ndarray, points: np.ndarray, grid: tuple[int, ...], reach: float) -> np.ndarray:
+    """Return the flat indices of a grid's points that may lie within `reach` mm, judged by every third along an axis.
+
+    Most of a volume's box is farther away, and to look at every point is what takes time.
+    """
+    every = tuple(slice(STEP // 2, None, STEP) if size > STEP else slice(None, None, STEP) for size in grid)
+    coarse = ndimage.map_coordinates(distance, points[(slice(None), *every)], order=1, mode="nearest") < reach
+    for axis, size in enumerate(grid):
+        coarse = np.repeat(coarse, STEP, axis=axis)
+        lacking = size - coarse.shape[axis]
+        if lacking > 0:  # the last, incomplete step
+            coarse = np.concatenate([coarse, *[coarse.take([-1], axis=axis)] * lacking], axis=axis)
+        coarse = coarse.take(range(size), axis=axis)
+    return np.flatnonzero(coarse)
+
+
+def in_voxels(offsets: np.ndarray, lesion: Lesion) -> np.ndarray:
+    """Turn offsets from a lesion's centre in mm into places in its cut, in voxels; in place."""
+    for axis in range(len(offsets)):
+        offsets[axis] /= lesion.spacing[axis]
+        offsets[axis] += lesion.centre[axis]
+    return offsets
 
 
 def blend(image: np.ndarray, patch: Patch, start: np.ndarray) -> np.ndarray:

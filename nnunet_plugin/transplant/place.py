@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy import ndimage
 
 from .anatomy import Anatomy
 from .lesions import LEAST_VALUES, RING, Lesion, Surroundings, describe, rings_around
+from .paste import covered, in_voxels
 from .warp import Warp
 
 TRIES = 4  # places tried in one anatomy
@@ -92,9 +92,7 @@ def footprint(lesion: Lesion, warp: Warp, spacing: np.ndarray) -> Footprint:
     """Return where a warped lesion and its ring lie on a grid of this spacing in mm."""
     reach = np.ceil(warp.new_extent(lesion.extent) / spacing + RING[1] * spacing.min() / spacing).astype(int)
     points = warp.old_offsets([np.arange(-n, n + 1) * step for n, step in zip(reach, spacing, strict=True)])
-    for axis in range(len(points)):
-        points[axis] = points[axis] / lesion.spacing[axis] + lesion.centre[axis]
-    mask = ndimage.map_coordinates((lesion.labels > 0).astype(np.float32), points, order=1, mode="constant") >= 0.5
+    mask = covered(lesion, in_voxels(points, lesion))
     if not mask.any():
         mask[tuple(reach)] = True
     offsets = np.argwhere(mask) - reach

@@ -24,10 +24,7 @@ def render(bank: Bank, transplant: Transplant, shape: tuple[int, ...], source: n
     spacing = (anatomy.spacing / anatomy.stride)[-len(shape) :]
     patch = make_patch(
         image,
-        lesion.labels,
-        lesion.centre,
-        lesion.spacing,
-        lesion.extent,
+        lesion,
         transplant.warp,
         transplant.centre,
         spacing,

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
 from .anatomy import Anatomy, Plane
-from .bank import Bank
+from .bank import Bank, Fit
 from .lesions import Lesion, Surroundings
 from .place import Gates
+from .warp import Warp
 
-T = TypeVar("T", Lesion, Anatomy)
-# Fields whose size differs from one lesion or anatomy to the next; all others are a row of a table.
-_LESION_ARRAYS = {"image": np.float32, "labels": np.int16}
+T = TypeVar("T", Lesion, Anatomy, Fit)
+# Parts that are records themselves; and fields whose size differs from one to the next (others are a row of a table).
+_PARTS: dict[str, Any] = {"around": Surroundings, "warp": Warp}
+_LESION_ARRAYS = {"image": np.float32, "distance": np.float16, "labels": np.int16}
 _ANATOMY_ARRAYS = {"image": np.float16, "labels": np.int16, "depth": np.float16, "boxes": np.float32}
 
 
@@ -24,8 +26,8 @@ def save_bank(bank: Bank, folder: Path) -> None:
     """Write a bank's arrays into an existing folder."""
     _save(folder, "lesions", bank.lesions, _LESION_ARRAYS)
     _save(folder, "anatomies", bank.anatomies, _ANATOMY_ARRAYS)
+    _save(folder, "fits", bank.fits, {})
     np.save(folder / "places.npy", np.array(bank.places, float).reshape(-1, 3))
-    np.save(folder / "fits.npy", bank.fits)
     np.savez(
         folder / "bank.npz",
         low=bank.gates.low,
@@ -50,7 +52,7 @@ def load_bank(folder: Path) -> Bank:
         Stored(folder, "anatomies", Anatomy, _ANATOMY_ARRAYS),
         places,
         gates,
-        np.load(folder / "fits.npy"),
+        Stored(folder, "fits", Fit, {}),
         dimension,
         labels,
         mirror_axis,
@@ -79,9 +81,10 @@ class Stored(Sequence[T]):
             start, shape = int(row[f"{key}_start"]), row[f"{key}_shape"]
             shape = shape[shape >= 0]
             values[key] = flat[start : start + int(np.prod(shape))].reshape(shape)
-        if self._kind is Lesion:
-            values["around"] = Surroundings(*(values.pop(f"around_{field.name}") for field in fields(Surroundings)))
-        else:
+        for key, kind in _PARTS.items():
+            if f"{key}_{fields(kind)[0].name}" in values:
+                values[key] = kind(*(values.pop(f"{key}_{field.name}") for field in fields(kind)))
+        if self._kind is Anatomy:
             values["planes"] = tuple(values["planes"])
         return self._kind(**values)
 
@@ -97,8 +100,8 @@ def _save(folder: Path, name: str, items: Sequence[Any], arrays: dict[str, Any])
                 row[f"{field.name}_start"] = starts[field.name]
                 row[f"{field.name}_shape"] = [*value.shape, *[-1] * (4 - value.ndim)]
                 starts[field.name] += value.size
-            elif isinstance(value, Surroundings):
-                row |= {f"around_{part.name}": of for part, of in zip(fields(value), astuple(value), strict=True)}
+            elif field.name in _PARTS:
+                row |= {f"{field.name}_{part.name}": getattr(value, part.name) for part in fields(value)}
             else:
                 row[field.name] = value
         rows.append(row)

@@ -25,6 +25,11 @@ class Warp:
     knots: np.ndarray
     reach: np.ndarray
 
+    @property
+    def scale(self) -> float:
+        """How much larger the warped lesion is, along every axis."""
+        return float(abs(np.linalg.det(self.matrix)) ** (-1 / len(self.matrix)))
+
     def old_offsets(self, axes: Sequence[np.ndarray]) -> np.ndarray:
         """Return `(ndim, *grid)` offsets in mm from the lesion's old centre, of a grid given by its axes' offsets.
 

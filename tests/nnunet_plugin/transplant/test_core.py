@@ -13,6 +13,7 @@ from nnunet_plugin.transplant.bank import Bank
 from nnunet_plugin.transplant.body import body_mask, depth_in
 from nnunet_plugin.transplant.cases import PastedImage, PastedLabels, window_around
 from nnunet_plugin.transplant.folds import choose_labels
+from nnunet_plugin.transplant.lesions import Lesion, Surroundings, surface
 from nnunet_plugin.transplant.making import make_bank
 from nnunet_plugin.transplant.paste import blend, make_patch, relabel
 from nnunet_plugin.transplant.render import render
@@ -74,11 +75,11 @@ def test_a_ball_in_millimetres_stays_a_ball(ndim):
     scale, target = 1.3, np.array([20, 45, 60])[:ndim]
     turn = rotation(0.5, np.array([1.0, 2.0, -1.0]) if ndim == 3 else None) / scale
     still = Warp(turn, np.zeros((ndim, *[6] * ndim)), np.full(ndim, 20.0))
-    flat = np.zeros(1), np.ones(1)
-    patch = make_patch(
-        ball[None].astype(np.float32), ball, centre, old, np.full(ndim, 12.0), still, target, new, (41, 91, 121)[:ndim],
-        flat[1], flat[0], flat[0], 3.0,
-    )  # fmt: skip
+    around = Surroundings(np.zeros(1), np.ones(1), np.zeros((1, 3)))
+    lesion = Lesion(0, ball[None].astype(np.float32), *surface(ball > 0, ball, old), old, centre, np.full(ndim, 12.0),
+                    24.0, np.full(ndim, 0.5), 0.5, 1.0, 1.0, 0, around)  # fmt: skip
+    one, zero = np.ones(1), np.zeros(1)
+    patch = make_patch(lesion.image, lesion, still, target, new, (41, 91, 121)[:ndim], one, zero, zero, 3.0)
     where = (np.argwhere(patch.labels) + patch.start - target) * new
     assert np.abs(np.sqrt((where**2).sum(1)).max() - 12 * scale) < new.max()
     extents = where.max(0) - where.min(0)
@@ -116,7 +117,9 @@ def test_nothing_outside_the_margin_changes(dimension):
         assert np.array_equal(new_labels[whole == 0], labels[whole == 0])
         spacing = np.array(SPACING)[-dimension:]
         distance = ndimage.distance_transform_edt(whole < 1, sampling=spacing)
-        assert 2 <= transplant.border <= 5 and distance[whole > 0].max() < transplant.border * spacing.min()
+        # The free-form deformation and the grid, on which a lesion has corners, change the border's width a little.
+        widest = 1.3 * transplant.border * spacing.min() + spacing.max()
+        assert 2 <= transplant.border <= 5 and distance[whole > 0].max() < widest
         assert np.isfinite(new_image).all() and not np.array_equal(new_image, image)
 
 
