@@ -5,11 +5,10 @@ import re
 
 import pytest
 
-from scripts.__main__ import COMMANDS
 from scripts.metrics.obedience import summarise_obedience
 from scripts.pool.writing import read_pool, write_pool
 from scripts.report.figures import png_bytes
-from scripts.report.obedience import obedience_figure, obedience_words
+from scripts.report.obedience import obedience_figure, obedience_words, report_obedience
 from scripts.runtime.errors import InputError
 
 from ..pool.volume_pool import ToySampler
@@ -24,7 +23,7 @@ def folder(tmp_path_factory):
 
 
 def test_command_writes_numbers_and_picture(folder):
-    words = COMMANDS["obedience"](str(folder))
+    words = report_obedience(str(folder))
     content = json.loads((folder / "obedience.json").read_text())
     assert words.startswith(content["words"]) and words.endswith("obedience.png")
     assert (folder / "obedience.png").read_bytes().startswith(b"\x89PNG")
@@ -90,5 +89,5 @@ def test_pool_without_a_single_mask_can_be_drawn(folder):
 
 def test_folder_that_is_no_pool(tmp_path):
     with pytest.raises(InputError, match=r"no pool\.json"):
-        COMMANDS["obedience"](str(tmp_path))
+        report_obedience(str(tmp_path))
     assert not list(tmp_path.iterdir())
