@@ -225,8 +225,9 @@ class FlowSampler(Sampler):
     ) -> Patch:
         warp = draw_warp(rng, lesion.extent, lesion.diameter, -1 if rng.random() < 0.5 else None)
         one = np.ones(len(lesion.image))
-        return make_patch(lesion.image, lesion.labels, lesion.centre, lesion.spacing, lesion.extent, warp, centre,
-                          np.array(self.painter.steps), shape, one, 0 * one, -np.inf * one, border)  # fmt: skip
+        return make_patch(
+            lesion.image, lesion, warp, centre, np.array(self.painter.steps), shape, one, 0 * one, -np.inf * one, border
+        )
 
     def _planes_with_lesions(self, scene: Scene) -> list[int | None]:
         found = np.isin(scene.labels, self.lesions)
