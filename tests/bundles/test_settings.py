@@ -120,7 +120,7 @@ def test_errors_are_told_in_words():
             return told(outer)
 
     assert "the same command goes on" in raised(KeyboardInterrupt())
-    assert "No space left on device: '/a'" in raised(OSError(28, "No space left on device", "/a"))
+    assert "No space left on device (/a)" in raised(OSError(28, "No space left on device", "/a"))
     assert "smaller batch" in raised(MemoryError())
     assert raised(KeyError("a fault of the program")) is None and raised(FileNotFoundError(2, "gone", "/a")) is None
     assert raised(InputError("got", "allowed", "remedy")).splitlines()[0] == "got"
