@@ -63,6 +63,8 @@ class SynthAugMixin(nnUNetTrainer):
             )
         settings = parse_settings(block)
         super().__init__(plans, configuration, fold, dataset_json, device)
+        if self.device.type == "cpu" and (threads := os.environ.get("OMP_NUM_THREADS", "")).isdecimal():
+            torch.set_num_threads(int(threads))  # nnUNetv2_train takes every core, also of what runs beside it
         self.synthaug_settings = settings
         for name in (
             "num_epochs",

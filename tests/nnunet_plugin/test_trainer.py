@@ -334,6 +334,16 @@ def test_bfloat16_on_the_cpu_makes_the_same_step(mixed, make_pool, configuration
     assert (weights[None] - weights["bfloat16"]).abs().mean() < 0.05 * SHORT.get("initial_lr", 0.01)
 
 
+def test_threads_are_those_of_the_environment(mixed, monkeypatch):
+    """nnUNetv2_train sets as many as there are cores, before it makes the trainer."""
+    before = torch.get_num_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", str(before + 1))
+    mixed(0.5)
+    after = torch.get_num_threads()
+    torch.set_num_threads(before)
+    assert after == before + 1
+
+
 def test_arms_start_from_the_same_weights(mixed, make_pool):
     pool = make_pool()
     networks = []
