@@ -195,8 +195,10 @@ class Schedule:
             while self._step():
                 time.sleep(POLL_SECONDS)
         finally:
-            for _, job, *_ in self.running.values():
+            for name, job, *_ in self.running.values():
                 job.stop()
+                if self.run_folder.result(name):  # it ended before it could be stopped
+                    self._take(name)
             signal.signal(signal.SIGTERM, before)
             if self.line and sys.stdout.isatty():
                 print()

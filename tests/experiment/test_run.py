@@ -64,18 +64,17 @@ def test_killed_and_gone_on_with(tmp_path):
     process = start(*words, output=tmp_path)
     training = run_dir / "cells/train/U-Net_real-only_n0_real-all_fold0_seed0"
     wait_until((training / "settings.json").is_file, process)
-    time.sleep(1)
     process.send_signal(signal.SIGTERM)
     status = process.wait()
     said = (tmp_path / "stdout").read_text() + (tmp_path / "stderr").read_text()
-    assert status == 1 and "interrupted after 3 of 7 cells" in said and "Traceback" not in said
+    assert status == 1 and "Traceback" not in said, said
     assert not processes_of(run_dir)
-    assert not (training / "result.json").exists()
     before = {path: path.stat().st_mtime_ns for path in run_dir.glob("cells/*/*/result.json")}
-    assert len(before) == 3
+    assert 0 < len(before) < 7  # how far it came, beside what was waited for, depends on the machine
+    assert f"interrupted after {len(before)} of 7 cells" in said, said
     done = python(*words)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "7 cells, 3 of them finished before" in done.stdout
+    assert f"7 cells, {len(before)} of them finished before" in done.stdout
     assert {path: path.stat().st_mtime_ns for path in before} == before
     run = RunFolder(run_dir)
     values = {cell: run.result(cell)["values"] for cell in run.cells}
