@@ -104,7 +104,8 @@ def footprint(lesion: Lesion, warp: Warp, spacing: np.ndarray) -> Footprint:
 class Wanted:
     """What a lesion asks of a site: a relative place, tissue of the label `host`, surroundings like its own.
 
-    No lesion (of the labels `lesions`) lies near; if it `covers`, one may lie under the new one, which covers it whole.
+    No lesion (of the labels `lesions`) lies near; if it `covers`, one may lie under the new one or reach beyond it,
+    and both are labelled.
     """
 
     place: np.ndarray
@@ -164,7 +165,7 @@ def _look(
     if not _free(tissue[mask], wanted).all() or depth[mask].min() < gates.depth:
         return None
     host = tissue == wanted.host
-    if not host.all() and np.isin(tissue[near & ~host], wanted.lesions).any():
+    if not wanted.covers and np.isin(tissue[near & ~host], wanted.lesions).any():
         return None
     ring, under = ring & host & (depth > 0), mask & host
     if np.count_nonzero(ring) < LEAST_VALUES:

@@ -160,6 +160,28 @@ def test_places_are_tissue_of_another_patient(dimension):
         assert not (labels[box][around] > 0).any()
 
 
+def test_where_lesions_leave_no_room_they_overlap_and_both_are_labelled():
+    """As in images that were cropped around their tumours."""
+    tight = []
+    for image, labels, spacing in cases():
+        y, x = (int(np.median(places)) for places in np.nonzero(labels)[1:])
+        box = (slice(None), slice(max(0, y - 9), y + 9), slice(max(0, x - 7), x + 7))
+        tight.append((image[(slice(None), *box)], labels[box], spacing))
+    cropped = make_bank(tight, 3, [1, 2])
+    assert len(cropped.fitting) == len(cropped.lesions) == len(tight)
+    overlaps = 0
+    rng = np.random.default_rng(0)
+    for _ in range(25):
+        transplant = cropped.draw(rng, 0.0)
+        assert transplant is not None
+        labels = tight[transplant.case][1]
+        patch = render(cropped, transplant, labels.shape)
+        new, pasted = relabel(labels, patch, np.zeros(3, int)), relabel(np.zeros_like(labels), patch, np.zeros(3, int))
+        assert np.array_equal(new, np.where(pasted > 0, pasted, labels))
+        overlaps += bool(((pasted > 0) & (labels > 0)).any() and ((labels > 0) & (pasted == 0)).any())
+    assert overlaps > 5
+
+
 def test_ring_is_harmonised():
     """A lesion from a patient twice as bright looks like the new patient around its border."""
     bright = [
