@@ -87,7 +87,7 @@ class SynthAugMixin(nnUNetTrainer):
         self._seed()
         super().initialize()
         if self._autocast_dtype is not None:
-            self.network.to(memory_format=memory_format(len(self.configuration_manager.patch_size)))
+            self.network.to(memory_format=memory_format(len(self.configuration_manager.patch_size), self.device))
 
     def _build_loss(self) -> torch.nn.Module:
         loss = super()._build_loss()

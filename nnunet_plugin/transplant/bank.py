@@ -50,7 +50,7 @@ class Transplant:
 
 @dataclass(frozen=True)
 class Fit:
-    """A lesion with this warp fits into the place `where` around `centre` (voxels), there `covers` part of a lesion or not.
+    """A lesion with this warp fits into the place `where` around `centre` (voxels), and `covers` part of one or not.
 
     `mean` and `deviation` are those of its surroundings, a channel each, in units of the anatomy.
     """

@@ -122,7 +122,7 @@ class SegmentationUpdate:
         if not self.prepared:
             self._prepare(engine, image, label)
         if self.autocast_dtype is not None:
-            image = image.contiguous(memory_format=memory_format(image.ndim - 2))
+            image = image.contiguous(memory_format=memory_format(image.ndim - 2, device))
         with casting(device, self.autocast_dtype):
             logits = engine.inferer(image, engine.network)
         loss = engine.loss_function(logits.float(), label)
@@ -144,7 +144,7 @@ class SegmentationUpdate:
                 logger.warning("training in float32: the gradients in bfloat16 are wrong for this network and size")
                 self.autocast_dtype = None
         if self.autocast_dtype is not None:
-            engine.network.to(memory_format=memory_format(image.ndim - 2))
+            engine.network.to(memory_format=memory_format(image.ndim - 2, image.device))
 
 
 def gradients_agree(
@@ -158,7 +158,7 @@ def gradients_agree(
     for kind in (dtype, None):
         copied = deepcopy(network)
         if kind is not None:
-            copied.to(memory_format=memory_format(image.ndim - 2))
+            copied.to(memory_format=memory_format(image.ndim - 2, image.device))
         with torch.random.fork_rng(devices=[]):
             with torch.autocast(image.device.type, kind or dtype, enabled=kind is not None):
                 logits = copied(image)
