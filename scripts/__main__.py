@@ -51,6 +51,7 @@ def run(
     configuration: str = "2d",
     num_samples: int = 400,
     share: float = 0.5,
+    transplants: bool = False,
     folds: Any = 0,
     seeds: Any = 0,
     num_epochs: int = 12,
@@ -77,6 +78,7 @@ def run(
         configuration: nnU-Net's: 2d, or 3d_fullres for a generator of volumes.
         num_samples: Synthetic samples that nnU-Net gets: the first that the audit keeps of a quarter more.
         share: The synthetic share of nnU-Net's training samples.
+        transplants: Train nnU-Net with lesions of one patient in another's anatomy, too.
         folds: The folds that generators and nnU-Net train on, such as '[0,1]', or all.
         seeds: One nnU-Net training per arm, fold and seed, such as '[0,1,2]'.
         num_epochs: Epochs of each nnU-Net training.
@@ -97,9 +99,9 @@ def run(
 
     options = {
         "bundle": bundle, "overlays": overlays or [], "generator": {} if generator is None else generator,
-        "configuration": configuration, "num_samples": num_samples, "share": share, "folds": folds, "seeds": seeds,
-        "num_epochs": num_epochs, "num_iterations_per_epoch": num_iterations_per_epoch, "full_plans": full_plans,
-        "seed": seed, "audit": audit,
+        "configuration": configuration, "num_samples": num_samples, "share": share,
+        "transplants": transplants, "folds": folds, "seeds": seeds, "num_epochs": num_epochs,
+        "num_iterations_per_epoch": num_iterations_per_epoch, "full_plans": full_plans, "seed": seed, "audit": audit,
     }  # fmt: skip
     return run_dataset(
         dataset_dir, output_dir, options, processes=processes, devices=_devices(devices), executor=executor,

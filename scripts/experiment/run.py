@@ -13,7 +13,7 @@ from .experiment import run_experiment
 from .protocol import DECIDED, SEGMENTATION, read_protocol
 
 CONFIGURATIONS = ("2d", "3d_fullres")
-REAL, MIXED, SEGMENTER = "real only", "real + synthetic", "nnU-Net"
+REAL, MIXED, TRANSPLANTED, SEGMENTER = "real only", "real + synthetic", "real + transplants", "nnU-Net"
 
 
 def run_dataset(dataset_dir: str | Path, output_dir: str | Path, options: Mapping[str, Any], **how: Any) -> Path:
@@ -44,8 +44,9 @@ def settings_of(options: Mapping[str, Any]) -> dict[str, Any]:
     """What lies over the protocol `run`.
 
     Args:
-        options: bundle, overlays, generator (settings of its training), configuration, num_samples, share, folds,
-            seeds, num_epochs, num_iterations_per_epoch, full_plans, seed and audit, as the command line has them.
+        options: bundle, overlays, generator (settings of its training), configuration, num_samples, share,
+            transplants, folds, seeds, num_epochs, num_iterations_per_epoch, full_plans, seed and audit, as the command
+            line has them.
 
     Raises:
         InputError: names the option as it was written.
@@ -71,6 +72,7 @@ def settings_of(options: Mapping[str, Any]) -> dict[str, Any]:
         ),
         "full_plans": (isinstance(o["full_plans"], bool), "True or False"),
         "audit": (isinstance(o["audit"], bool), "True or False"),
+        "transplants": (isinstance(o["transplants"], bool), "True or False"),
         "generator": (isinstance(o["generator"], dict), """settings by name, such as '{"max_epochs": 100}'"""),
     }  # fmt: skip
     for name, (good, allowed) in checks.items():
@@ -86,7 +88,11 @@ def settings_of(options: Mapping[str, Any]) -> dict[str, Any]:
         "seeds": o["seeds"],
         "generator_seed": o["seed"],
         "generators": {o["bundle"]: {"bundle": o["bundle"], "overlays": overlays, "settings": o["generator"]}},
-        "arms": {REAL: {}, MIXED: {"pool": o["bundle"], "share": o["share"]}},
+        "arms": {
+            REAL: {},
+            **({TRANSPLANTED: {"transplant": {}}} if o["transplants"] else {}),
+            MIXED: {"pool": o["bundle"], "share": o["share"]},
+        },
         "segmenters": {SEGMENTER: {"settings": lengths}},
         "audit": {} if o["audit"] else False,
     }

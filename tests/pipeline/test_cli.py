@@ -55,8 +55,8 @@ def other_patient(path: Path) -> None:
 
 OPTIONS = {
     "bundle": "dhvae", "overlays": [], "generator": {}, "configuration": "2d", "num_samples": 400, "share": 0.5,
-    "folds": 0, "seeds": 0, "num_epochs": 12, "num_iterations_per_epoch": 40, "full_plans": False, "seed": 0,
-    "audit": True,
+    "transplants": False, "folds": 0, "seeds": 0, "num_epochs": 12, "num_iterations_per_epoch": 40, "full_plans": False,
+    "seed": 0, "audit": True,
 }  # fmt: skip
 
 
@@ -96,6 +96,7 @@ def test_bad_words_change_nothing(raw, tmp_path, words):
         ({"seeds": []}, "--seeds"),
         ({"seeds": [0, 0]}, "--seeds"),
         ({"full_plans": "false?"}, "--full_plans"),
+        ({"transplants": 0.3}, "--transplants"),
         ({"overlays": ["papers.json"]}, "overlays"),
         ({"generator": {"max_epoch": 3}}, "--generator(.|\n)*did you mean max_epochs"),
         ({"generator": {"max_epochs": "many"}}, "max_epochs of --generator: 'many'(.|\n)*whole number"),
@@ -131,6 +132,8 @@ def test_a_run_plans_what_it_was_told(tmp_path):
     }  # fmt: skip
     pool = folder.cells["pool/dhvae_real-all_fold2"]
     assert pool.settings["num_samples"] == 25  # a quarter more, for the audit
+    arms = read_protocol("run", over=settings_of({**OPTIONS, "transplants": True}))["arms"]
+    assert [name for name, arm in arms.items() if "transplant" in arm] == ["real + transplants"] and len(arms) == 3
     mixed = folder.cells["train/nnU-Net_real-synthetic_n20_real-all_fold2_seed1"]
     assert {"pool", "audit"} <= set(mixed.needs) and mixed.settings["mixing"] == {"share": 0.25}
     assert {cell.settings["split"] for cell in folder.cells.values() if cell.kind == "evaluate"} == {"test"}
