@@ -79,6 +79,15 @@ class Browser:
         ]  # fmt: skip
         self._ask("POST", "/actions", {"actions": [{"type": "pointer", "id": "mouse", "actions": moves}]})
 
+    def wait_until_kept(self, text: str) -> None:
+        """Wait for a text in the local storage on disk, where it comes some seconds after the page wrote it."""
+        for _ in range(3000):
+            logs = (self.folder / "profile/Default/Local Storage/leveldb").glob("*.log")
+            if any(text.encode() in path.read_bytes() for path in logs):
+                return
+            time.sleep(0.1)
+        raise TimeoutError(f"{text} was not stored")
+
     def screenshot(self, path: Path) -> None:
         """Write what is seen as PNG."""
         path.write_bytes(base64.b64decode(self._ask("GET", "/screenshot")))

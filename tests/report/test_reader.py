@@ -112,6 +112,7 @@ def test_a_reader_fills_it_in(made, tmp_path):
             browser.keys(truth[0] if index else wrong[truth], str(1 + index % 5))
             if index == 2:
                 browser.keys("Enter", "ArrowLeft")  # there and back
+                browser.wait_until_kept('"position":2')
                 browser.open(page)  # closed and opened again
                 browser.click("#begin")
                 assert browser.script("return state.position") == 2
