@@ -47,7 +47,9 @@ ARM_KEYS = ("pool", "num_synthetic")
 SEGMENTER_KEYS = ("bundle", "overlays", "settings", "arms")
 ADDED = "added"  # the share that the samples have of all items, as when they are added to the real ones
 NNUNET_SETTINGS = {"num_epochs": 12, "num_iterations_per_epoch": 40, "full_plans": False}
-AUDIT_KEYS = ("thresholds", "segmenter_folds", "segmenter_steps", "extractor_steps")
+AUDIT_KEYS = (
+    "thresholds", "segmenter_folds", "segmenter_steps", "extractor_steps", "usefulness_steps", "usefulness_threshold",
+)  # fmt: skip
 METRIC_KEYS = ("feature_steps", "resamples", "num_samples", "weights_inception", "weights_alexnet", "weights_vgg")
 SPACES = ("raw", "nnunet")
 # Every arm takes the same steps; or as many as give each real item the same number of looks, synthetic ones on top; or

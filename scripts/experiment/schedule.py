@@ -264,6 +264,9 @@ class Schedule:
         result, cell = self.run_folder.result(name), self.run_folder.cells[name]
         assert result is not None  # it ended well
         self.seconds.setdefault((cell.kind, cell.alike), []).append(result["seconds"])
+        useful = result["values"].get("usefulness")
+        if useful and useful["useful"] is False:  # before hours of training with this pool
+            self._say(f"\n*** {cell.alike}, fold {cell.settings['fold']}: {useful['words']} ***\n")
 
     def seconds_left(self) -> tuple[float, bool]:
         """Seconds until all is done, from finished cells of the same kind, and whether each kind was seen."""

@@ -186,18 +186,26 @@ def _make_pool(cell: Cell, run: RunFolder, folder: Path) -> dict[str, Any]:
 def _audit(cell: Cell, run: RunFolder, folder: Path) -> dict[str, Any]:
     from ..audit.agreement import SegmenterSettings
     from ..audit.audit import EXTRACTOR_STEPS, audit_pool
+    from ..audit.usefulness import usefulness_settings, usefulness_words
 
     options = cell.settings["options"]
     names = (("folds", "segmenter_folds"), ("steps", "segmenter_steps"))
     segmenter = SegmenterSettings(**{name: options[key] for name, key in names if key in options})
+    names = (("steps", "usefulness_steps"), ("threshold", "usefulness_threshold"))
+    usefulness = usefulness_settings(**{name: options[key] for name, key in names if key in options})
     words = audit_pool(
         _pool(cell, run), _dataset(cell, run), options.get("thresholds"), seed=cell.settings["seed"],
         segmenter=segmenter, extractor_steps=options.get("extractor_steps", EXTRACTOR_STEPS), progress=False,
+        usefulness=usefulness,
     )  # fmt: skip
     print(words)
     record = json.loads((_pool(cell, run) / "audit.json").read_text())
     shares = {"dropped": record["decisions"]["share"], "real_dropped": record["real_dropped"]["share"]}
-    return {"words": words.splitlines(), "kept": _num_kept(_pool(cell, run)), **shares}
+    copies = {key: record["memorisation"][key] for key in ("flagged", "n", "share", "interval")}
+    found = {"words": words.splitlines(), "kept": _num_kept(_pool(cell, run)), **shares, "copies": copies}
+    if record["usefulness"] is not None:
+        found["usefulness"] = {**record["usefulness"], "words": usefulness_words(record["usefulness"])}
+    return found
 
 
 def _num_kept(pool: Path) -> int:

@@ -93,6 +93,12 @@ def _complaints(results: Results, pool: dict[str, Any]) -> list[str]:
     if dropped is not None and dropped >= MANY_DROPPED and dropped >= 2 * (real or 0.0):
         beside = "" if real is None else f", where it would drop {100 * real:.0f} % of unseen real slices"
         why.append(f"the audit drops {100 * dropped:.0f} % of its samples{beside}")
+    useful = audit.get("usefulness") or {}
+    if useful.get("useful") is False:
+        why.append(
+            f"a network that learns from it alone reaches {useful['ratio']:.2f} of the Dice that real cases give "
+            f"(below {useful['threshold']:g}): mixing it in is unlikely to help"
+        )
     wanted = [cell["settings"]["num_synthetic"] for cell in results.cells("train") if pool["id"] in
               cell["needs"].values()]  # fmt: skip
     if audit and wanted and audit["kept"] < max(wanted):
