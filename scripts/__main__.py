@@ -93,6 +93,7 @@ def run(
         synthaug run /data/nnUNet_raw/Dataset501_LGG results/lgg --num_samples 400
     """
     print(f"synthaug run: checking {dataset_dir} and the settings", flush=True)
+    from .experiment.experiment import devices_of
     from .experiment.run import run_dataset
 
     options = {
@@ -102,7 +103,7 @@ def run(
         "seed": seed, "audit": audit,
     }  # fmt: skip
     return run_dataset(
-        dataset_dir, output_dir, options, processes=processes, devices=_devices(devices), executor=executor,
+        dataset_dir, output_dir, options, processes=processes, devices=devices_of(devices), executor=executor,
         cluster=cluster, command=_command(),
     )  # fmt: skip
 
@@ -127,11 +128,6 @@ def demo(output_dir: str = "synthaug_demo", seed: int = 0, processes: int | None
 def _command() -> str:
     """What the user typed, for the report."""
     return shlex.join(["synthaug", *sys.argv[1:]])
-
-
-def _devices(devices: Any) -> list[str]:
-    chosen = [] if devices is None else devices if isinstance(devices, (list, tuple)) else [devices]
-    return [str(device) for device in chosen]
 
 
 def convert(
@@ -316,13 +312,13 @@ def experiment(
     """
     if protocol is not None:
         print(f"synthaug experiment: checking {protocol} and its data", flush=True)
-    from .experiment.experiment import list_protocols, run_experiment
+    from .experiment.experiment import devices_of, list_protocols, run_experiment
 
     if protocol is None:
         return list_protocols()
     return run_experiment(
         protocol, output_dir or f"synthaug_{Path(protocol).stem}", preset, dataset_dir, raw_dir, processes,
-        _devices(devices), executor, cluster, _command(),
+        devices_of(devices), executor, cluster, _command(),
     )  # fmt: skip
 
 
@@ -433,6 +429,7 @@ COMMANDS: dict[str, Command | str] = {
     "datalist": f"{__package__}.segmentation.datalist:write_datalist",
     "reader": f"{__package__}.report.reader:write_reader",
     "experiment": experiment,
+    "tune": f"{__package__}.experiment.tune:tune",
     "report": f"{__package__}.report.experiment:write_experiment_report",
     **PLUGIN_COMMANDS,
 }

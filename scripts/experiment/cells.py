@@ -60,7 +60,8 @@ def plan_cells(s: dict[str, Any]) -> list[Cell]:
     source = Cell("source", "dataset", {"data": made, **{name: s[name] for name in ("space", "configuration")}})
     cells = [source]
     for real in s["real"]:
-        data = Cell("data", f"real-{real}", {"real": real, **_read(s)}, {"source": source.id})
+        inner = {} if s.get("inner") is None else {"inner": s["inner"]}
+        data = Cell("data", f"real-{real}", {"real": real, **inner, **_read(s)}, {"source": source.id})
         cells.append(data)
         for fold in s["folds"]:
             pools = {}

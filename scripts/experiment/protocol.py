@@ -27,6 +27,7 @@ DEFAULTS: dict[str, Any] = {
     "plans": "nnUNetPlans",
     "configuration": "2d",
     "folds": [0],
+    "inner": None,
     "seeds": [0],
     "generator_seed": 0,
     "real": ["all"],
@@ -52,6 +53,9 @@ AUDIT_KEYS = (
 )  # fmt: skip
 METRIC_KEYS = ("feature_steps", "resamples", "num_samples", "weights_inception", "weights_alexnet", "weights_vgg")
 SPACES = ("raw", "nnunet")
+# `inner: {fold: 0, folds: 3}`: the folds are three new ones of the training cases of fold 0, whose validation cases are
+# left out of everything, so that they can still judge what was chosen.
+INNER_KEYS = ("fold", "folds")
 # Every arm takes the same steps; or as many as give each real item the same number of looks, synthetic ones on top; or
 # epochs over all items, as in the papers.
 BUDGETS = ("steps", "real_exposures", "epochs")
@@ -144,6 +148,7 @@ def _check(s: dict[str, Any], where: str) -> None:
         **{key: type(value) for key, value in DEFAULTS.items()},
         **dict.fromkeys(("audit", "pool_metrics"), (dict, type(None))),
         "reference": (str, type(None)),
+        "inner": (dict, type(None)),
     }
     for key, kind in kinds.items():
         if not isinstance(s[key], kind):
@@ -167,6 +172,8 @@ def _check(s: dict[str, Any], where: str) -> None:
         raise _refuse(f"fold all, and evaluate {s['evaluate']}", "evaluate: [test]: no case is left to validate on")
     if "all" in s["folds"] and s["real"] != ["all"]:
         raise _refuse(f"fold all, and real {s['real']}", "real: [all]; fewer patients come from numbered folds")
+    if s["inner"] is not None:
+        _check_inner(s, where)
     if s["budget"] not in BUDGETS:
         raise InputError(f"budget {s['budget']!r}", f"one of {', '.join(BUDGETS)}", near(s["budget"], BUDGETS))
     for name, generator in s["generators"].items():
@@ -187,6 +194,18 @@ def _check(s: dict[str, Any], where: str) -> None:
         raise _refuse("neither segmenters nor generators", "something to do")
     _check_keys(s["pool_metrics"] or {}, METRIC_KEYS, "pool_metrics")
     _check_keys(s["audit"] or {}, AUDIT_KEYS, "audit")
+
+
+def _check_inner(s: dict[str, Any], where: str) -> None:
+    inner = s["inner"]
+    _check_keys(inner, INNER_KEYS, f"inner of {where}")
+    fold, folds = inner.get("fold"), inner.get("folds")
+    if not (fold == "all" or (type(fold) is int and fold >= 0)) or type(folds) is not int or folds < 2:
+        raise _refuse(f"inner {inner}", "such as {fold: 0, folds: 3}: a fold of the data set, and 2 new ones or more")
+    if "all" in s["folds"] or max(s["folds"]) >= folds:
+        raise _refuse(f"folds {s['folds']} of {folds} inner ones", f"0 to {folds - 1}")
+    if s["evaluate"] != ["validation"]:
+        raise _refuse(f"inner folds, and evaluate {s['evaluate']}", "evaluate: [validation]")
 
 
 def is_reference(name: str, s: Mapping[str, Any]) -> bool:

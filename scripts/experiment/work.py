@@ -134,7 +134,7 @@ def _data(cell: Cell, run: RunFolder, folder: Path) -> dict[str, Any]:
 
     s = cell.settings
     source = run.resolve(run.needed(cell, "source")["dataset_dir"])
-    view, folds = make_view(source, folder, s["real"], s["plans"], s["configuration"])
+    view, folds = make_view(source, folder, s["real"], s["plans"], s["configuration"], s.get("inner"))
     return {"dataset_dir": run.within(view), "folds": folds}
 
 
@@ -248,6 +248,7 @@ def _train(cell: Cell, run: RunFolder, folder: Path) -> dict[str, Any]:
         "cases": len(provenance["cases"]),
         "num_synthetic": number,
         "share": training["mixing"]["share"],
+        "plateau": training.get("plateau") or None,
     }
 
 

@@ -38,7 +38,12 @@ def test_protocols_of_the_package(name, preset):
             if "pool" in cell.needs:
                 assert cell.settings["num_synthetic"] <= cells[cell.needs["pool"]].settings["num_samples"]
     assert all(len(found) == 1 for found in lengths.values())
-    assert {"smoke", "small", "paper"} <= {p for n, p in PRESETS if n == name} or name in ("smoke", "run", "demo")
+    assert {"smoke", "small", "paper"} <= {p for n, p in PRESETS if n == name} or name in (
+        "smoke",
+        "run",
+        "demo",
+        "tune",
+    )
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def test_time_left_is_that_of_cells_alike(tmp_path):
     run = start(tmp_path)
     finish(run, without=("evaluate/UNETR", "train/U-Net_model"))  # each of the others took 2 s
     schedule = Schedule(run, FakeExecutor(2))
-    schedule._take_finished()
+    schedule.take_finished()
     left, known = schedule.seconds_left()
     assert known and left == pytest.approx(2 * len(schedule.waiting) / 2)
     fresh = Schedule(start(tmp_path / "new") if (tmp_path / "new").mkdir() is None else run, FakeExecutor(2))
