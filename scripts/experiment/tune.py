@@ -23,11 +23,11 @@ from nnunet_plugin.preprocessed import (
 from nnunet_plugin.transplant.command import add_transplants
 from nnunet_plugin.transplant.folds import choose_labels, label_volumes
 
+from ..pool.from_real import COPY_PASTE
 from ..runtime.files import write_json
 from .dataset import SPLITS
 from .experiment import check_done, devices_of, do_cells, first_error, prepare
 from .parent import ATTEMPT
-from .protocol import COPY_PASTE
 from .run_folder import RunFolder, absolute, held
 from .schedule import Executor, Schedule
 

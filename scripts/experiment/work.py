@@ -16,11 +16,13 @@ from filelock import FileLock, Timeout
 
 from ..data.provenance import code_revision, package_versions, read_provenance
 from ..packaging.bundle_files import bundle_command, bundle_dir, known_settings
+from ..pool.from_real import COPY_PASTE, FROM_REAL
 from ..runtime.errors import InputError
 from ..runtime.files import write_json
+from .accepted import defaults
 from .cells import Cell
 from .parent import end_with_parent, timed
-from .protocol import ADDED, COPY_PASTE, NNUNET, SEGMENTATION
+from .protocol import ADDED, NNUNET, SEGMENTATION
 from .record import choose_device, device_words, num_parameters, num_processes
 from .run_folder import RunFolder
 from .stages import follow
@@ -153,12 +155,18 @@ def _make_pool(cell: Cell, run: RunFolder, folder: Path) -> dict[str, Any]:
     from ..pool.writing import read_pool
     from ..report.pool import pool_cases, pool_sheet
     from ..sampling.copy_paste import write_copy_paste
+    from .repeats import write_repeats
 
     s, start = cell.settings, time.monotonic()
-    if s["bundle"] == COPY_PASTE:
+    if s["bundle"] in FROM_REAL:
         size = s.get("settings", {}).get("spatial_size")
-        place = _place(cell, run)
-        write_copy_paste(pool_dir=folder / "pool", num_samples=s["num_samples"], spatial_size=size, **place)
+        where = {
+            "pool_dir": folder / "pool",
+            "num_samples": s["num_samples"],
+            "spatial_size": size,
+            **_place(cell, run),
+        }
+        write_copy_paste(**where) if s["bundle"] == COPY_PASTE else write_repeats(s["bundle"], **where)
     else:
         known = known_settings(bundle_dir(s["bundle"]) / "configs", "inference.json")
         overrides = {
@@ -238,7 +246,8 @@ def _train(cell: Cell, run: RunFolder, folder: Path) -> dict[str, Any]:
         return nnunet.train(s, _dataset(cell, run), pool, number, folder, call)
     mixing = {key: None if value == ADDED else value for key, value in s["mixing"].items()}
     chosen = {"pool_dir": str(pool), "num_synthetic": number} if pool else {}
-    overrides = {"bundle_root": str(folder), **_place(cell, run), **s["settings"], **mixing, **chosen}
+    settings = {**s["settings"], **_length(s)}
+    overrides = {"bundle_root": str(folder), **_place(cell, run), **settings, **mixing, **chosen}
     _run_bundle(s["bundle"], ("train.json", *s["overlays"]), overrides)
     provenance = read_provenance(folder / "models" / "provenance.json", folder / "models" / "model.pt")
     training = provenance["training"]
@@ -250,6 +259,14 @@ def _train(cell: Cell, run: RunFolder, folder: Path) -> dict[str, Any]:
         "share": training["mixing"]["share"],
         "plateau": training.get("plateau") or None,
     }
+
+
+def _length(s: dict[str, Any]) -> dict[str, int]:
+    """The epochs of an arm of another length than the others."""
+    if "epochs_factor" not in s:
+        return {}
+    epochs = {**defaults(s["bundle"], ["train.json", *s["overlays"]]), **s["settings"]}["max_epochs"]
+    return {"max_epochs": max(1, round(s["epochs_factor"] * epochs))}
 
 
 def _evaluate(cell: Cell, run: RunFolder, folder: Path) -> dict[str, Any]:

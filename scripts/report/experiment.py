@@ -18,6 +18,7 @@ from .answer import (
 )
 from .experiment_figures import Difference, Panel, Point, difference_figure, number_figure
 from .experiment_patients import paired_figures, patient_section
+from .experiment_plateau import plateau_section, rising_words
 from .experiment_pools import bad_pool_words, one_generator, pool_section, sheets
 from .experiment_results import (
     LEVEL,
@@ -29,10 +30,12 @@ from .experiment_results import (
     baseline_comparisons,
     comparisons,
     num_samples,
+    other_lengths,
     read_results,
     steps,
 )
 from .experiment_runs import run_section, unfinished_section
+from .experiment_split import split_section
 from .experiment_tables import write_tables
 from .figures import png_bytes, save_png, write_whole
 from .html import document, escaped, html_figure, html_table
@@ -78,7 +81,7 @@ def write_experiment_report(run_dir: str | Path) -> Path:
             *(f"<p>{escaped(w)}</p>" for w in answer_words(results, compared[split], split)),
         ]
         body += ["</div>"]
-    body += [f'<p class="loud">{escaped(words)}</p>' for words in bad_pool_words(results)]
+    body += [f'<p class="loud">{escaped(words)}</p>' for words in (*rising_words(results), *bad_pool_words(results))]
     body += sheets(results, folder) if one_generator(results) else []
     for split in splits:
         body += _segmentation_section(results, split, compared[split], folder)
@@ -120,8 +123,9 @@ def _segmentation_section(results: Results, split: str, compared: dict[Row, dict
             "<h3>Against classical augmentation and pasted tumours</h3>",
             _comparison_table(results, pairs, words),
         ]
+    parts += split_section(results, split, folder)
     parts.append(_arm_table(results, summaries))
-    return parts
+    return parts + plateau_section(results)
 
 
 def _reference_name(results: Results) -> str:
@@ -202,8 +206,13 @@ def steps_words(results: Results) -> str:
         numbers = ", ".join(f"{count:,}" for count in sorted(found))
         same = "in every arm" if len(found) == 1 else "DIFFERING between arms"
         if len(found) > 1:
-            same = BUDGETS.get(results.settings.get("budget", "steps"), same)
-        words.append(f"{segmenter}: {numbers} training steps {same}")
+            entry = results.settings["segmenters"].get(segmenter, {})
+            same = BUDGETS.get(entry.get("budget", results.settings.get("budget", "steps")), same)
+        shorter = "".join(
+            f", “{arm}” {', '.join(f'{count:,}' for count in sorted(counts))} ({factor:g} of the epochs)"
+            for arm, (factor, counts) in other_lengths(results, segmenter).items()
+        )
+        words.append(f"{segmenter}: {numbers} training steps {same}{shorter}")
     return "; ".join(words) + "." if words else ""
 
 

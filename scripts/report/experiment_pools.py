@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..pool.from_real import FROM_REAL
 from .experiment_results import Results
 from .figures import png_bytes
 from .html import escaped, html_figure, html_table
@@ -178,8 +179,8 @@ def _audits(results: Results) -> list[str]:
     if not cells:
         return []
     parts = ["<h3>Audits</h3>"]
-    if any(cell["settings"]["bundle"] == "copy_paste" for cell in results.cells("pool")):
-        why = "Pasted tumours are not audited: all but the tumour is a training case, as the audit would say of each."
+    if any(cell["settings"]["bundle"] in FROM_REAL for cell in results.cells("pool")):
+        why = "Pools of real slices are not audited: each is a training case, or all but its tumour is."
         parts.append(f"<p>{why}</p>")
     for cell in cells:
         if (values := results.values(cell["id"])) is not None:
