@@ -15,7 +15,7 @@ from ..metrics.comparison import FEWEST_PATIENTS, bootstrap_interval, compare_pa
 from ..pool.from_real import FROM_REAL
 from ..runtime.errors import InputError
 
-MEASURES = ("dice", "iou", "hd95", "nsd")
+MEASURES = ("dice", "iou", "hd95", "nsd", "lesion_sensitivity", "false_positive_slices")
 PRIMARY = "dice"
 LEVEL = 0.95
 
@@ -109,7 +109,9 @@ class Results:
         numbers = {run: index for index, run in enumerate(self.planned_runs)}
         table = {
             str(index): {
-                numbers[run]: {case: {name: m[measure] for name, m in labels.items()} for case, labels in cases.items()}
+                numbers[run]: {
+                    case: {name: m.get(measure) for name, m in labels.items()} for case, labels in cases.items()
+                }
                 for run, cases in self.rows[row].items()
             }
             for index, row in enumerate(rows)

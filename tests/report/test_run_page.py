@@ -245,7 +245,7 @@ def test_a_bad_pool_is_named_loudly(tmp_path):
     meanings = [{"key": key, "meaning": "these against those"} for key in both]
     metrics = run.result(f"metrics/{place}")["values"]
     write_result(run, f"metrics/{place}", {**metrics, "figures": measured, "comparisons": meanings})
-    useful = {"useful": False, "ratio": 0.5, "threshold": 0.85, "words": "Usefulness 0.50"}
+    useful = {"useful": False, "ratio": 0.5, "interval": None, "threshold": 0.85, "words": "Usefulness 0.50"}
     audit = {"words": [], "kept": 9, "dropped": 0.64, "real_dropped": 0.1, "usefulness": useful}
     write_result(run, f"audit/{place}", audit)
     pool = {"samples": 25, "candidates": 30, "seconds_per_sample": 1.0, "sharpness": 0.5}
