@@ -95,6 +95,7 @@ def run(
         synthaug run /data/nnUNet_raw/Dataset501_LGG results/lgg --num_samples 400
     """
     print(f"synthaug run: checking {dataset_dir} and the settings", flush=True)
+    from .experiment.experiment import devices_of
     from .experiment.run import run_dataset
 
     options = {
@@ -104,7 +105,7 @@ def run(
         "num_iterations_per_epoch": num_iterations_per_epoch, "full_plans": full_plans, "seed": seed, "audit": audit,
     }  # fmt: skip
     return run_dataset(
-        dataset_dir, output_dir, options, processes=processes, devices=_devices(devices), executor=executor,
+        dataset_dir, output_dir, options, processes=processes, devices=devices_of(devices), executor=executor,
         cluster=cluster, command=_command(),
     )  # fmt: skip
 
@@ -129,11 +130,6 @@ def demo(output_dir: str = "synthaug_demo", seed: int = 0, processes: int | None
 def _command() -> str:
     """What the user typed, for the report."""
     return shlex.join(["synthaug", *sys.argv[1:]])
-
-
-def _devices(devices: Any) -> list[str]:
-    chosen = [] if devices is None else devices if isinstance(devices, (list, tuple)) else [devices]
-    return [str(device) for device in chosen]
 
 
 def convert(
@@ -223,8 +219,13 @@ def audit(
     thresholds: dict | None = None,
     dry_run: bool = False,
     seed: int = 0,
+    usefulness_steps: int = 300,
+    usefulness_threshold: float = 0.85,
 ) -> str:
     """Judge every sample of a pool against real cases, and keep or drop it; writes pool.json, audit.json, audit.png.
+
+    At the end it says how useful the kept samples are: the Dice on held-out patients of a small network that learnt
+    from them alone, over that of one that learnt from the real cases alone.
 
     Args:
         pool: The folder of a finished pool.
@@ -232,13 +233,17 @@ def audit(
         thresholds: The share of real items that a check may drop, such as '{"agreement": 0.1}'.
         dry_run: Say what would be dropped, and write nothing.
         seed: The seed of the segmenters, the feature extractor and the intervals.
+        usefulness_steps: Training steps of each of the two small networks; 0 leaves usefulness out.
+        usefulness_threshold: The ratio below which mixing the pool in is called unlikely to help.
 
     Example:
         synthaug audit pool_fold0 /data/nnUNet_preprocessed/Dataset501_LGG --dry_run
     """
     from .audit.audit import audit_pool
+    from .audit.usefulness import usefulness_settings
 
-    return audit_pool(pool, dataset_dir, thresholds, dry_run, seed)
+    usefulness = usefulness_settings(usefulness_steps, usefulness_threshold)
+    return audit_pool(pool, dataset_dir, thresholds, dry_run, seed, usefulness=usefulness)
 
 
 def copy_paste(
@@ -309,13 +314,13 @@ def experiment(
     """
     if protocol is not None:
         print(f"synthaug experiment: checking {protocol} and its data", flush=True)
-    from .experiment.experiment import list_protocols, run_experiment
+    from .experiment.experiment import devices_of, list_protocols, run_experiment
 
     if protocol is None:
         return list_protocols()
     return run_experiment(
         protocol, output_dir or f"synthaug_{Path(protocol).stem}", preset, dataset_dir, raw_dir, processes,
-        _devices(devices), executor, cluster, _command(),
+        devices_of(devices), executor, cluster, _command(),
     )  # fmt: skip
 
 
@@ -426,6 +431,7 @@ COMMANDS: dict[str, Command | str] = {
     "datalist": f"{__package__}.segmentation.datalist:write_datalist",
     "reader": f"{__package__}.report.reader:write_reader",
     "experiment": experiment,
+    "tune": f"{__package__}.experiment.tune:tune",
     "report": f"{__package__}.report.experiment:write_experiment_report",
     **PLUGIN_COMMANDS,
 }

@@ -68,7 +68,7 @@ def find_agreement(
     real, samples = np.zeros((2, len(real_fold))), np.zeros((2, len(sample_fold)))
     steps = settings.steps or (400 if audit.real.images.ndim == 4 else 150)
     bar = iter(track(list(range(folds * steps)), "training segmenters"))
-    batch_size = max(2, min(LARGEST_BATCH, BATCH_VOXELS // audit.real.images[0, 0].numel()))
+    batch_size = batch_size_of(audit.real)
     for fold in range(folds):
         learnt = audit.real.subset(training & (real_fold != fold))
         network = train_segmenter(learnt, steps, batch_size, settings.seed + fold, device, bar)
@@ -106,6 +106,11 @@ def find_agreement(
     return Agreement(check, record)
 
 
+def batch_size_of(items: Items) -> int:
+    """Items of a training step: as many voxels whatever the grid, but two and more, and 16 at most."""
+    return max(2, min(LARGEST_BATCH, BATCH_VOXELS // items.images[0, 0].numel()))
+
+
 def train_segmenter(
     items: Items, steps: int, batch_size: int, seed: int, device: torch.device, bar: Iterator
 ) -> nn.Module:
@@ -127,7 +132,7 @@ def train_segmenter(
     for _ in zip(range(steps), bar, strict=False):
         chosen = torch.randint(len(items), (batch_size,), generator=generator)
         images, masks = augment(items.images[chosen].float(), items.masks[chosen].float(), generator)
-        logits = _predict(network, images.to(device))
+        logits = predict_logits(network, images.to(device))
         masks = masks.to(device)
         loss = dice(logits, masks) + functional.binary_cross_entropy_with_logits(logits, masks)
         optimiser.zero_grad()
@@ -160,7 +165,7 @@ def augment(images: Tensor, masks: Tensor, generator: torch.Generator) -> tuple[
     return images + 0.02 * torch.randn(images.shape, generator=generator), masks
 
 
-def _predict(network: nn.Module, images: Tensor) -> Tensor:
+def predict_logits(network: nn.Module, images: Tensor) -> Tensor:
     """Logits on grids of any size, which the U-Net wants as multiples of 8."""
     sizes = images.shape[2:]
     unit = 2**_DEPTH
@@ -176,7 +181,7 @@ def agreement_scores(network: nn.Module, items: Items, batch_size: int, device: 
     rows = []
     parts: Iterable = zip(items.images.split(batch_size), items.masks.split(batch_size), strict=True)
     for images, masks in parts:
-        logits = _predict(network, images.float().to(device)).cpu()
+        logits = predict_logits(network, images.float().to(device)).cpu()
         together = (masks | (logits > 0)).any(dim=1).flatten(1).sum(dim=1)
         rows.append(torch.stack([best_dice(logits, masks), together.float()]))
     return torch.cat(rows, dim=1).numpy()

@@ -27,6 +27,7 @@ from .pictures import TITLES, audit_figure
 from .plausibility import plausibility_checks
 from .result import AuditResult, percent
 from .thresholds import check_levels
+from .usefulness import UsefulnessSettings, find_usefulness, usefulness_words
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ def audit_pool(
     segmenter: SegmenterSettings | None = None,
     extractor_steps: int = EXTRACTOR_STEPS,
     progress: bool = True,
+    usefulness: UsefulnessSettings | None = None,
 ) -> str:
     """Judge every sample, and write decisions to `pool.json`, and `audit.json` and `audit.png` beside it.
 
@@ -59,6 +61,7 @@ def audit_pool(
         segmenter: how long the segmenters are trained; its seed is replaced by `seed`.
         extractor_steps: training steps of the feature extractor.
         progress: show bars with the time left.
+        usefulness: how the pool's usefulness is measured; None: not at all.
 
     Returns:
         What was found, in words.
@@ -68,7 +71,7 @@ def audit_pool(
     """
     if not isinstance(dry_run, bool):  # the command line makes a (true) string of "false"
         raise InputError(f"--dry_run {dry_run!r}", "True or False", "write --dry_run, or leave it out")
-    result = run_audit(pool_dir, dataset_dir, thresholds, seed, segmenter, extractor_steps, progress)
+    result = run_audit(pool_dir, dataset_dir, thresholds, seed, segmenter, extractor_steps, progress, usefulness)
     lines = audit_words(result)
     if dry_run:
         return "\n".join([*lines, "Dry run: nothing was written."])
@@ -91,6 +94,7 @@ def run_audit(
     segmenter: SegmenterSettings | None = None,
     extractor_steps: int = EXTRACTOR_STEPS,
     progress: bool = True,
+    usefulness: UsefulnessSettings | None = None,
 ) -> AuditResult:
     """All checks of a pool, see `audit_pool`; writes nothing."""
     levels = check_levels(thresholds)
@@ -124,7 +128,10 @@ def run_audit(
     pixels = memorisation.real["pixels"], memorisation.nearest["pixels"]
     duplicates = find_duplicates(compared, *pixels, levels, track)
     agreement = find_agreement(audit, levels, settings, device, track)
-    return AuditResult(audit, levels, seed, plausibility, agreement, memorisation, duplicates, extractor.name)
+    result = AuditResult(audit, levels, seed, plausibility, agreement, memorisation, duplicates, extractor.name)
+    if usefulness is None:
+        return result
+    return replace(result, usefulness=find_usefulness(audit, result.kept, usefulness, seed, device, track))
 
 
 def audit_words(result: AuditResult) -> list[str]:
@@ -157,6 +164,8 @@ def audit_words(result: AuditResult) -> list[str]:
         f"The segmenters' median Dice on real items that they did not see is "
         f"{result.agreement.record['median_dice']['real']:.2f}; the lower, the less the agreement tells."
     )
+    if result.usefulness is not None:
+        lines.append(usefulness_words(result.usefulness))
     pairs = [f"{' and '.join(pair['patients'])} ({pair['relative_distance']:.2f})" for pair in result.closest_real(3)]
     lines.append(
         f"Real patients nearest to each other: {', '.join(pairs)}. If two of them are one person, leave one out: they "

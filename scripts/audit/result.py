@@ -33,6 +33,7 @@ class AuditResult:
         plausibility: checks of masks and images.
         agreement, memorisation, duplicates: the others.
         extractor: the name of the feature extractor.
+        usefulness: of `find_usefulness`; None where it was not asked for.
     """
 
     audit: AuditData
@@ -43,6 +44,7 @@ class AuditResult:
     memorisation: Memorisation
     duplicates: Duplicates
     extractor: str
+    usefulness: dict[str, Any] | None = None
 
     @property
     def checks(self) -> list[Check]:
@@ -99,6 +101,11 @@ class AuditResult:
     def dropped(self) -> np.ndarray:
         """Which samples the audit drops, whatever others decided: (samples,) bool."""
         return np.array([bool(reasons) for reasons in self.reasons])
+
+    @property
+    def kept(self) -> np.ndarray:
+        """Which samples train a segmenter after this audit: (samples,) bool."""
+        return np.where(self.foreign, ~self.left_out, ~self.dropped)
 
     def flagged(self, check: Check) -> np.ndarray:
         """Samples that a check drops, (samples,) bool; of duplicates one stays."""
@@ -212,6 +219,7 @@ class AuditResult:
                 for i, j in self.duplicate_of.items()
             ],
             "agreement": self.agreement.record,
+            "usefulness": self.usefulness,
             "intervals": "95 %: of samples Wilson, as independent draws of one trained generator with these "
             "thresholds; of real items bootstrap over patients, each judged by the thresholds of the others (Wilson's "
             "with patients as items where none or all are flagged)",

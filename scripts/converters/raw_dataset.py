@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ..data.folds import NUM_FOLDS, five_folds
+from ..data.folds import NUM_FOLDS, crossval_folds
 from ..runtime.errors import InputError
 from ..runtime.files import write_json
 
@@ -203,7 +203,7 @@ def _patient_folds(cases: list[SourceCase]) -> list[dict[str, list[str]]] | None
         held_out = [patients[fold % len(patients)] for fold in range(NUM_FOLDS)]
         folds = [{"train": [p for p in patients if p != out], "val": [out]} for out in held_out]
     else:
-        folds = five_folds(patients)
+        folds = crossval_folds(patients)
     return [
         {part: [scan for patient in fold[part] for scan in sorted(scans[patient])] for part in ("train", "val")}
         for fold in folds

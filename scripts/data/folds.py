@@ -28,16 +28,16 @@ class Fold:
     sha256: str
 
 
-def five_folds(case_ids: list[str]) -> list[dict[str, list[str]]]:
-    """nnU-Net's default split."""
+def crossval_folds(case_ids: list[str], num_folds: int = NUM_FOLDS) -> list[dict[str, list[str]]]:
+    """Folds as nnU-Net makes them; its default is five."""
     from nnunetv2.utilities.crossval_split import generate_crossval_split  # takes a second to import
 
     ids = sorted(case_ids)
-    if len(ids) < NUM_FOLDS:
+    if len(ids) < num_folds:
         raise InputError(
-            f"{len(ids)} training cases", f"at least {NUM_FOLDS} for {NUM_FOLDS} folds", "annotate more cases"
+            f"{len(ids)} training cases", f"at least {num_folds} for {num_folds} folds", "annotate more cases"
         )
-    folds = generate_crossval_split(ids, seed=12345, n_splits=NUM_FOLDS)
+    folds = generate_crossval_split(ids, seed=12345, n_splits=num_folds)
     return [{part: [str(case) for case in fold[part]] for part in ("train", "val")} for fold in folds]
 
 
@@ -102,7 +102,7 @@ def listed_cases(dataset_dir: str | Path, seen: list[str], case_ids: list[str]) 
 
 def _splits(path: Path, case_ids: list[str]) -> list[dict[str, list[str]]]:
     if not path.is_file():
-        return five_folds(case_ids)
+        return crossval_folds(case_ids)
     try:
         return json.loads(path.read_text())
     except json.JSONDecodeError as error:

@@ -6,8 +6,9 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..pool.from_real import FROM_REAL
 from ..runtime.files import json_sha256
-from .protocol import COPY_PASTE, SEGMENTATION, is_reference, mixing_of
+from .protocol import SEGMENTATION, budget_of, is_reference, mixing_of
 
 KINDS = ("source", "data", "generator", "pool", "audit", "metrics", "train", "evaluate")
 # More than is asked for, so that enough are left after an audit.
@@ -60,7 +61,8 @@ def plan_cells(s: dict[str, Any]) -> list[Cell]:
     source = Cell("source", "dataset", {"data": made, **{name: s[name] for name in ("space", "configuration")}})
     cells = [source]
     for real in s["real"]:
-        data = Cell("data", f"real-{real}", {"real": real, **_read(s)}, {"source": source.id})
+        inner = {} if s.get("inner") is None else {"inner": s["inner"]}
+        data = Cell("data", f"real-{real}", {"real": real, **inner, **_read(s)}, {"source": source.id})
         cells.append(data)
         for fold in s["folds"]:
             pools = {}
@@ -95,8 +97,8 @@ def _pool_size(generator: str, s: dict[str, Any]) -> int:
 
 
 def _audited(generator: str, s: dict[str, Any]) -> bool:
-    """Pasted tumours are not audited: all but the tumour is a training case, as the audit would say of each."""
-    return s["audit"] is not None and s["generators"][generator]["bundle"] != COPY_PASTE
+    """Pools of real slices are not audited: each is a training case, or all but its tumour is one."""
+    return s["audit"] is not None and s["generators"][generator]["bundle"] not in FROM_REAL
 
 
 def _pool_cells(
@@ -107,7 +109,7 @@ def _pool_cells(
     place = {"label": name, "real": real, "fold": fold, "seed": s["generator_seed"], **_read(s)}
     where, words = f"{slug(name)}_real-{real}_fold{fold}", f"{name} {real}"
     needs, made = {"data": data.id}, {}
-    if entry["bundle"] != COPY_PASTE:
+    if entry["bundle"] not in FROM_REAL:
         made["generator"] = Cell("generator", where, {**place, **entry}, needs, words)
         needs = {**needs, "generator": made["generator"].id}
     made["pool"] = Cell("pool", where, {**place, **entry, "num_samples": size}, needs, words)
@@ -125,9 +127,12 @@ def _segmenter_cells(
 ) -> list[Cell]:
     entry = {"bundle": SEGMENTATION, "overlays": [], "settings": {}, **s["segmenters"][segmenter]}
     cells = []
+    budget = budget_of(entry, s)
+    entry.pop("budget", None)
     for arm_name in entry.pop("arms", s["arms"]):
         arm = s["arms"][arm_name]
-        mixing = {**mixing_of(arm), **({} if s["budget"] == "steps" else {"budget": s["budget"]})}
+        mixing = {**mixing_of(arm), **({} if budget == "steps" else {"budget": budget})}
+        length = {"epochs_factor": arm["epochs_factor"]} if arm.get("epochs_factor", 1) != 1 else {}
         numbers = arm.get("num_synthetic", s["num_synthetic"]) if "pool" in arm else [0]
         for number in numbers:
             for seed in s["seeds"]:
@@ -138,7 +143,9 @@ def _segmenter_cells(
                 if "pool" in arm:
                     made = pools[arm["pool"]]
                     needs |= {kind: made[kind].id for kind in ("pool", "audit") if kind in made}
-                train = Cell("train", where, {**place, **entry, "mixing": mixing, **_read(s)}, needs, segmenter)
+                train = Cell(
+                    "train", where, {**place, **entry, **length, "mixing": mixing, **_read(s)}, needs, segmenter
+                )
                 cells.append(train)
                 for split in s["evaluate"]:
                     name = where if split == "validation" else f"{where}_{split}"

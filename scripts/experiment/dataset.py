@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.cases import PHANTOM_NAME, open_cases
-from ..data.folds import five_folds
+from ..data.folds import crossval_folds
 from ..runtime.errors import InputError
 from ..runtime.files import write_json
 from .nnunet_commands import dataset_number, nnunet_environment, preprocess_command
@@ -93,12 +93,18 @@ def link_dataset(source: Path, target: Path) -> Path:
 
 
 def make_view(
-    source: Path, folder: Path, real: int | str, plans: str, configuration: str
+    source: Path,
+    folder: Path,
+    real: int | str,
+    plans: str,
+    configuration: str,
+    inner: dict[str, Any] | None = None,
 ) -> tuple[Path, list[dict[str, Any]]]:
     """The data set with `real` training patients in each fold; fewer are a part of more.
 
     What every command reads as a data set: generators, pools' audits, segmenters and nnU-Net alike see no other
-    training case. Validation cases stay as they are.
+    training case. Validation cases stay as they are. With `inner`, `{"fold", "folds"}`, the folds are so many new ones
+    of that fold's training cases, and its validation cases are in none.
 
     Returns the folder and its folds.
     """
@@ -107,7 +113,11 @@ def make_view(
     view = link_dataset(source, folder / source.name)
     cases = open_cases(view, 0, plans, configuration)
     path = view / SPLITS
-    splits = json.loads(path.read_text()) if path.is_file() else five_folds([*cases.fold.train, *cases.fold.val])
+    splits = json.loads(path.read_text()) if path.is_file() else crossval_folds([*cases.fold.train, *cases.fold.val])
+    if inner is not None:
+        known = cases.fold.train + cases.fold.val if inner["fold"] == "all" else splits[int(inner["fold"])]["train"]
+        splits = crossval_folds(known, int(inner["folds"]))
+        write_json(path, splits)  # which the cases of fewer patients are drawn from
     if real != "all":
         fewest = min(len(split["train"]) for split in splits)
         if int(real) > fewest:

@@ -52,36 +52,82 @@ def run_experiment(
     """
     from ..report.experiment import write_experiment_report
 
+    settings, slots = prepare(
+        protocol, output_dir, preset, dataset_dir, raw_dir, processes, devices, executor, cluster, over
+    )
+    with held(absolute(output_dir)):
+        schedule = do_cells(output_dir, settings, slots, command)
+        report = write_experiment_report(output_dir)
+    check_done(schedule, report)
+    return report
+
+
+def prepare(
+    protocol: str | Path,
+    output_dir: str | Path,
+    preset: str | None = None,
+    dataset_dir: str | Path | None = None,
+    raw_dir: str | Path | None = None,
+    processes: int | None = None,
+    devices: Sequence[str] = (),
+    executor: str = "processes",
+    cluster: dict[str, Any] | None = None,
+    over: Mapping[str, Any] | None = None,
+) -> tuple[dict[str, Any], Executor]:
+    """The settings of an experiment, every one checked, and where its cells will run, see `run_experiment`."""
     settings = read_protocol(protocol, preset, over)
     folder = absolute(output_dir)
     check_folder(folder, settings["name"])
     slots = _executor(folder, processes, devices, executor, cluster)
     settings |= data_settings(settings, dataset_dir, raw_dir)
     check_networks(settings)
+    return settings, slots
+
+
+def do_cells(
+    output_dir: str | Path, settings: dict[str, Any], slots: Executor, command: str, seconds: float | None = None
+) -> Schedule:
+    """Do all cells of prepared settings that are not done, in a folder that is held.
+
+    With `seconds` nothing is begun that will not end in time, as far as finished cells tell, and what does not is
+    stopped; see `Schedule`.
+
+    Raises:
+        InputError: it was interrupted.
+    """
     facts = {"command": command, "started": time.strftime("%Y-%m-%d %H:%M")}
-    with held(folder):
-        run = RunFolder.start(folder, settings, facts)
-        schedule = Schedule(run, slots)
-        try:
-            schedule.run()
-        except KeyboardInterrupt:
-            raise InputError(
-                f"interrupted after {len(schedule.finished)} of {len(run.cells)} cells",
-                "all cells, in one go or in several",
-                "the same command goes on where it stopped; synthaug report shows what there is",
-            ) from None
-        report = write_experiment_report(run.path)
+    run = RunFolder.start(output_dir, settings, facts)
+    schedule = Schedule(run, slots, seconds)
+    if seconds is not None:
+        schedule.take_finished()
+        if schedule.waiting and schedule.seconds_left()[0] > seconds:
+            schedule.stopped = True
+            return schedule
+    try:
+        schedule.run()
+    except KeyboardInterrupt:
+        raise InputError(
+            f"interrupted after {len(schedule.finished)} of {len(run.cells)} cells",
+            "all cells, in one go or in several",
+            "the same command goes on where it stopped; synthaug report shows what there is",
+        ) from None
+    return schedule
+
+
+def check_done(schedule: Schedule, report: Path) -> None:
+    """Raise `InputError` that names the logs of cells that failed."""
     if schedule.failed:
-        logs = "\n    ".join(f"{run.log(name)}: {_first_error(run, name)}" for name in schedule.failed)
+        run = schedule.run_folder
+        logs = "\n    ".join(f"{run.log(name)}: {first_error(run, name)}" for name in schedule.failed)
         raise InputError(
             f"{len(schedule.failed)} cells failed, {len(schedule.blocked())} more need them:\n    {logs}",
             "cells that end well",
             f"read the logs, mend the cause and give the same command again; what there is: {report}",
         )
-    return report
 
 
-def _first_error(run: RunFolder, name: str) -> str:
+def first_error(run: RunFolder, name: str) -> str:
+    """Why a cell failed, in a line."""
     from ..report.experiment_results import failure_of
 
     return failure_of(run.folder(name)).splitlines()[0]
@@ -91,7 +137,7 @@ def list_protocols() -> str:
     """What there is to run: every protocol with its presets, how many cells each has, and about how long it takes."""
     lines = ["What synthaug experiment can run:", ""]
     for name in protocol_names():
-        if name in ("run", "demo"):  # commands of their own
+        if name in ("run", "demo", "tune"):  # commands of their own
             continue
         for number, preset in enumerate(_presets(name)):
             s = read_protocol(name, preset, check=False)
@@ -143,6 +189,12 @@ def _executor(
         raise InputError(
             f"--executor {executor} without submitit", "submitit", "pip install synthaug[slurm]"
         ) from error
+
+
+def devices_of(devices: Any) -> list[str]:
+    """GPUs as a command line names them: one, or several."""
+    chosen = [] if devices is None else devices if isinstance(devices, (list, tuple)) else [devices]
+    return [str(device) for device in chosen]
 
 
 def _processes_here() -> int:

@@ -47,7 +47,8 @@ def data_settings(settings: dict[str, Any], dataset_dir: Any, raw_dir: Any) -> d
             raise InputError(
                 f"{dataset_dir} without gt_segmentations", "a folder of nnUNet_preprocessed", "preprocess it again"
             )
-    _check_folds(settings["folds"], folder)
+    inner = settings.get("inner")
+    _check_folds(settings["folds"] if inner is None else [inner["fold"]], folder)
     found: dict[str, Any] = {**paths, "space": space}
     raw = folder if is_raw else None if raw_dir is None else absolute(raw_dir)
     if "test" in settings["evaluate"] and settings["segmenters"]:

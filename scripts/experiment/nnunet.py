@@ -51,6 +51,7 @@ def train(
     from nnunet_plugin.transplant.command import add_transplants
 
     settings = {**NNUNET_SETTINGS, **s["settings"]}
+    settings["num_epochs"] = max(1, round(s.get("epochs_factor", 1) * settings["num_epochs"]))
     mixing = {key: value for key, value in s["mixing"].items() if key not in ("budget", "augmentation")}
     iterations = settings["num_iterations_per_epoch"]
     if s["mixing"].get("budget") == "real_exposures":

@@ -20,7 +20,7 @@ def read_fraction(cell: Cell, text: str) -> float | None:
     total = None
     if cell.kind == "train" and cell.settings.get("bundle") == NNUNET:
         pattern = r"Epoch (\d+)"  # the one that begins
-        total = {**NNUNET_SETTINGS, **cell.settings["settings"]}["num_epochs"]
+        total = {**NNUNET_SETTINGS, **cell.settings["settings"]}["num_epochs"] * cell.settings.get("epochs_factor", 1)
     else:
         pattern = {"generator": r"epoch (\d+)/(\d+):", "train": r"epoch (\d+)/(\d+):", "pool": r"(\d+)/(\d+) \["}.get(
             cell.kind, "(?!)"

@@ -12,11 +12,11 @@ import yaml
 from nnunet_plugin.settings import parse_settings
 
 from ..packaging.bundle_files import bundle_dir, known_settings
+from ..pool.from_real import FROM_REAL
 from ..runtime.errors import InputError
 from .accepted import check_network, check_overlays, check_settings, near, refuse_expressions
 
 PROTOCOLS = Path(__file__).parent / "protocols"
-COPY_PASTE = "copy_paste"
 NNUNET = "nnunet"
 SEGMENTATION = "segmentation"
 
@@ -27,6 +27,7 @@ DEFAULTS: dict[str, Any] = {
     "plans": "nnUNetPlans",
     "configuration": "2d",
     "folds": [0],
+    "inner": None,
     "seeds": [0],
     "generator_seed": 0,
     "real": ["all"],
@@ -43,13 +44,18 @@ DEFAULTS: dict[str, Any] = {
 GENERATOR_KEYS = ("bundle", "overlays", "settings", "sampling")
 # What an arm says itself; anything else of it is a setting of its segmenters: of nnU-Net's `synthaug` block, or of the
 # bundle.
-ARM_KEYS = ("pool", "num_synthetic")
-SEGMENTER_KEYS = ("bundle", "overlays", "settings", "arms")
+ARM_KEYS = ("pool", "num_synthetic", "epochs_factor")
+SEGMENTER_KEYS = ("bundle", "overlays", "settings", "arms", "budget")
 ADDED = "added"  # the share that the samples have of all items, as when they are added to the real ones
 NNUNET_SETTINGS = {"num_epochs": 12, "num_iterations_per_epoch": 40, "full_plans": False}
-AUDIT_KEYS = ("thresholds", "segmenter_folds", "segmenter_steps", "extractor_steps")
+AUDIT_KEYS = (
+    "thresholds", "segmenter_folds", "segmenter_steps", "extractor_steps", "usefulness_steps", "usefulness_threshold",
+)  # fmt: skip
 METRIC_KEYS = ("feature_steps", "resamples", "num_samples", "weights_inception", "weights_alexnet", "weights_vgg")
 SPACES = ("raw", "nnunet")
+# `inner: {fold: 0, folds: 3}`: the folds are three new ones of the training cases of fold 0, whose validation cases are
+# left out of everything, so that they can still judge what was chosen.
+INNER_KEYS = ("fold", "folds")
 # Every arm takes the same steps; or as many as give each real item the same number of looks, synthetic ones on top; or
 # epochs over all items, as in the papers.
 BUDGETS = ("steps", "real_exposures", "epochs")
@@ -142,6 +148,7 @@ def _check(s: dict[str, Any], where: str) -> None:
         **{key: type(value) for key, value in DEFAULTS.items()},
         **dict.fromkeys(("audit", "pool_metrics"), (dict, type(None))),
         "reference": (str, type(None)),
+        "inner": (dict, type(None)),
     }
     for key, kind in kinds.items():
         if not isinstance(s[key], kind):
@@ -165,8 +172,11 @@ def _check(s: dict[str, Any], where: str) -> None:
         raise _refuse(f"fold all, and evaluate {s['evaluate']}", "evaluate: [test]: no case is left to validate on")
     if "all" in s["folds"] and s["real"] != ["all"]:
         raise _refuse(f"fold all, and real {s['real']}", "real: [all]; fewer patients come from numbered folds")
-    if s["budget"] not in BUDGETS:
-        raise InputError(f"budget {s['budget']!r}", f"one of {', '.join(BUDGETS)}", near(s["budget"], BUDGETS))
+    if s["inner"] is not None:
+        _check_inner(s, where)
+    for budget in (s["budget"], *(one.get("budget", "steps") for one in s["segmenters"].values())):
+        if budget not in BUDGETS:
+            raise InputError(f"budget {budget!r}", f"one of {', '.join(BUDGETS)}", near(str(budget), BUDGETS))
     for name, generator in s["generators"].items():
         _check_generator(name, generator)
     for name, arm in s["arms"].items():
@@ -187,6 +197,18 @@ def _check(s: dict[str, Any], where: str) -> None:
     _check_keys(s["audit"] or {}, AUDIT_KEYS, "audit")
 
 
+def _check_inner(s: dict[str, Any], where: str) -> None:
+    inner = s["inner"]
+    _check_keys(inner, INNER_KEYS, f"inner of {where}")
+    fold, folds = inner.get("fold"), inner.get("folds")
+    if not (fold == "all" or (type(fold) is int and fold >= 0)) or type(folds) is not int or folds < 2:
+        raise _refuse(f"inner {inner}", "such as {fold: 0, folds: 3}: a fold of the data set, and 2 new ones or more")
+    if "all" in s["folds"] or max(s["folds"]) >= folds:
+        raise _refuse(f"folds {s['folds']} of {folds} inner ones", f"0 to {folds - 1}")
+    if s["evaluate"] != ["validation"]:
+        raise _refuse(f"inner folds, and evaluate {s['evaluate']}", "evaluate: [validation]")
+
+
 def is_reference(name: str, s: Mapping[str, Any]) -> bool:
     """Whether the others are compared with this arm: the one named so, or that on the real cases as they are."""
     if s["reference"] is not None:
@@ -194,10 +216,15 @@ def is_reference(name: str, s: Mapping[str, Any]) -> bool:
     return not {key: value for key, value in s["arms"][name].items() if (key, value) != ("augmentation", "none")}
 
 
+def budget_of(segmenter: Mapping[str, Any], s: Mapping[str, Any]) -> str:
+    """How long the arms of a segmenter are trained: one of `BUDGETS`."""
+    return segmenter.get("budget", s["budget"])
+
+
 def _check_generator(name: str, generator: dict[str, Any]) -> None:
     where = f"generator {name!r}"
     _check_keys(generator, GENERATOR_KEYS, where)
-    if generator.get("bundle") == COPY_PASTE:
+    if generator.get("bundle") in FROM_REAL:
         _check_keys(generator, ("bundle", "settings"), where)
         _check_keys(generator.get("settings", {}), ("spatial_size",), where)
         return
@@ -219,6 +246,9 @@ def _check_arm(name: str, arm: dict[str, Any], s: dict[str, Any]) -> None:
             raise _refuse(f"num_synthetic {numbers!r} of arm {name!r}", "numbers of samples, one or more")
     elif extra := sorted({"num_synthetic", "share"} & set(arm)):
         raise _refuse(f"{extra[0]} of arm {name!r}, which has no pool", "settings that need none, or a pool")
+    factor = arm.get("epochs_factor", 1)
+    if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 < factor <= 10:
+        raise _refuse(f"epochs_factor {factor!r} of arm {name!r}", "a number above 0, such as 0.5: half the epochs")
     share = arm.get("share", 0.5)
     if share != ADDED and not (type(share) in (int, float) and 0 <= share <= 1):
         raise _refuse(f"share {share!r} of arm {name!r}", f"a number from 0 to 1, or {ADDED}")
@@ -272,7 +302,8 @@ def _check_nnunet(where: str, segmenter: dict[str, Any], arms: dict[str, dict[st
     _check_keys(settings, NNUNET_SETTINGS, where)
     if not isinstance(settings["full_plans"], bool):
         raise _refuse(f"full_plans {settings['full_plans']!r} of {where}", "true or false")
-    if s["budget"] == "epochs":
+    budget = budget_of(segmenter, s)
+    if budget == "epochs":
         raise _refuse(f"budget epochs of {where}", "steps or real_exposures: nnU-Net's epochs are so many steps each")
     length = {key: settings[key] for key in ("num_epochs", "num_iterations_per_epoch")}
     for name, mixing in arms.items():
@@ -290,7 +321,7 @@ def _check_nnunet(where: str, segmenter: dict[str, Any], arms: dict[str, dict[st
     if s["space"] != "nnunet":
         raise _refuse(f"{where} in space {s['space']}", "space: nnunet, the arrays that nnU-Net preprocessed")
     synthetic = [name for name, mixing in arms.items() if mixing.get("share") == 1]
-    if s["budget"] == "real_exposures" and synthetic:
+    if budget == "real_exposures" and synthetic:
         raise _refuse(f"budget real_exposures, and arm {synthetic[0]!r} of synthetic samples alone", "a share below 1")
 
 
@@ -303,7 +334,7 @@ def check_networks(s: Mapping[str, Any]) -> None:
     entries = [(f"generator {name!r}", one) for name, one in s["generators"].items()]
     entries += [(f"segmenter {name!r}", {"bundle": SEGMENTATION, **one}) for name, one in s["segmenters"].items()]
     for where, entry in entries:
-        if entry["bundle"] in (COPY_PASTE, NNUNET):
+        if entry["bundle"] in (*FROM_REAL, NNUNET):
             continue
         axes = check_network(where, entry["bundle"], entry.get("overlays", ()), entry.get("settings", {}))
         if s["space"] == "nnunet" and axes != (2 if s["configuration"].startswith("2d") else 3):

@@ -171,12 +171,19 @@ class Schedule:
 
     A cell that another process holds, such as a job of a cluster that an earlier command left, is waited for.
 
+    Args:
+        run: the folder.
+        executor: where cells run.
+        seconds: of work after which it stops, with cells left; None: when all is done.
+
     Attributes:
         finished, failed: ids of cells; `waiting`: those that are left, in order.
+        stopped: whether the time was over before all was done.
     """
 
-    def __init__(self, run: RunFolder, executor: Executor):
-        self.run_folder, self.executor = run, executor
+    def __init__(self, run: RunFolder, executor: Executor, seconds: float | None = None):
+        self.run_folder, self.executor, self.seconds_allowed = run, executor, seconds
+        self.stopped = False
         self.waiting = list(run.cells)
         self.finished: set[str] = set()
         self.failed: list[str] = []
@@ -190,9 +197,9 @@ class Schedule:
         """Work until nothing is left that can be done; stops what it started when it is interrupted."""
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
-            self._take_finished()
+            self.take_finished()
             print(f"{len(self.run_folder.cells)} cells, {len(self.finished)} of them finished before", flush=True)
-            while self._step():
+            while not self._over() and self._step():
                 time.sleep(POLL_SECONDS)
         finally:
             for name, job, *_ in self.running.values():
@@ -202,6 +209,12 @@ class Schedule:
             signal.signal(signal.SIGTERM, before)
             if self.line and sys.stdout.isatty():
                 print()
+
+    def _over(self) -> bool:
+        """Whether the time is; cells that run are stopped then, and go on from their checkpoints another time."""
+        over = self.seconds_allowed is not None and time.monotonic() - self.start >= self.seconds_allowed
+        self.stopped = over and bool(self.running or self.waiting)
+        return over
 
     def blocked(self) -> list[str]:
         """Cells that cannot be done, because one that they need failed."""
@@ -248,7 +261,7 @@ class Schedule:
                     ready.append(name)
         return ready
 
-    def _take_finished(self) -> None:
+    def take_finished(self) -> None:
         """Take what has a result, except where a cell to be done reads files of it that were not kept."""
         cells, do = self.run_folder.cells, {name for name in self.waiting if not self.run_folder.result(name)}
         for name in reversed(list(cells)):  # each before those that it needs
@@ -264,6 +277,9 @@ class Schedule:
         result, cell = self.run_folder.result(name), self.run_folder.cells[name]
         assert result is not None  # it ended well
         self.seconds.setdefault((cell.kind, cell.alike), []).append(result["seconds"])
+        useful = result["values"].get("usefulness")
+        if useful and useful["useful"] is False:  # before hours of training with this pool
+            self._say(f"\n*** {cell.alike}, fold {cell.settings['fold']}: {useful['words']} ***\n")
 
     def seconds_left(self) -> tuple[float, bool]:
         """Seconds until all is done, from finished cells of the same kind, and whether each kind was seen."""

@@ -16,11 +16,13 @@ from filelock import FileLock, Timeout
 
 from ..data.provenance import code_revision, package_versions, read_provenance
 from ..packaging.bundle_files import bundle_command, bundle_dir, known_settings
+from ..pool.from_real import COPY_PASTE, FROM_REAL
 from ..runtime.errors import InputError
 from ..runtime.files import write_json
+from .accepted import defaults
 from .cells import Cell
 from .parent import end_with_parent, timed
-from .protocol import ADDED, COPY_PASTE, NNUNET, SEGMENTATION
+from .protocol import ADDED, NNUNET, SEGMENTATION
 from .record import choose_device, device_words, num_parameters, num_processes
 from .run_folder import RunFolder
 from .stages import follow
@@ -134,7 +136,7 @@ def _data(cell: Cell, run: RunFolder, folder: Path) -> dict[str, Any]:
 
     s = cell.settings
     source = run.resolve(run.needed(cell, "source")["dataset_dir"])
-    view, folds = make_view(source, folder, s["real"], s["plans"], s["configuration"])
+    view, folds = make_view(source, folder, s["real"], s["plans"], s["configuration"], s.get("inner"))
     return {"dataset_dir": run.within(view), "folds": folds}
 
 
@@ -153,12 +155,18 @@ def _make_pool(cell: Cell, run: RunFolder, folder: Path) -> dict[str, Any]:
     from ..pool.writing import read_pool
     from ..report.pool import pool_cases, pool_sheet
     from ..sampling.copy_paste import write_copy_paste
+    from .repeats import write_repeats
 
     s, start = cell.settings, time.monotonic()
-    if s["bundle"] == COPY_PASTE:
+    if s["bundle"] in FROM_REAL:
         size = s.get("settings", {}).get("spatial_size")
-        place = _place(cell, run)
-        write_copy_paste(pool_dir=folder / "pool", num_samples=s["num_samples"], spatial_size=size, **place)
+        where = {
+            "pool_dir": folder / "pool",
+            "num_samples": s["num_samples"],
+            "spatial_size": size,
+            **_place(cell, run),
+        }
+        write_copy_paste(**where) if s["bundle"] == COPY_PASTE else write_repeats(s["bundle"], **where)
     else:
         known = known_settings(bundle_dir(s["bundle"]) / "configs", "inference.json")
         overrides = {
@@ -186,18 +194,26 @@ def _make_pool(cell: Cell, run: RunFolder, folder: Path) -> dict[str, Any]:
 def _audit(cell: Cell, run: RunFolder, folder: Path) -> dict[str, Any]:
     from ..audit.agreement import SegmenterSettings
     from ..audit.audit import EXTRACTOR_STEPS, audit_pool
+    from ..audit.usefulness import usefulness_settings, usefulness_words
 
     options = cell.settings["options"]
     names = (("folds", "segmenter_folds"), ("steps", "segmenter_steps"))
     segmenter = SegmenterSettings(**{name: options[key] for name, key in names if key in options})
+    names = (("steps", "usefulness_steps"), ("threshold", "usefulness_threshold"))
+    usefulness = usefulness_settings(**{name: options[key] for name, key in names if key in options})
     words = audit_pool(
         _pool(cell, run), _dataset(cell, run), options.get("thresholds"), seed=cell.settings["seed"],
         segmenter=segmenter, extractor_steps=options.get("extractor_steps", EXTRACTOR_STEPS), progress=False,
+        usefulness=usefulness,
     )  # fmt: skip
     print(words)
     record = json.loads((_pool(cell, run) / "audit.json").read_text())
     shares = {"dropped": record["decisions"]["share"], "real_dropped": record["real_dropped"]["share"]}
-    return {"words": words.splitlines(), "kept": _num_kept(_pool(cell, run)), **shares}
+    copies = {key: record["memorisation"][key] for key in ("flagged", "n", "share", "interval")}
+    found = {"words": words.splitlines(), "kept": _num_kept(_pool(cell, run)), **shares, "copies": copies}
+    if record["usefulness"] is not None:
+        found["usefulness"] = {**record["usefulness"], "words": usefulness_words(record["usefulness"])}
+    return found
 
 
 def _num_kept(pool: Path) -> int:
@@ -230,7 +246,8 @@ def _train(cell: Cell, run: RunFolder, folder: Path) -> dict[str, Any]:
         return nnunet.train(s, _dataset(cell, run), pool, number, folder, call)
     mixing = {key: None if value == ADDED else value for key, value in s["mixing"].items()}
     chosen = {"pool_dir": str(pool), "num_synthetic": number} if pool else {}
-    overrides = {"bundle_root": str(folder), **_place(cell, run), **s["settings"], **mixing, **chosen}
+    settings = {**s["settings"], **_length(s)}
+    overrides = {"bundle_root": str(folder), **_place(cell, run), **settings, **mixing, **chosen}
     _run_bundle(s["bundle"], ("train.json", *s["overlays"]), overrides)
     provenance = read_provenance(folder / "models" / "provenance.json", folder / "models" / "model.pt")
     training = provenance["training"]
@@ -240,7 +257,16 @@ def _train(cell: Cell, run: RunFolder, folder: Path) -> dict[str, Any]:
         "cases": len(provenance["cases"]),
         "num_synthetic": number,
         "share": training["mixing"]["share"],
+        "plateau": training.get("plateau") or None,
     }
+
+
+def _length(s: dict[str, Any]) -> dict[str, int]:
+    """The epochs of an arm of another length than the others."""
+    if "epochs_factor" not in s:
+        return {}
+    epochs = {**defaults(s["bundle"], ["train.json", *s["overlays"]]), **s["settings"]}["max_epochs"]
+    return {"max_epochs": max(1, round(s["epochs_factor"] * epochs))}
 
 
 def _evaluate(cell: Cell, run: RunFolder, folder: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How well patients are segmented: DSC, IoU, HD95 and NSD of whole label maps, in millimetres."""
+"""How well patients are segmented: DSC, IoU, HD95, NSD and lesions of whole label maps, in millimetres."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ from monai.utils import CommonKeys as Keys
 from ..data.description import DatasetDescription
 from ..runtime.errors import InputError
 from ..runtime.files import write_json, write_text
+from .lesions import LESIONS, lesion_measures
 
 logger = logging.getLogger(__name__)
 
 OVERLAPS, SURFACES = ("dice", "iou"), ("hd95", "nsd")
+MEASURES = (*OVERLAPS, *SURFACES, *LESIONS)
 FORMAT = "synthaug-evaluation"
 
 
@@ -32,7 +34,7 @@ def compare_masks(
 ) -> dict[str, float | int | None]:
     """Compare two masks of one patient.
 
-    Where both are empty nothing is defined: every value is None. Where one is empty, "dice", "iou" and "nsd" are 0
+    Where both are empty nothing is defined: these values are None. Where one is empty, "dice", "iou" and "nsd" are 0
     and "hd95" is not defined (None): there is no distance to nothing. MONAI gives NaN, 0 or infinity there, which
     a mean would take for the best value or lose without a word.
 
@@ -41,13 +43,16 @@ def compare_masks(
         spacing: millimetres along these axes.
         tolerance: of the surfaces in millimetres; None: no surfaces, which take longer.
 
-    Returns "dice", "iou", with a tolerance "hd95" (95th percentile of the symmetric surface distances, mm) and "nsd"
-    (normalised surface Dice, Nikolov et al. 2021), and "reference_voxels" and "predicted_voxels".
+    Returns "dice", "iou", with a tolerance "hd95" (95th percentile of the symmetric surface distances, mm), "nsd"
+    (normalised surface Dice, Nikolov et al. 2021) and those of `lesion_measures`, and "reference_voxels" and
+    "predicted_voxels".
     """
-    counts = {"reference_voxels": int(reference.sum()), "predicted_voxels": int(prediction.sum())}
+    voxels = int(reference.sum()), int(prediction.sum())
+    counts: dict[str, Any] = {} if tolerance is None else {**lesion_measures(prediction, reference, spacing)}
+    counts |= {"reference_voxels": voxels[0], "predicted_voxels": voxels[1]}
     names = OVERLAPS if tolerance is None else OVERLAPS + SURFACES
-    if not all(counts.values()):
-        value = 0.0 if any(counts.values()) else None
+    if not all(voxels):
+        value = 0.0 if any(voxels) else None
         return {**{name: None if name == "hd95" else value for name in names}, **counts}
     # Both lie in the box around the two, with a margin for their surfaces.
     places = np.argwhere(prediction | reference)
@@ -106,7 +111,7 @@ def summarise_cases(cases: Mapping[str, Mapping[str, Mapping[str, float | int | 
         found = [values[label] for values in cases.values()]
         empty = [(not one["reference_voxels"], not one["predicted_voxels"]) for one in found]
         summary[label] = {
-            **{name: _describe([one[name] for one in found]) for name in OVERLAPS + SURFACES if name in found[0]},
+            **{name: _describe([one[name] for one in found]) for name in MEASURES if name in found[0]},
             "cases": len(found),
             "both_empty": sum(a and b for a, b in empty),
             "reference_empty": sum(a and not b for a, b in empty),

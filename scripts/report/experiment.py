@@ -17,7 +17,9 @@ from .answer import (
     signed,
 )
 from .experiment_figures import Difference, Panel, Point, difference_figure, number_figure
+from .experiment_headline import headline
 from .experiment_patients import paired_figures, patient_section
+from .experiment_plateau import plateau_section, rising_words
 from .experiment_pools import bad_pool_words, one_generator, pool_section, sheets
 from .experiment_results import (
     LEVEL,
@@ -29,11 +31,15 @@ from .experiment_results import (
     baseline_comparisons,
     comparisons,
     num_samples,
+    other_lengths,
     read_results,
     steps,
 )
 from .experiment_runs import run_section, unfinished_section
+from .experiment_scorecard import scorecard_section
+from .experiment_split import split_section
 from .experiment_tables import write_tables
+from .experiment_worth import worth_section
 from .figures import png_bytes, save_png, write_whole
 from .html import document, escaped, html_figure, html_table
 
@@ -44,7 +50,10 @@ BUDGETS = {
     "real_exposures": "by arm, so that each sees a real item as often",
     "epochs": "by arm, in equal epochs",
 }
-_NAMES = {"dice": "DSC", "iou": "IoU", "hd95": "HD95 (mm)", "nsd": "NSD"}
+_NAMES = {
+    "dice": "DSC", "iou": "IoU", "hd95": "HD95 (mm)", "nsd": "NSD", "lesion_sensitivity": "lesions found",
+    "false_positive_slices": "false-positive slices",
+}  # fmt: skip
 
 
 def write_experiment_report(run_dir: str | Path) -> Path:
@@ -73,16 +82,19 @@ def write_experiment_report(run_dir: str | Path) -> Path:
     splits = settings["evaluate"] if settings["segmenters"] else []
     compared = {split: comparisons(results, split) for split in splits}
     for split in splits:
+        sentence = headline(compared[split])
         body += [
             '<div class="answer">',
+            *([f"<p><strong>{escaped(sentence)}</strong></p>"] if sentence else []),
             *(f"<p>{escaped(w)}</p>" for w in answer_words(results, compared[split], split)),
         ]
         body += ["</div>"]
-    body += [f'<p class="loud">{escaped(words)}</p>' for words in bad_pool_words(results)]
+    body += [f'<p class="loud">{escaped(words)}</p>' for words in (*rising_words(results), *bad_pool_words(results))]
     body += sheets(results, folder) if one_generator(results) else []
     for split in splits:
         body += _segmentation_section(results, split, compared[split], folder)
     body += pool_section(results, folder)
+    body += scorecard_section(results, compared[splits[0]] if splits else {})
     body += run_section(results)
     for split in splits:
         body += patient_section(results, split)
@@ -120,8 +132,10 @@ def _segmentation_section(results: Results, split: str, compared: dict[Row, dict
             "<h3>Against classical augmentation and pasted tumours</h3>",
             _comparison_table(results, pairs, words),
         ]
+    parts += worth_section(results, split)
+    parts += split_section(results, split, folder)
     parts.append(_arm_table(results, summaries))
-    return parts
+    return parts + plateau_section(results)
 
 
 def _reference_name(results: Results) -> str:
@@ -202,8 +216,13 @@ def steps_words(results: Results) -> str:
         numbers = ", ".join(f"{count:,}" for count in sorted(found))
         same = "in every arm" if len(found) == 1 else "DIFFERING between arms"
         if len(found) > 1:
-            same = BUDGETS.get(results.settings.get("budget", "steps"), same)
-        words.append(f"{segmenter}: {numbers} training steps {same}")
+            entry = results.settings["segmenters"].get(segmenter, {})
+            same = BUDGETS.get(entry.get("budget", results.settings.get("budget", "steps")), same)
+        shorter = "".join(
+            f", “{arm}” {', '.join(f'{count:,}' for count in sorted(counts))} ({factor:g} of the epochs)"
+            for arm, (factor, counts) in other_lengths(results, segmenter).items()
+        )
+        words.append(f"{segmenter}: {numbers} training steps {same}{shorter}")
     return "; ".join(words) + "." if words else ""
 
 
@@ -342,11 +361,13 @@ def _comparison_table(results: Results, compared: list[tuple[Row, dict[str, Any]
 
 def _arm_table(results: Results, summaries: dict[str, dict[Row, dict[str, Any]]]) -> str:
     rows = []
+    # Earlier results know fewer measures.
+    shown = [name for name in MEASURES[1:] if any(one["n"] for one in summaries[name].values())]
     for row, one in summaries[PRIMARY].items():
         had = num_samples(results, row)
         number = "–" if not row.num_synthetic else ", ".join(map(str, had)) or str(row.num_synthetic)
         other = []
-        for measure in MEASURES[1:]:
+        for measure in shown:
             found = summaries[measure][row]
             other.append(mean_and_spread(found) + ("" if found["n"] == one["n"] else f" (n = {found['n']})"))
         spread = "one seed" if one["sd_over_seeds"] is None else f"{one['sd_over_seeds']:.3f}"
@@ -355,7 +376,7 @@ def _arm_table(results: Results, summaries: dict[str, dict[Row, dict[str, Any]]]
             f"{one['n']} x {len(one['folds'])} x {len(one['seeds'])}", f"{one['runs']} of {one['planned']}",
         ])  # fmt: skip
     head = ["segmenter", "real patients", "arm", "synthetic", "DSC", "SD over seeds",
-            *(_NAMES[measure] for measure in MEASURES[1:]), "patients x folds x seeds", "runs"]  # fmt: skip
+            *(_NAMES[measure] for measure in shown), "patients x folds x seeds", "runs"]  # fmt: skip
     short = [
         f"{row.segmenter} {row.words}" for row in summaries[PRIMARY]
         if row.num_synthetic and any(number < row.num_synthetic for number in num_samples(results, row))
@@ -364,6 +385,11 @@ def _arm_table(results: Results, summaries: dict[str, dict[Row, dict[str, Any]]]
         "Every arm: mean ± SD over patients, each averaged over seeds (and folds) first; SD over seeds: of the means "
         "over all patients. A patient is in a mean where it is defined in every run of every arm."
     )
+    if "lesion_sensitivity" in shown:
+        caption += (
+            " Lesions found: connected parts of the reference that a prediction touches. False-positive slices: those "
+            "with a prediction, of a patient's slices without the label."
+        )
     if short:
         caption += f" Fewer synthetic samples than asked for, because the audit left fewer: {', '.join(short)}."
     return _narrow_table(head, rows, caption)

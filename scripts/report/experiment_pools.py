@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..pool.from_real import FROM_REAL
 from .experiment_results import Results
 from .figures import png_bytes
 from .html import escaped, html_figure, html_table
@@ -93,6 +94,12 @@ def _complaints(results: Results, pool: dict[str, Any]) -> list[str]:
     if dropped is not None and dropped >= MANY_DROPPED and dropped >= 2 * (real or 0.0):
         beside = "" if real is None else f", where it would drop {100 * real:.0f} % of unseen real slices"
         why.append(f"the audit drops {100 * dropped:.0f} % of its samples{beside}")
+    useful = audit.get("usefulness") or {}
+    if useful.get("useful") is False:
+        why.append(
+            f"a network that learns from it alone reaches {useful['ratio']:.2f} of the Dice that real cases give "
+            f"(below {useful['threshold']:g}): mixing it in is unlikely to help"
+        )
     wanted = [cell["settings"]["num_synthetic"] for cell in results.cells("train") if pool["id"] in
               cell["needs"].values()]  # fmt: skip
     if audit and wanted and audit["kept"] < max(wanted):
@@ -172,8 +179,8 @@ def _audits(results: Results) -> list[str]:
     if not cells:
         return []
     parts = ["<h3>Audits</h3>"]
-    if any(cell["settings"]["bundle"] == "copy_paste" for cell in results.cells("pool")):
-        why = "Pasted tumours are not audited: all but the tumour is a training case, as the audit would say of each."
+    if any(cell["settings"]["bundle"] in FROM_REAL for cell in results.cells("pool")):
+        why = "Pools of real slices are not audited: each is a training case, or all but its tumour is."
         parts.append(f"<p>{why}</p>")
     for cell in cells:
         if (values := results.values(cell["id"])) is not None:

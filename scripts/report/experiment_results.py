@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..metrics.comparison import FEWEST_PATIENTS, bootstrap_interval, compare_paired, holm, mean_over_labels
+from ..pool.from_real import FROM_REAL
 from ..runtime.errors import InputError
 
-MEASURES = ("dice", "iou", "hd95", "nsd")
+MEASURES = ("dice", "iou", "hd95", "nsd", "lesion_sensitivity", "false_positive_slices")
 PRIMARY = "dice"
 LEVEL = 0.95
 
@@ -108,7 +109,9 @@ class Results:
         numbers = {run: index for index, run in enumerate(self.planned_runs)}
         table = {
             str(index): {
-                numbers[run]: {case: {name: m[measure] for name, m in labels.items()} for case, labels in cases.items()}
+                numbers[run]: {
+                    case: {name: m.get(measure) for name, m in labels.items()} for case, labels in cases.items()
+                }
                 for run, cases in self.rows[row].items()
             }
             for index, row in enumerate(rows)
@@ -209,7 +212,7 @@ def baseline_comparisons(results: Results, split: str) -> dict[tuple[Row, Row], 
 
     def trained(row: Row) -> bool:
         pool = arms[row.arm].get("pool")
-        return pool is not None and generators[pool]["bundle"] != "copy_paste"
+        return pool is not None and generators[pool]["bundle"] not in FROM_REAL
 
     rows = [row for row in results.rows if row.split == split]
     most: dict[tuple, Row] = {}
@@ -292,9 +295,19 @@ def num_samples(results: Results, row: Row) -> list[int]:
 
 
 def steps(results: Results) -> dict[str, set[int]]:
-    """Training steps that the arms of each segmenter had."""
+    """Training steps that the arms of each segmenter had, but for those that have another length on purpose."""
     found: dict[str, set[int]] = {}
     for cell in results.cells("train"):
-        if (values := results.values(cell["id"])) is not None:
+        if (values := results.values(cell["id"])) is not None and "epochs_factor" not in cell["settings"]:
             found.setdefault(cell["settings"]["segmenter"], set()).add(values["steps"])
+    return found
+
+
+def other_lengths(results: Results, segmenter: str) -> dict[str, tuple[float, set[int]]]:
+    """Arms that were trained for another number of epochs on purpose: the factor, and their steps."""
+    found: dict[str, tuple[float, set[int]]] = {}
+    for cell in results.cells("train"):
+        s, values = cell["settings"], results.values(cell["id"])
+        if values is not None and s["segmenter"] == segmenter and "epochs_factor" in s:
+            found.setdefault(s["arm"], (s["epochs_factor"], set()))[1].add(values["steps"])
     return found

@@ -11,15 +11,20 @@ from typing import Any
 from ..runtime.files import write_text
 from .experiment_pools import metric_rows
 from .experiment_results import MEASURES, Results, Row, arm_summary, baseline_comparisons, comparisons
+from .experiment_scorecard import scorecard_text
 
 
 def write_tables(results: Results, folder: Path) -> None:
-    """Write arms.csv, comparisons.csv, patients.csv, pool_metrics.csv and cells.csv."""
+    """Write arms.csv, comparisons.csv, patients.csv, pool_metrics.csv, cells.csv and, with pools, scorecard.md."""
     _write(folder / "arms.csv", _arms(results))
     _write(folder / "comparisons.csv", _comparisons(results))
     _write(folder / "patients.csv", _patients(results))
     _write(folder / "pool_metrics.csv", _metrics(results))
     _write(folder / "cells.csv", _cells(results))
+    if results.cells("pool"):
+        split = next(iter(_splits(results)), None)
+        compared = {} if split is None else comparisons(results, split)
+        write_text(folder / "scorecard.md", scorecard_text(results, compared))
 
 
 def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -78,7 +83,7 @@ def _patients(results: Results) -> Iterable[dict[str, Any]]:
             for patient, labels in cases.items():
                 for label, values in labels.items():
                     place = {**_place(row), "fold": fold, "seed": seed, "patient": patient, "label": label}
-                    yield {**place, **{measure: values[measure] for measure in MEASURES}}
+                    yield {**place, **{measure: values.get(measure) for measure in MEASURES}}
 
 
 def _metrics(results: Results) -> Iterable[dict[str, Any]]:

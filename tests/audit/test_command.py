@@ -34,17 +34,19 @@ def test_what_it_says_and_writes(pool, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("scripts.audit.audit.audit_pool", functools.partial(audit_pool, **QUICK))
     folder, data_set = shutil.copytree(pool[0], tmp_path / "pool"), pool[1]
     levels = '{"agreement": 0.2, "fragments": 0}'
-    assert synthaug(folder, "--dataset_dir", data_set, "--thresholds", levels, "--dry_run", "--seed", 3) == 0
+    assert synthaug(folder, "--dataset_dir", data_set, "--thresholds", levels, "--dry_run", "--seed", 3,
+                    "--usefulness_steps", 1) == 0  # fmt: skip
     said = capsys.readouterr().out
     assert said.rstrip().endswith("Dry run: nothing was written.")
     assert not (folder / "audit.json").exists() and not (folder / "audit.png").exists()
 
-    assert synthaug(folder, "--dataset_dir", data_set, "--thresholds", levels, "--seed", 3) == 0
+    assert synthaug(folder, "--dataset_dir", data_set, "--thresholds", levels, "--seed", 3,
+                    "--usefulness_steps", 1) == 0  # fmt: skip
     written = capsys.readouterr().out.splitlines()
     assert written[-2:] == [str(folder / "audit.json"), str(folder / "audit.png")]
     record = json.loads((folder / "audit.json").read_text())
     assert record["words"] == written[:-2] == said.splitlines()[:-1]
-    assert record["seed"] == 3
+    assert record["seed"] == 3 and record["usefulness"]["steps"] == 1
     assert {key: check["level"] for key, check in record["checks"].items()} == {
         **LEVELS, "agreement": 0.2, "fragments": 0.0,
     }  # fmt: skip
@@ -66,6 +68,7 @@ def test_what_it_says_and_writes(pool, capsys, tmp_path, monkeypatch):
         ({"--seed": "-1"}, "--seed -1"),
         ({"--seed": "1.5"}, "--seed 1.5"),
         ({"--dry_run": "maybe"}, "--dry_run"),
+        ({"--usefulness_steps": "-3"}, "usefulness_steps -3"),
         ({"--dryrun": "True"}, "dryrun"),
     ],
     ids=str,

@@ -102,9 +102,18 @@ def test_overlays_hold_only_what_differs():
     configs = {path.stem: json.loads(path.read_text()) for path in (BUNDLE / "configs").glob("*.json")}
     networks = {"unetr": {"unetr"}, "swin_unetr": {"swin_unetr"}}  # settings that only one network has
     base = {**configs["inference"], **{k: v for k, v in configs["train"].items() if not str(v).startswith("%")}}
-    for overlay in ("attention_unet", "unetr", "swin_unetr", "volume", "paper", "paper_volume", "evidence"):
+    for overlay in (
+        "attention_unet",
+        "unetr",
+        "swin_unetr",
+        "volume",
+        "paper",
+        "paper_volume",
+        "evidence",
+        "seed_papers",
+    ):
         for key, value in configs[overlay].items():
-            assert key in base or key in networks, f"{overlay}.json sets the unknown {key}"
+            assert key.partition("#")[0] in base or key in networks, f"{overlay}.json sets the unknown {key}"
             assert base.get(key) != value, f"{overlay}.json repeats {key}"
     repeated = [k for k, v in configs["train"].items() if k in configs["inference"] and v == configs["inference"][k]]
     assert set(repeated) <= {"bundle_root", "dataset_dir", "batch_size"}
@@ -312,3 +321,14 @@ def test_which_cases_it_learns_from(changes, seen, folders, tmp_path):
     run("train", bundle_root=str(tmp_path), dataset_dir=str(folders[0]), **TINY, **changes)
     record = json.loads((tmp_path / "models/provenance.json").read_text())
     assert len(record["cases"]) == seen and record["space"]["kind"] == "raw"
+
+
+def test_the_papers_training_is_rmsprop_without_a_schedule_on_slices_with_tumour(folders, tmp_path):
+    settings = {**TINY, "max_epochs": 2, "dataset_dir": str(folders[1]), "bundle_root": str(tmp_path)}
+    workflow = run("train", "seed_papers", **settings)
+    optimiser = workflow.parser.get_parsed_content("train#optimizer")
+    assert type(optimiser).__name__ == "RMSprop"
+    assert optimiser.param_groups[0]["momentum"] == 0.999 and optimiser.param_groups[0]["lr"] == 1e-5
+    items = workflow.parser.get_parsed_content("train#dataset").data
+    assert all(item["foreground"] for item in items)
+    assert json.loads((tmp_path / "models/provenance.json").read_text())["training"]["learning_rate"] == 1e-5

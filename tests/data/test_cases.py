@@ -10,7 +10,7 @@ import pytest
 
 from scripts.data.cases import open_cases
 from scripts.data.description import read_description
-from scripts.data.folds import five_folds
+from scripts.data.folds import crossval_folds
 from scripts.data.scaling import Scaling
 from scripts.data.training_set import load_training_set
 from scripts.runtime.errors import InputError
@@ -71,7 +71,7 @@ def test_folds_are_those_of_nnunet(tmp_path):
     from nnunetv2.utilities.crossval_split import generate_crossval_split
 
     ids = [f"case_{i:02d}" for i in range(13)]
-    assert five_folds(ids[::-1]) == [
+    assert crossval_folds(ids[::-1]) == [
         {k: [str(i) for i in v] for k, v in split.items()} for split in generate_crossval_split(ids, 12345, 5)
     ]
 

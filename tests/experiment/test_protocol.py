@@ -34,11 +34,17 @@ def test_protocols_of_the_package(name, preset):
         if cell.kind == "train":
             assert not {"max_epochs", "iterations_per_epoch", "batch_size"} & set(cell.settings["mixing"])
             length = str([cell.settings[key] for key in ("bundle", "overlays", "settings")])
+            assert "epochs_factor" not in cell.settings or "half the steps" in cell.settings["arm"]
             lengths.setdefault(cell.settings["segmenter"], set()).add(length)
             if "pool" in cell.needs:
                 assert cell.settings["num_synthetic"] <= cells[cell.needs["pool"]].settings["num_samples"]
     assert all(len(found) == 1 for found in lengths.values())
-    assert {"smoke", "small", "paper"} <= {p for n, p in PRESETS if n == name} or name in ("smoke", "run", "demo")
+    assert {"smoke", "small", "paper"} <= {p for n, p in PRESETS if n == name} or name in (
+        "smoke",
+        "run",
+        "demo",
+        "tune",
+    )
 
 
 @pytest.mark.parametrize(

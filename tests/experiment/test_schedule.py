@@ -114,11 +114,22 @@ def test_a_cell_that_another_process_holds_is_waited_for(tmp_path, monkeypatch):
     assert schedule.finished == set(run.cells) and not schedule.failed
 
 
+@pytest.mark.parametrize("useful", [False, True, None])
+def test_a_pool_that_will_hardly_help_is_said_before_it_trains_anything(useful, tmp_path, capsys):
+    run = start(tmp_path)
+    audit = "audit/model_real-all_fold1"
+    finish(run, without=("train/", "evaluate/", audit))
+    write_result(run, audit, {"usefulness": {"useful": useful, "words": "Usefulness 0.40: UNLIKELY"}})
+    Schedule(run, FakeExecutor(1)).run()
+    said = capsys.readouterr().out
+    assert ("*** model all, fold 1: Usefulness 0.40: UNLIKELY ***" in said) == (useful is False)
+
+
 def test_time_left_is_that_of_cells_alike(tmp_path):
     run = start(tmp_path)
     finish(run, without=("evaluate/UNETR", "train/U-Net_model"))  # each of the others took 2 s
     schedule = Schedule(run, FakeExecutor(2))
-    schedule._take_finished()
+    schedule.take_finished()
     left, known = schedule.seconds_left()
     assert known and left == pytest.approx(2 * len(schedule.waiting) / 2)
     fresh = Schedule(start(tmp_path / "new") if (tmp_path / "new").mkdir() is None else run, FakeExecutor(2))

@@ -67,7 +67,8 @@ def test_distances_are_in_millimetres_along_each_axis():
 def test_the_same_mask_is_perfect_and_room_around_changes_nothing():
     a, b = blob(0), blob(1)
     assert compare_masks(a, a, (1, 2, 3), 1.0) == {
-        "dice": 1, "iou": 1, "hd95": 0, "nsd": 1, "reference_voxels": a.sum(), "predicted_voxels": a.sum(),
+        "dice": 1, "iou": 1, "hd95": 0, "nsd": 1, "lesion_sensitivity": 1, "false_positive_slices": 0,
+        "reference_voxels": a.sum(), "predicted_voxels": a.sum(),
     }  # fmt: skip
     wide = (np.pad(mask, ((7, 0), (3, 9), (0, 5))) for mask in (a, b))
     assert compare_masks(*wide, (1, 2, 3), 1.0) == compare_masks(a, b, (1, 2, 3), 1.0)

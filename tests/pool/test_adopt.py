@@ -10,7 +10,7 @@ from nnunet_plugin.leakage import check_split
 from nnunet_plugin.pool_format import read_pool as plugin_pool
 from nnunet_plugin.pool_format import read_sample
 from scripts.data.cases import open_cases
-from scripts.data.folds import five_folds
+from scripts.data.folds import crossval_folds
 from scripts.metrics.item_sets import open_pool, read_cases, read_samples
 from scripts.pool.adopt import adopt_pool, user_word
 from scripts.pool.writing import load_sample, read_pool
@@ -108,7 +108,7 @@ def test_the_leak_rule_takes_the_user_by_his_word(saw, raw, tmp_path):
     pool = adopt_pool(write_files(tmp_path / "gan"), tmp_path / "pool", raw, "MyGAN", word)
     seen = {"none": [], "list": fold.train}.get(saw, sorted([*fold.train, *fold.val]))
     assert sorted(plugin_pool(pool).generator_cases) == sorted(seen)
-    provenance, splits = read_pool(pool)["provenance"], five_folds([*fold.train, *fold.val])
+    provenance, splits = read_pool(pool)["provenance"], crossval_folds([*fold.train, *fold.val])
     check_split(provenance, splits, [*fold.train, *fold.val])
     assert provenance["fold"] == (0 if saw in ("none", "list") else "all")
 

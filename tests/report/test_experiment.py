@@ -11,6 +11,7 @@ from scipy import stats
 from scripts.metrics.comparison import bootstrap_interval, holm
 from scripts.report.experiment import answer_words, write_experiment_report
 from scripts.report.experiment_results import Row, arm_summary, baseline_comparisons, comparisons, read_results
+from scripts.report.experiment_worth import arms_worth
 from scripts.runtime.errors import InputError
 
 from ..experiment.fake import PATIENTS, PROTOCOL, dice, finish, start
@@ -182,6 +183,25 @@ def test_numbers_of_real_patients_are_drawn_as_lines(tmp_path):
     results = read_results(run.path)
     for row in comparisons(results, "validation"):  # never across numbers of real patients
         assert results.reference(row).real == row.real
+
+
+def test_arms_are_worth_real_patients(tmp_path):
+    """With 9 patients an arm that gains reads off the curve; without two numbers there is no curve."""
+    run = start(tmp_path, PROTOCOL.replace("real: [all]", "real: [5, 9]"))
+
+    def of(s, patient):
+        return dice({**s, "arm": "real only", "num_synthetic": 0}, patient) + 0.05 * (s["real"] == 9) + (
+            0.02 * (s["arm"] == "model")
+        )  # fmt: skip
+
+    finish(run, of=of)
+    found = arms_worth(read_results(run.path), "validation")
+    few = found[Row("validation", "U-Net", 5, "model", 20)]
+    assert few["worth"] == pytest.approx(5 * (9 / 5) ** 0.4) and (few["had"], few["runs"], few["n"]) == (5, 4, 16)
+    assert found[Row("validation", "U-Net", 9, "model", 20)]["worth"] == np.inf
+    assert found[Row("validation", "U-Net", 9, "x5", 0)]["worth"] == pytest.approx(9)
+    page = write_experiment_report(run.path).read_text()
+    assert "worth in real patients" in page and "more than 9" in page
 
 
 def test_pools_alone_make_a_report(tmp_path):

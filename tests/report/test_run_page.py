@@ -245,11 +245,14 @@ def test_a_bad_pool_is_named_loudly(tmp_path):
     meanings = [{"key": key, "meaning": "these against those"} for key in both]
     metrics = run.result(f"metrics/{place}")["values"]
     write_result(run, f"metrics/{place}", {**metrics, "figures": measured, "comparisons": meanings})
-    write_result(run, f"audit/{place}", {"words": [], "kept": 9, "dropped": 0.64, "real_dropped": 0.1})
+    useful = {"useful": False, "ratio": 0.5, "interval": None, "threshold": 0.85, "words": "Usefulness 0.50"}
+    audit = {"words": [], "kept": 9, "dropped": 0.64, "real_dropped": 0.1, "usefulness": useful}
+    write_result(run, f"audit/{place}", audit)
     pool = {"samples": 25, "candidates": 30, "seconds_per_sample": 1.0, "sharpness": 0.5}
     write_result(run, f"pool/{place}", pool)
     (loud,) = re.findall(r'<p class="loud">(.*?)</p>', page_of(run))
     assert "precision 0.10, where unseen real cases have 0.80" in loud and "recall" not in loud
+    assert "reaches 0.50 of the Dice" in loud and "unlikely to help" in loud
     assert "drops 64 %" in loud and "9 samples are left of 20" in loud and "0.50 of the fine detail" in loud
 
 
