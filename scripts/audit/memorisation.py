@@ -1,8 +1,9 @@
 """Copies of training cases: samples that are nearer to one patient than patients are to each other.
 
-Four comparisons: a thumbnail of the image, searched over flips and small shifts, which a blurred or rescaled copy does
+Five comparisons: a thumbnail of the image, searched over flips and small shifts, which a blurred or rescaled copy does
 not escape; the feature maps of the project's own extractor, over flips, for slightly shifted or turned ones; and the
-edges of the whole image and of its halves, see `structure`, for all that is turned, scaled, bent, inverted or cut.
+edges and the detail of the whole image and of its halves, see `structure`, for all that is turned, scaled, bent,
+inverted, blended or cut.
 
 The score is a relative distance: to the nearest item of the nearest training patient, divided by the mean distance
 to the nearest items of the patients after it. So it asks whether an item points at one patient. Smooth samples are
@@ -24,7 +25,7 @@ from torch.nn import functional
 from ..networks.features import SegmentationFeatures
 from ..runtime.errors import InputError
 from .items import AuditData, Items, Track
-from .structure import Found, Halves, Structure
+from .structure import Detail, Found, Structure
 from .thresholds import Check
 
 THUMBNAIL = 16  # pixels of the longest side
@@ -185,7 +186,7 @@ class Memorisation:
     """Checks of all comparisons, and what each sample is nearest to.
 
     Attributes:
-        checks: of pixels, features, structure and halves.
+        checks: of pixels, features, structure, detail and halves.
         unlike: the other tail, images that are like no training case.
         nearest, real: of the samples and of the real items, by comparison.
         training: what `match` counts in.
@@ -231,7 +232,7 @@ def find_copies(
     checks, nearest, real = [], {}, {}
     comparisons: list[Comparison] = [thumbnails(), feature_maps(extractor, training.images.float())]
     if audit.painted is None:  # the edges of painted boxes are those of the boxes
-        comparisons += [Structure(), Halves()]
+        comparisons += [Structure(), Detail("detail", halves=False), Detail("halves", halves=True)]
     for comparison in comparisons:
         name = comparison.name
         real[name] = patient_distances(comparison, audit.real, training, track, f"{name} of real items", apart=True)

@@ -35,6 +35,7 @@ TITLES = {
     "memorisation_pixels": "copy of a training case (pixels)",
     "memorisation_features": "copy of a training case (features)",
     "memorisation_structure": "copy of a training case (turned, scaled)",
+    "memorisation_detail": "copy of a training case (detail)",
     "memorisation_halves": "copy of half a training case",
     "duplicates": "duplicate within the pool",
 }

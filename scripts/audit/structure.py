@@ -1,12 +1,15 @@
-"""Copies that were changed: turned, scaled, shifted, bent, with other contrast, or put together of halves.
+"""Copies that were changed: turned, scaled, shifted, bent, with other contrast, blended, or put together of halves.
 
-What is compared is where edges run and not how bright things are: normalised gradient fields (Haber and Modersitzki
-2006, "Intensity gradient based registration and fusion of multi-modal images"), which gamma, inversion and other
-contrasts leave much as they are. Angles are doubled, so that an edge and its negative are the same.
+Two ways to look at an image, both without training:
 
-Nothing is trained. A coarse search over all turns, seven sizes, shifts and mirror images finds a place for each
-training slice; the best ones of the nearest patients are then searched finely. Halves are searched over flips and
-shifts alone. Of a volume, the slice with the largest mask is compared with every slice of the training volumes.
+- where edges run, and not how bright things are: normalised gradient fields (Haber and Modersitzki 2006, "Intensity
+  gradient based registration and fusion of multi-modal images"), which gamma, inversion and other contrasts leave much
+  as they are. A coarse search over turns, sizes, shifts and mirror images finds a place for each training slice; the
+  best ones of the nearest patients are then searched finely.
+- its fine detail, weighted so that all places count the same. Detail is linear, so that half of a copy, or a blend with
+  another image, still points at the original. It is searched over flips and shifts alone.
+
+Of a volume, the slice with the largest mask is compared with every slice of the training volumes.
 """
 
 from __future__ import annotations
@@ -22,15 +25,16 @@ from torch.nn import functional
 
 from .items import Items, Track
 
-SIDE = 32  # pixels of the longest side on which gradients are taken
+SIDE = 32  # pixels of the longest side of what is compared
 CELLS = 16  # places along each axis at which fields are compared
 REACH = 2  # cells that a shift goes in each direction: an eighth of the side
-TURNS = 24  # turns of 15 degrees
-SIZES = [1.15**step for step in range(-3, 4)]
+TURNS = 24  # of 15 degrees
+SIZES = [1.2**step for step in range(-2, 3)]
 NEAREST = 6  # patients whose best places are searched finely: the nearest one and those that it is relative to
 FINE_TURNS = (-5.0, 0.0, 5.0)  # degrees
-FINE_SIZES = (1.15 ** (-1 / 3), 1.0, 1.15 ** (1 / 3))
-SEAM = 1  # cells beside a cut that are not compared: the cut is an edge of its own
+FINE_SIZES = (1.2 ** (-1 / 3), 1.0, 1.2 ** (1 / 3))
+SEAM = 2  # pixels beside a cut that are not compared: the cut is an edge of its own
+FLAT = 0.05  # weight of places that are flat in all images, as a share of the mean energy
 CHUNK = 8
 
 Found = Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]]
@@ -222,43 +226,54 @@ class Structure:
             yield chosen, (1 - best).numpy(), at.gather(2, which.unsqueeze(2)).squeeze(2).numpy(), names
 
 
-class Halves:
-    """The half that is nearest, upper, lower, left or right, over flips and shifts."""
+class Detail:
+    """Detail of the whole image, or of the half that is nearest: upper, lower, left or right."""
 
-    name = "halves"
+    def __init__(self, name: str, halves: bool):
+        self.name = name
+        whole = slice(None)
+        first, second = slice(0, SIDE // 2 - SEAM), slice(SIDE // 2 + SEAM, SIDE)
+        self.regions = (
+            [(first, whole), (second, whole), (whole, first), (whole, second)] if halves else [(whole, whole)]
+        )
 
     def distances(self, items: Items, reference: Items, track: Track, title: str, apart: bool) -> Found:
-        """As `Structure.distances`."""
+        """Distances, 1 less the cosine, be it of an inverted image, see `memorisation.Comparison`."""
         searched, within = _slices(items)[0], _slices(reference)[1]
         depth, count = within.shape[1], len(reference)
-        fields = functional.avg_pool2d(gradient_fields(within.flatten(0, 1)), SIDE // CELLS)
-        first, second = slice(0, CELLS // 2 - SEAM), slice(CELLS // 2 + SEAM, CELLS)
-        halves = [(first, slice(None)), (second, slice(None)), (slice(None), first), (slice(None), second)]
-        known = []
-        for rows, columns in halves:
-            half = fields[..., rows, columns].flatten(1)
-            known.append((half / _positive(half.norm(dim=1, keepdim=True))).T.contiguous())
+        detail = _detail(within.flatten(0, 1))
+        energy = _filter((detail**2).mean(dim=(0, 1), keepdim=True), *[_gaussian(1.0, 0)] * 2)
+        weights = (energy + FLAT * energy.mean() + 1e-12).rsqrt()
+        known = [_unit((detail * weights)[..., rows, columns]).T.contiguous() for rows, columns in self.regions]
         names = ["", "up-down", "left-right", "up-down and left-right"]
-        flip_axes: list[list[int]] = [[], [2], [3], [2, 3]]
+        room = REACH * SIDE // CELLS
         for start in track(list(range(0, len(items), 8 * CHUNK)), title):
             chosen = np.arange(start, min(start + 8 * CHUNK, len(items)))
             images = searched[start : start + 8 * CHUNK]
-            best = torch.full((len(chosen), len(within) * depth), -1.0)
+            best = torch.full((len(chosen), count * depth), -1.0)
             flipped_by = torch.zeros(best.shape, dtype=torch.int64)
-            room = REACH * SIDE // CELLS
-            for number, axes in enumerate(flip_axes):
-                own = functional.pad(gradient_fields(images.flip(axes)), [room] * 4)
+            for number, axes in enumerate(([], [2], [3], [2, 3])):
+                own = functional.pad(_detail(images.flip(axes)), [room] * 4)
                 for down, right in itertools.product(range(2 * room + 1), repeat=2):
-                    here = own[..., down : down + SIDE, right : right + SIDE]
-                    here = functional.avg_pool2d(here, SIDE // CELLS)
-                    for (rows, columns), half in zip(halves, known, strict=True):
-                        mine = here[..., rows, columns].flatten(1)
-                        cosines = (mine / _positive(mine.norm(dim=1, keepdim=True))) @ half
+                    here = own[..., down : down + SIDE, right : right + SIDE] * weights
+                    for (rows, columns), region in zip(self.regions, known, strict=True):
+                        cosines = (_unit(here[..., rows, columns]) @ region).abs()
                         nearer = cosines > best
                         best[nearer], flipped_by[nearer] = cosines[nearer], number
             best, which = best.unflatten(1, (count, depth)).max(dim=2)
             flipped_by = flipped_by.unflatten(1, (count, depth)).gather(2, which.unsqueeze(2)).squeeze(2)
             yield chosen, (1 - best).numpy(), flipped_by.numpy(), names
+
+
+def _detail(images: Tensor) -> Tensor:
+    """What a Gaussian of one pixel takes away."""
+    return images - _filter(images, *[_gaussian(1.0, 0)] * 2)
+
+
+def _unit(images: Tensor) -> Tensor:
+    """Rows (items, numbers) of length 1."""
+    rows = images.flatten(1)
+    return rows / _positive(rows.norm(dim=1, keepdim=True))
 
 
 def _positive(values: Tensor) -> Tensor:

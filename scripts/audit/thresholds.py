@@ -25,6 +25,7 @@ LEVELS = {
     "memorisation_pixels": 0.01,
     "memorisation_features": 0.01,
     "memorisation_structure": 0.01,
+    "memorisation_detail": 0.01,
     "memorisation_halves": 0.01,
     "duplicates": 0.01,
 }
