@@ -12,6 +12,7 @@ from monai.networks.nets import UNet
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..runtime.errors import InputError
 from .items import AuditData, Items, Track
 from .thresholds import Check
 
@@ -28,11 +29,22 @@ class SegmenterSettings:
         folds: how many there are; each trains without the real patients of one fold.
         steps: training steps of each; None for 400 on slices and 150 on volumes, minutes on a CPU at 64 x 64 (x 32).
         seed: of the folds, the weights, the batches and their augmentation.
+
+    Raises:
+        InputError: steps that are no whole number of at least 1.
     """
 
     folds: int = 3
     steps: int | None = None
     seed: int = 0
+
+    def __post_init__(self):
+        if self.steps is not None and (
+            isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1
+        ):
+            raise InputError(
+                f"segmenter_steps {self.steps!r}", "a whole number of at least 1", "leave it out for the default"
+            )
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .items import AuditData, Track
-from .memorisation import Nearest, all_distances, thumbnails
+from .memorisation import Nearest, thumbnails
 from .thresholds import Check
 
 
@@ -51,7 +51,7 @@ def find_duplicates(
     """
     descriptor = thumbnails()
     of_real = np.full(len(audit.real), np.nan)
-    for chosen, best, *_ in all_distances(descriptor, audit.real, audit.real, track, "pixels: real to real"):
+    for chosen, best, *_ in descriptor.distances(audit.real, audit.real, track, "pixels: real to real"):
         best[audit.real.groups[chosen][:, None] == audit.real.groups[None]] = np.inf
         of_real[chosen] = best.min(axis=1) / np.maximum(real.scale[chosen], 1e-12)
     of_real[~audit.judged] = np.nan
@@ -60,7 +60,7 @@ def find_duplicates(
     empty = np.full(len(audit.samples), np.nan)
     blank = Check("duplicates", words, True, level, of_real, empty, audit.real.groups, audit.held_out)
     limit, of_samples, near = float(blank.thresholds[0]), empty.copy(), []
-    for chosen, best, *_ in all_distances(descriptor, audit.samples, audit.samples, track, "pixels: pool to pool"):
+    for chosen, best, *_ in descriptor.distances(audit.samples, audit.samples, track, "pixels: pool to pool"):
         best[np.arange(len(chosen)), chosen] = np.inf
         relative = best / np.maximum(samples.scale[chosen], 1e-12)[:, None]
         of_samples[chosen] = relative.min(axis=1)

@@ -1,7 +1,9 @@
 """Copies of training cases: samples that are nearer to one patient than patients are to each other.
 
-Two descriptors: a thumbnail of the image, searched over flips and small shifts, which a blurred or rescaled copy does
-not escape; and the feature maps of the project's own extractor, over flips, which a shifted or rotated one does not.
+Five comparisons: a thumbnail of the image, searched over flips and small shifts, which a blurred or rescaled copy does
+not escape; the feature maps of the project's own extractor, over flips, for slightly shifted or turned ones; and the
+edges and the detail of the whole image and of its halves, see `structure`, for all that is turned, scaled, bent,
+inverted, blended or cut.
 
 The score is a relative distance: to the nearest item of the nearest training patient, divided by the mean distance
 to the nearest items of the patients after it. So it asks whether an item points at one patient. Smooth samples are
@@ -13,7 +15,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -23,6 +25,7 @@ from torch.nn import functional
 from ..networks.features import SegmentationFeatures
 from ..runtime.errors import InputError
 from .items import AuditData, Items, Track
+from .structure import Detail, Found, Structure
 from .thresholds import Check
 
 THUMBNAIL = 16  # pixels of the longest side
@@ -45,12 +48,41 @@ class Nearest(NamedTuple):
     change: list[str]
 
 
+class Comparison(Protocol):
+    """A way to compare items with those of the training cases."""
+
+    name: str
+
+    def distances(self, items: Items, reference: Items, track: Track, title: str, apart: bool) -> Found:
+        """For some items at a time: their numbers, distances (items, reference), and which change they are smallest at.
+
+        The change is a number (items, reference) in the list that comes last. `apart`: nobody will look at reference
+        items of an item's own group.
+        """
+
+
 @dataclass(frozen=True)
 class Descriptor:
     """A name, and the descriptors (items, numbers) of images (items, channels, *grid) under every change."""
 
     name: str
     variants: Variants
+
+    def distances(self, items: Items, reference: Items, track: Track, title: str, apart: bool = False) -> Found:
+        """See `Comparison`."""
+        fixed = torch.cat([next(self.variants(part.float()))[1] for part in reference.images.split(CHUNK)])
+        for start in track(list(range(0, len(items), CHUNK)), title):
+            chosen = np.arange(start, min(start + CHUNK, len(items)))
+            best = torch.full((len(chosen), len(reference)), torch.inf)
+            change = torch.zeros(best.shape, dtype=torch.int64)
+            names: list[str] = []
+            for name, found in self.variants(items.images[start : start + CHUNK].float()):
+                distances = torch.cdist(found, fixed)
+                nearer = distances < best
+                best[nearer] = distances[nearer]
+                change[nearer] = len(names)
+                names.append(name)
+            yield chosen, best.numpy(), change.numpy(), names
 
 
 def thumbnails() -> Descriptor:
@@ -111,12 +143,12 @@ def flips(images: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 
 def patient_distances(
-    descriptor: Descriptor, items: Items, reference: Items, track: Track, title: str, apart: bool
+    comparison: Comparison, items: Items, reference: Items, track: Track, title: str, apart: bool
 ) -> Nearest:
     """The nearest reference item of each item, and how near relative to other patients.
 
     Args:
-        descriptor: what is compared.
+        comparison: what is compared.
         items: whatever is judged.
         reference: of the training cases.
         track: shows a bar.
@@ -136,7 +168,7 @@ def patient_distances(
     following = min(NEXT_PATIENTS, len(patients) - 2)  # as many for items whose own patient is left out
     rows: list[tuple] = []
     changes: list[str] = []
-    for chosen, best, change, names in all_distances(descriptor, items, reference, track, title):
+    for chosen, best, change, names in comparison.distances(items, reference, track, title, apart):
         if apart:
             best[items.groups[chosen][:, None] == reference.groups[None]] = np.inf
         by_patient = np.stack([best[:, members == i].min(axis=1) for i in range(len(patients))], axis=1)
@@ -149,36 +181,14 @@ def patient_distances(
     return Nearest(relative, distance, of_scale, nearest, changes)
 
 
-def all_distances(
-    descriptor: Descriptor, items: Items, reference: Items, track: Track, title: str
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]]:
-    """For some items at a time: their numbers, distances (items, reference), and which change they are smallest at.
-
-    The change is a number (items, reference) in the list that comes last.
-    """
-    fixed = torch.cat([next(descriptor.variants(part.float()))[1] for part in reference.images.split(CHUNK)])
-    for start in track(list(range(0, len(items), CHUNK)), title):
-        chosen = np.arange(start, min(start + CHUNK, len(items)))
-        best = torch.full((len(chosen), len(reference)), torch.inf)
-        change = torch.zeros(best.shape, dtype=torch.int64)
-        names: list[str] = []
-        for name, found in descriptor.variants(items.images[start : start + CHUNK].float()):
-            distances = torch.cdist(found, fixed)
-            nearer = distances < best
-            best[nearer] = distances[nearer]
-            change[nearer] = len(names)
-            names.append(name)
-        yield chosen, best.numpy(), change.numpy(), names
-
-
 @dataclass(frozen=True)
 class Memorisation:
-    """Checks of both descriptors, and what each sample is nearest to.
+    """Checks of all comparisons, and what each sample is nearest to.
 
     Attributes:
-        checks: of pixels and of features.
+        checks: of pixels, features, structure, detail and halves.
         unlike: the other tail, images that are like no training case.
-        nearest, real: of the samples and of the real items, by descriptor.
+        nearest, real: of the samples and of the real items, by comparison.
         training: what `match` counts in.
     """
 
@@ -190,11 +200,11 @@ class Memorisation:
 
     @property
     def closeness(self) -> np.ndarray:
-        """How far below its threshold a sample is, (samples,): below 1 it is a copy by one descriptor at least."""
+        """How far below its threshold a sample is, (samples,): below 1 it is a copy by one comparison at least."""
         return np.min([check.samples / check.thresholds[0] for check in self.checks], axis=0)
 
     def copied(self, index: int) -> dict:
-        """The training item that sample `index` is nearest to, by the descriptor that shows it best."""
+        """The training item that sample `index` is nearest to, by the comparison that shows it best."""
         by = int(np.argmin([check.samples[index] / check.thresholds[0] for check in self.checks]))
         name = list(self.nearest)[by]
         found = self.nearest[name]
@@ -220,13 +230,16 @@ def find_copies(
     """
     training = audit.real.subset(~audit.held_out)
     checks, nearest, real = [], {}, {}
-    for descriptor in (thumbnails(), feature_maps(extractor, training.images.float())):
-        name = descriptor.name
-        real[name] = patient_distances(descriptor, audit.real, training, track, f"{name} of real items", apart=True)
-        found = patient_distances(descriptor, audit.samples, training, track, f"{name} of samples", apart=False)
+    comparisons: list[Comparison] = [thumbnails(), feature_maps(extractor, training.images.float())]
+    if audit.painted is None:  # the edges of painted boxes are those of the boxes
+        comparisons += [Structure(), Detail("detail", halves=False), Detail("halves", halves=True)]
+    for comparison in comparisons:
+        name = comparison.name
+        real[name] = patient_distances(comparison, audit.real, training, track, f"{name} of real items", apart=True)
+        found = patient_distances(comparison, audit.samples, training, track, f"{name} of samples", apart=False)
         nearest[name] = found
         notes = [
-            f"copy of {training.names[i]}" + (f", flipped {how}" if how else "")
+            f"copy of {training.names[i]}" + (f" ({how})" if how else "")
             for i, how in zip(found.match, found.change, strict=True)
         ]
         checks.append(

@@ -34,6 +34,9 @@ TITLES = {
     "agreement": "mask is not where a segmenter finds it",
     "memorisation_pixels": "copy of a training case (pixels)",
     "memorisation_features": "copy of a training case (features)",
+    "memorisation_structure": "copy of a training case (turned, scaled)",
+    "memorisation_detail": "copy of a training case (detail)",
+    "memorisation_halves": "copy of half a training case",
     "duplicates": "duplicate within the pool",
 }
 SHOWN = ("agreement", "memorisation_pixels", "memorisation_features", "duplicates", "mask_joint", "image_unlike")

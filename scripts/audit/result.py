@@ -132,7 +132,7 @@ class AuditResult:
 
     @cached_property
     def copies(self) -> np.ndarray:
-        """Samples that are a copy by one descriptor or both: (samples,) bool."""
+        """Samples that are a copy by one comparison or more: (samples,) bool."""
         return np.any([check.flagged for check in self.memorisation.checks], axis=0)
 
     @property

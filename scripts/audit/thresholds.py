@@ -24,6 +24,9 @@ LEVELS = {
     "agreement": 0.05,
     "memorisation_pixels": 0.01,
     "memorisation_features": 0.01,
+    "memorisation_structure": 0.01,
+    "memorisation_detail": 0.01,
+    "memorisation_halves": 0.01,
     "duplicates": 0.01,
 }
 

@@ -8,13 +8,12 @@ import pytest
 
 from nnunet_plugin.__main__ import run_commands
 from scripts.__main__ import COMMANDS
-from scripts.audit.agreement import SegmenterSettings
 from scripts.audit.audit import audit_pool
 from scripts.audit.thresholds import LEVELS
 
 from .planted import load, write_heads, write_planted
 
-QUICK = {"segmenter": SegmenterSettings(folds=2, steps=2), "extractor_steps": 2, "progress": False}
+QUICK = {"extractor_steps": 2, "progress": False}
 
 
 @pytest.fixture(scope="module")
@@ -33,20 +32,19 @@ def synthaug(*words) -> int:
 def test_what_it_says_and_writes(pool, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("scripts.audit.audit.audit_pool", functools.partial(audit_pool, **QUICK))
     folder, data_set = shutil.copytree(pool[0], tmp_path / "pool"), pool[1]
-    levels = '{"agreement": 0.2, "fragments": 0}'
-    assert synthaug(folder, "--dataset_dir", data_set, "--thresholds", levels, "--dry_run", "--seed", 3,
-                    "--usefulness_steps", 1) == 0  # fmt: skip
+    settings = ["--thresholds", '{"agreement": 0.2, "fragments": 0}', "--seed", 3, "--segmenter_steps", 2,
+                "--usefulness_steps", 1]  # fmt: skip
+    assert synthaug(folder, "--dataset_dir", data_set, *settings, "--dry_run") == 0
     said = capsys.readouterr().out
     assert said.rstrip().endswith("Dry run: nothing was written.")
     assert not (folder / "audit.json").exists() and not (folder / "audit.png").exists()
 
-    assert synthaug(folder, "--dataset_dir", data_set, "--thresholds", levels, "--seed", 3,
-                    "--usefulness_steps", 1) == 0  # fmt: skip
+    assert synthaug(folder, "--dataset_dir", data_set, *settings) == 0
     written = capsys.readouterr().out.splitlines()
     assert written[-2:] == [str(folder / "audit.json"), str(folder / "audit.png")]
     record = json.loads((folder / "audit.json").read_text())
     assert record["words"] == written[:-2] == said.splitlines()[:-1]
-    assert record["seed"] == 3 and record["usefulness"]["steps"] == 1
+    assert record["seed"] == 3 and record["agreement"]["steps"] == 2 and record["usefulness"]["steps"] == 1
     assert {key: check["level"] for key, check in record["checks"].items()} == {
         **LEVELS, "agreement": 0.2, "fragments": 0.0,
     }  # fmt: skip
@@ -67,6 +65,8 @@ def test_what_it_says_and_writes(pool, capsys, tmp_path, monkeypatch):
         ({"--thresholds": "0.05"}, "levels by name"),
         ({"--seed": "-1"}, "--seed -1"),
         ({"--seed": "1.5"}, "--seed 1.5"),
+        ({"--segmenter_steps": "0"}, "segmenter_steps 0"),
+        ({"--segmenter_steps": "1.5"}, "segmenter_steps 1.5"),
         ({"--dry_run": "maybe"}, "--dry_run"),
         ({"--usefulness_steps": "-3"}, "usefulness_steps -3"),
         ({"--dryrun": "True"}, "dryrun"),
