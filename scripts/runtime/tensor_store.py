@@ -30,6 +30,7 @@ class TensorStore:
         self._free, self._folder = math.inf if room is None else room, folder
         self._held: dict[int, Tensor] = {}
         self._offsets: list[int] = []  # in the file; -1 for what is held
+        self._shape, self._dtype = torch.Size(), torch.float32  # of the first
         self._file: Any = None
         self._written = 0
 
@@ -71,6 +72,10 @@ class TensorStore:
         content = bytearray(os.pread(self._file.fileno(), self._size, offset))
         return torch.frombuffer(content, dtype=self._dtype).view(self._shape)
 
+    def nothing(self) -> Tensor:
+        """No tensors `(0, ...)`."""
+        return torch.empty((0, *self._shape), dtype=self._dtype)
+
     def rows(self) -> StoredRows:
         """All of them as one tensor."""
         return StoredRows(self, np.arange(len(self._offsets)))
@@ -104,10 +109,11 @@ class StoredRows:
     def __getitem__(self, index: Any) -> Tensor:
         """Read one row, or those of a slice or of an array or tensor of numbers, and index these further."""
         if isinstance(index, tuple):
-            rows = self[index[0]]
-            return rows[index[1:] if rows.ndim < self.ndim else (slice(None), *index[1:])]
+            part = self[index[0]]
+            return part[index[1:] if part.ndim < self.ndim else (slice(None), *index[1:])]
         chosen = self.numbers[index.numpy() if isinstance(index, Tensor) else index]
-        found = torch.stack([self.store[int(number)] for number in np.atleast_1d(chosen)])
+        rows = [self.store[int(number)] for number in np.atleast_1d(chosen)]
+        found = torch.stack(rows) if rows else self.store.nothing()
         found = found if self.change is None else self.change(found)
         return found[0] if np.ndim(chosen) == 0 else found
 
