@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from ..runtime.errors import InputError
 from ..runtime.tensor_store import StoredRows
+from .whole import whole_weights
 
 
 class WeightStandardisedConv2d(nn.Conv2d):
@@ -116,6 +117,7 @@ class HVAE(nn.Module):
         beta_zero: float = 0.3,
     ):
         super().__init__()
+        whole_weights(self)
         size = [spatial_size] * 2 if isinstance(spatial_size, int) else [int(side) for side in spatial_size]
         factor = 2 ** (len(channels) - 1)
         _check_settings(
