@@ -8,7 +8,7 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -96,11 +96,16 @@ def is_sha256(value: object) -> bool:
     return isinstance(value, str) and bool(_SHA256.fullmatch(value))
 
 
-def files_sha256(files: Sequence[Path]) -> str:
+def files_sha256(files: Iterable[Path]) -> str:
     """Return one hash for the bytes of several files, in their order; where one ends and the next begins counts."""
+    return contents_sha256(path.read_bytes() for path in files)
+
+
+def contents_sha256(contents: Iterable[bytes]) -> str:
+    """Return the hash that `files_sha256` finds for files of these bytes."""
     whole = hashlib.sha256()
-    for path in files:
-        whole.update(hashlib.sha256(path.read_bytes()).digest())
+    for content in contents:
+        whole.update(hashlib.sha256(content).digest())
     return whole.hexdigest()
 
 

@@ -22,7 +22,7 @@ from .description import DatasetDescription
 from .geometry import fit_geometry
 from .holes import FRAME, Intensities, Window
 from .scaling import Scaling
-from .training_set import TrainingSet, own_size
+from .training_set import Items, TrainingSet, own_size
 
 logger = logging.getLogger(__name__)
 
@@ -151,8 +151,8 @@ def load_lesion_crops(
     validation = _items(held_out, cases, spatial_size, healthy_share, lesions, rng)[0] if len(held_out) > 1 else []
     own = own_size(cases, dimension == 3)
     crops = LesionCrops(
-        training,
-        validation,
+        Items.of(training),
+        Items.of(validation),
         cases,
         [{"id": case.id, **case.identity._asdict()} for case in learnt],
         Scaling.fit(learnt, per_case=cases.space["kind"] == "raw", masked=cases.masked),

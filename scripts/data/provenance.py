@@ -14,6 +14,7 @@ from nnunet_plugin.leakage import cases_sha256
 from ..runtime.errors import InputError
 from ..runtime.files import file_sha256, write_json
 from ..runtime.packed import FILE as PACKED
+from ..runtime.running import checkpoint_being_loaded
 
 if TYPE_CHECKING:
     from .training_set import TrainingSet  # imports torch, which those who read a record need not wait for
@@ -114,10 +115,17 @@ def read_provenance(path: str | Path, checkpoint: str | Path | None = None) -> d
     return provenance
 
 
+def record_of_weights(path: str | Path) -> Path:
+    """`path`, or while `monai.bundle.load` loads weights from elsewhere, the file of that name beside them."""
+    loaded = checkpoint_being_loaded()
+    return Path(path) if loaded is None else loaded.with_name(Path(path).name)
+
+
 def trained_num_channels(path: str | Path, default: int, name: str = "num_channels") -> int:
     """Channels (or the number called `name`) of the generator described at `path`, or `default` before any training.
 
-    The count follows from the data set, so that nobody has to repeat it for sampling.
+    The count follows from the data set, so that nobody has to repeat it for sampling. `monai.bundle.load` is asked from
+    any folder: then it is that of the record beside the weights that are loaded.
     """
-    path = Path(path)
+    path = record_of_weights(path)
     return int(json.loads(path.read_text())["network"][name]) if path.is_file() else default

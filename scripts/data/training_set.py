@@ -3,21 +3,65 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from nnunet_plugin.identity import Identity
 from nnunet_plugin.leakage import check_held_out
 
 from ..runtime.errors import InputError
+from ..runtime.tensor_store import StoredRows, TensorStore
 from .cases import Case, Cases
 from .geometry import SliceGeometry, VolumeGeometry, fit_geometry
 from .scaling import Scaling
 
 logger = logging.getLogger(__name__)
+
+CACHE_GB = 4.0
+
+
+class Items(Sequence):
+    """Items `{"image": tensor, "case": id, ...}` whose images are read from a store where they are asked for.
+
+    Args:
+        store: of the images.
+        records: of each item, all but its image.
+        numbers: of each item, its image in the store.
+    """
+
+    def __init__(self, store: TensorStore, records: list[dict[str, Any]], numbers: list[int]):
+        self.store, self.records, self.numbers = store, records, numbers
+
+    @classmethod
+    def of(cls, items: Sequence[dict[str, Any]]) -> Items:
+        """Items whose images lie in memory."""
+        collected = _Collected(TensorStore())
+        for item in items:
+            collected.add(item["image"], {key: value for key, value in item.items() if key != "image"})
+        return collected.items()
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: Any) -> Any:
+        """One item, or those of a slice."""
+        if isinstance(index, slice):
+            return Items(self.store, self.records[index], self.numbers[index])
+        return {"image": self.store[self.numbers[index]], **self.records[index]}
+
+    def __add__(self, other: Items) -> Items:
+        """These and then others of the same store."""
+        return Items(self.store, self.records + other.records, self.numbers + other.numbers)
+
+    @property
+    def images(self) -> StoredRows:
+        """The images of all items `(item, ...)`."""
+        return StoredRows(self.store, np.array(self.numbers, int))
 
 
 @dataclass(frozen=True)
@@ -33,8 +77,8 @@ class TrainingSet:
         scaling, geometry: the invertible maps that were applied.
     """
 
-    training: list[dict[str, Any]]
-    validation: list[dict[str, Any]]
+    training: Items
+    validation: Items
     cases: Cases
     seen: list[dict[str, str]]
     scaling: Scaling
@@ -61,9 +105,9 @@ class TrainingSet:
             steps.append(depth * geometry.depth / geometry.spatial_size[2])
         return tuple(steps)
 
-    def training_tensor(self) -> torch.Tensor:
-        """All training items `(item, channels + labels, height, width[, depth])`."""
-        return torch.stack([item["image"] for item in self.training])
+    def training_tensor(self) -> StoredRows:
+        """All training items `(item, channels + labels, height, width[, depth])`, read where they are indexed."""
+        return self.training.images
 
 
 def item_name(item: dict[str, Any]) -> str:
@@ -72,17 +116,25 @@ def item_name(item: dict[str, Any]) -> str:
 
 
 def load_training_set(
-    cases: Cases, spatial_size: Sequence[int], background_share: float | None = 0.1, seed: int = 0
+    cases: Cases,
+    spatial_size: Sequence[int],
+    background_share: float | None = 0.1,
+    seed: int = 0,
+    cache_gb: float = CACHE_GB,
+    cache_dir: str | Path | None = None,
 ) -> TrainingSet:
     """Bring the fold's cases to the grid: every slice or volume with foreground, and a share of those without.
 
-    Slices and volumes that hold the ignore label are left out: nobody said what is in them.
+    Slices and volumes that hold the ignore label are left out: nobody said what is in them. What is
+    learnt does not depend on the cache.
 
     Args:
         cases: open cases of one fold.
         spatial_size: the generator's grid, `(height, width)` for slices, `(height, width, depth)` for volumes.
         background_share: share of the training items that hold no foreground, in [0, 1); None: all of them are items.
         seed: chooses which.
+        cache_gb: memory that cases may take, and that items may; cases beyond are read twice, items from a file.
+        cache_dir: where that file is made; None: where the system keeps temporary files.
 
     Raises:
         InputError: a case or a setting cannot be used, nothing holds foreground, or an image is in training and, under
@@ -92,6 +144,8 @@ def load_training_set(
         raise InputError(
             f"background_share {background_share}", "a number in [0, 1), or null", "set --background_share"
         )
+    if isinstance(cache_gb, bool) or not isinstance(cache_gb, int | float) or not cache_gb >= 0:
+        raise InputError(f"cache_gb {cache_gb!r}", "gigabytes, 0 or more", f"such as {CACHE_GB}")
     kind = "slice" if len(spatial_size) == 2 else "volume"
     if kind == "slice" and cases.is_3d:
         raise InputError(
@@ -100,38 +154,90 @@ def load_training_set(
             "a slice with the spacing and normalisation of a 3D configuration can enter no nnU-Net training: give "
             "--configuration 2d, or a spatial_size of three numbers",
         )
-    training_cases = list(cases.training())
-    geometry = fit_geometry([case.label.shape for case in training_cases], spatial_size)
-    scaling = Scaling.fit(training_cases, per_case=cases.space["kind"] == "raw", masked=cases.masked)
-    foreground, background = [], []
-    for case in training_cases:
-        with_mask, without = _on_grid(case, cases, scaling, geometry)
-        foreground += with_mask
-        background += without
-    if not foreground:
+    room = cache_gb * 1e9
+    learnt = _ReadOnce(cases, room)
+    scaling = Scaling.fit(learnt, per_case=cases.space["kind"] == "raw", masked=cases.masked)
+    geometry = fit_geometry(learnt.shapes, spatial_size)
+    store = TensorStore(room, cache_dir)
+    foreground, background = _Collected(store), _Collected(store)
+    for case in learnt:
+        for marked, image, record in _on_grid(case, cases, scaling, geometry):
+            (foreground if marked else background).add(image, record)
+    if not foreground.numbers:
         raise InputError(
-            f"no {kind} with foreground in the {len(training_cases)} training cases of fold {cases.fold.name}",
+            f"no {kind} with foreground in the {len(learnt.identities)} training cases of fold {cases.fold.name}",
             "annotated cases (a slice or volume that holds the ignore label is left out)",
             "check the labels, or choose another fold",
         )
-    wanted = len(background)
+    wanted = len(background.numbers)
     if background_share is not None:
-        wanted = min(wanted, round(background_share / (1 - background_share) * len(foreground)))
-    chosen = np.random.default_rng(seed).permutation(len(background))[:wanted]
-    training = foreground + [background[i] for i in sorted(chosen)]
-    validation, held_out = [], {}
+        wanted = min(wanted, round(background_share / (1 - background_share) * len(foreground.numbers)))
+    chosen = np.random.default_rng(seed).permutation(len(background.numbers))[:wanted]
+    background.keep(sorted(chosen.tolist()))
+    validation, held_out = _Collected(store), {}
     for case in cases.validation():
-        validation += _on_grid(case, cases, scaling, geometry)[0]
+        for marked, image, record in _on_grid(case, cases, scaling, geometry):
+            if marked:
+                validation.add(image, record)
         held_out[case.id] = case.identity
-    identities = {case.id: case.identity for case in training_cases}
-    check_held_out(identities, held_out, cases.fold.name, "whatever learns from this fold")
+    check_held_out(learnt.identities, held_out, cases.fold.name, "whatever learns from this fold")
     logger.info(
         "fold %s: %d %ss with foreground and %d without, of %d training cases; %d validation %ss of %d cases",
-        cases.fold.name, len(foreground), kind, wanted, len(training_cases), len(validation), kind,
+        cases.fold.name, len(foreground.numbers), kind, wanted, len(learnt.identities), len(validation.numbers), kind,
         len(cases.fold.val),
     )  # fmt: skip
-    seen = [{"id": name, **identity._asdict()} for name, identity in identities.items()]
-    return TrainingSet(training, validation, cases, seen, scaling, geometry)
+    seen = [{"id": name, **identity._asdict()} for name, identity in learnt.identities.items()]
+    training = foreground.items() + background.items()
+    return TrainingSet(training, validation.items(), cases, seen, scaling, geometry)
+
+
+class _ReadOnce:
+    """The training cases, to go through twice: those that fit into `room` bytes are read once.
+
+    Attributes:
+        shapes, identities: of all cases, after the first time.
+    """
+
+    def __init__(self, cases: Cases, room: float):
+        self.cases, self.room = cases, room
+        self.kept: dict[str, Case] = {}
+        self.shapes: list[tuple[int, ...]] = []
+        self.identities: dict[str, Identity] = {}
+
+    def __iter__(self) -> Iterator[Case]:
+        for name in self.cases.fold.train:
+            first = name not in self.identities
+            case = self.kept.pop(name) if name in self.kept else self.cases.load(name)
+            if first:
+                self.shapes.append(case.label.shape)
+                self.identities[name] = case.identity
+                size = case.image.nbytes + case.label.nbytes + case.inside.nbytes
+                if size <= self.room:
+                    self.room -= size
+                    self.kept[name] = case
+            yield case
+
+
+class _Collected:
+    """Items that go to a store."""
+
+    def __init__(self, store: TensorStore):
+        self.store = store
+        self.records: list[dict[str, Any]] = []
+        self.numbers: list[int] = []
+
+    def add(self, image: torch.Tensor, record: dict[str, Any]) -> None:
+        self.numbers.append(self.store.append(image))
+        self.records.append(record)
+
+    def keep(self, chosen: list[int]) -> None:
+        """Forget all but those of the given places."""
+        for place in {*range(len(self.numbers))} - {*chosen}:
+            self.store.forget(self.numbers[place])
+        self.records, self.numbers = [self.records[i] for i in chosen], [self.numbers[i] for i in chosen]
+
+    def items(self) -> Items:
+        return Items(self.store, self.records, self.numbers)
 
 
 def own_size(cases: Cases, volumes: bool) -> list[int]:
@@ -143,17 +249,12 @@ def own_size(cases: Cases, volumes: bool) -> list[int]:
 
 def _on_grid(
     case: Case, cases: Cases, scaling: Scaling, geometry: SliceGeometry | VolumeGeometry
-) -> tuple[list[dict], list[dict]]:
-    """Items of a case, with and without foreground."""
+) -> Iterator[tuple[bool, torch.Tensor, dict[str, Any]]]:
+    """Whether an item of a case holds foreground, its image, and all else of it."""
     grid, left_out = grid_items(case, cases, scaling, geometry)
-    with_mask: list[dict] = []
-    without: list[dict] = []
     for index in np.flatnonzero(~left_out).tolist():
-        item = {"image": grid[index].clone(), "case": case.id}
-        if isinstance(geometry, SliceGeometry):
-            item["slice"] = index
-        (with_mask if grid[index, cases.description.num_image_channels :].any() else without).append(item)
-    return with_mask, without
+        record = {"case": case.id, **({"slice": index} if isinstance(geometry, SliceGeometry) else {})}
+        yield bool(grid[index, cases.description.num_image_channels :].any()), grid[index], record
 
 
 def grid_items(

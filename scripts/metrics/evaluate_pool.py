@@ -18,8 +18,8 @@ from ..data.provenance import code_revision, package_versions
 from ..networks.features import AlexNetFeatures, FeatureExtractor, train_segmentation_features
 from ..pool.adopt import user_word
 from ..runtime.errors import InputError
-from .distributions import frechet_distance, kernel_distance, kernel_distance_subsets
-from .extractors import in_batches, pooled_features, pretrained_extractors
+from .distributions import frechet_distance, in_doubles, kernel_distance, kernel_distance_subsets, parts
+from .extractors import pooled_features, pretrained_extractors
 from .fidelity import (
     HIGHEST_PSNR,
     LearnedPerceptualDistance,
@@ -35,7 +35,7 @@ from .fidelity import (
 from .item_sets import ItemSet, OpenedPool, open_pool, read_cases, read_samples
 from .masks import SMOOTHING, empty_share, feature_distance, feature_unit, mask_divergences
 from .prdc import prdc
-from .resampling import Bootstrap, weighted_mean
+from .resampling import Bootstrap
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ FORMAT, FORMAT_VERSION = "synthaug-pool-metrics", 1
 # Not a seed that anyone gives to a training: a generator must not be judged by the extractor of its own loss.
 EXTRACTOR_SEED = 7919
 DATA_RANGE = "range=0..1"
+IMAGES, PAIRS = 32, 2**23  # that are looked at at once
 BOUNDS = {  # possible values; the others are distances, from 0 on
     "psnr": (-np.inf, HIGHEST_PSNR),
     "ssim": (-1.0, 1.0),
@@ -150,16 +151,20 @@ def evaluate_pool(
     for extractor in extractors:
         for items in sets:
             if len(items.images):
-                batches = list(in_batches(items.images))
                 title = f"{extractor.name.split('(')[0]} of {items.name}"
-                items.pooled[extractor.name] = pooled_features(extractor, bars.track(batches, title))
+                batches = bars.track(items.images.split(IMAGES), title, -(-len(items.images) // IMAGES))
+                items.pooled[extractor.name] = pooled_features(extractor, batches)
     comparisons = _comparisons(sets, settings.seed)
     figures = [f for c in comparisons for f in _figures(c, pool, measures, extractors, settings, bars)]
     return _record(pool, comparisons, figures, extractors, settings), _components(sets, own.name)
 
 
 def _own_extractor(training: ItemSet, pool: OpenedPool, settings: EvaluationSettings, bars: _Progress):
-    masks = torch.from_numpy(pool.description.to_channels(training.labels)).movedim(0, 1)
+    def masks_of(labels: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(pool.description.to_channels(labels.numpy())).movedim(0, 1)
+
+    labels = training.labels
+    masks = masks_of(labels) if isinstance(labels, torch.Tensor) else labels.changed(masks_of)
     with bars.count("own extractor", settings.feature_steps) as advance:
         return train_segmentation_features(
             training.images,
@@ -219,8 +224,9 @@ def _figures(
         wc, wr = bootstrap.weights(candidates.slice_groups, 0), bootstrap.weights(reference.slice_groups, 1)
         n = (len(candidates.images), len(reference.images))
         yield from _paired_figures(candidates, reference, wc, wr, measures, settings, bars, figure, n)
-        with bars.count(f"features, {comparison.key}", 6 * len(extractors)) as advance:
-            for extractor in extractors:
+        for extractor in extractors:
+            title = f"{extractor.name.split('(')[0]}, {comparison.key}"
+            with bars.count(title, len(wc) + 2 * (2 * n[0] + n[1])) as advance:
                 yield from _feature_figures(
                     candidates.pooled[extractor.name], reference.pooled[extractor.name], wc, wr, extractor.name,
                     settings, figure, advance,
@@ -257,24 +263,34 @@ def _paired_figures(
     candidates: ItemSet, reference: ItemSet, wc: np.ndarray, wr: np.ndarray, measures: dict[str, PairMeasure],
     settings: EvaluationSettings, bars: _Progress, figure: Callable[..., dict], n: tuple[int, int],
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
-    distances = mean_squared_differences(candidates.images, reference.images)
-    nearest = nearest_items(distances, reference.slice_groups, wr)
     partner = random_items(*n, settings.seed)
-    pairs = len(np.unique(np.arange(n[0]) * n[1] + nearest)) + n[0]
-    for metric, measure in measures.items():
-        of, unit = getattr(measure, "name", "pixels"), "dB" if metric == "psnr" else ""
-        with bars.count(f"{metric}, {candidates.name} vs {reference.name}", pairs) as advance:
-            values = pair_values(measure, candidates.images, reference.images, nearest, progress=advance)
-            by_chance = pair_values(measure, candidates.images, reference.images, partner[None], progress=advance)[0]
-        for pairing, found, weights, point in (
-            ("nearest-by-mse", values, wc, values[0]),
-            ("random-pairs", by_chance, wc * wr[:, partner], by_chance),
-        ):
-            more: dict[str, Any] = {"unit": unit, "qualifier": DATA_RANGE}
-            if metric == "psnr":  # in the name, because a mean with copies in it depends on the bound
-                more["qualifier"] += f",at-most-{HIGHEST_PSNR:g}"
-                more["identical_pairs"] = int((point >= HIGHEST_PSNR).sum())
-            yield figure(metric, weighted_mean(found, weights), of, pairing, n, **more)
+    names = ("nearest-by-mse", "random-pairs")
+    sums = {(metric, pairing): np.zeros((2, len(wc))) for metric in measures for pairing in names}  # values, weights
+    identical = dict.fromkeys(names, 0)
+    with bars.count(f"image pairs, {candidates.name} vs {reference.name}", n[0]) as advance:
+        for rows in parts(n[0], min(PAIRS // n[1], 1024)):
+            images, by_chance = candidates.images[rows], partner[None, rows]
+            distances = mean_squared_differences(images, reference.images)
+            nearest = nearest_items(distances, reference.slice_groups, wr)
+            drawn = in_doubles(wc[:, rows])
+            for pairing, chosen, weights in (
+                ("nearest-by-mse", nearest, drawn),
+                ("random-pairs", by_chance, drawn * wr[:, partner[rows]]),
+            ):
+                for metric, measure in measures.items():
+                    values = pair_values(measure, images, reference.images, chosen)
+                    sums[metric, pairing] += (values * weights).sum(axis=1), weights.sum(axis=1)
+                    if metric == "psnr":
+                        identical[pairing] += int((values[0] >= HIGHEST_PSNR).sum())
+            advance(len(images))
+    for (metric, pairing), (total, weight) in sums.items():
+        of, unit = getattr(measures[metric], "name", "pixels"), "dB" if metric == "psnr" else ""
+        more: dict[str, Any] = {"unit": unit, "qualifier": DATA_RANGE}
+        if metric == "psnr":  # in the name, because a mean with copies in it depends on the bound
+            more["qualifier"] += f",at-most-{HIGHEST_PSNR:g}"
+            more["identical_pairs"] = identical[pairing]
+        values = np.divide(total, weight, out=np.full(len(wc), np.nan), where=weight > 0)
+        yield figure(metric, values, of, pairing, n, **more)
 
 
 def _feature_figures(
@@ -289,12 +305,10 @@ def _feature_figures(
     )
     if singular:
         logger.warning("fid of %s: %s", of, singular)
-    fid = frechet_distance(candidates, reference, wc, wr)
-    advance(1)
+    fid = frechet_distance(candidates, reference, wc, wr, advance)
     yield figure("fid", fid, of, "unpaired", n, qualifier=DATA_RANGE, features=size, warning=singular)
-    kid = kernel_distance(candidates, reference, wc, wr)
+    kid = kernel_distance(candidates, reference, wc, wr, advance)
     subsets = kernel_distance_subsets(candidates, reference, seed=settings.seed) if min(n) > 1 else None
-    advance(1)
     yield figure("kid", kid, of, "unpaired", n, qualifier=f"unbiased,{DATA_RANGE}", features=size, over_subsets=subsets)
     k = settings.neighbours
     if min(n) <= k:
@@ -302,18 +316,19 @@ def _feature_figures(
         nothing = np.full(len(wc), np.nan)
         found = dict.fromkeys(("precision", "recall", "density", "coverage"), nothing)
     else:
-        missing, found = None, prdc(candidates, reference, wc, wr, k)
-    advance(4)
+        missing, found = None, prdc(candidates, reference, wc, wr, k, advance)
     for metric, values in found.items():
         yield figure(metric, values, of, "unpaired", n, qualifier=f"k={k},{DATA_RANGE}", features=size, warning=missing)
 
 
 def _components(sets: list[ItemSet], extractor: str) -> dict[str, np.ndarray]:
     """First two principal components of the training slices' features, and every set in them."""
-    training = sets[1].pooled[extractor]
+    training = in_doubles(sets[1].pooled[extractor])
     centre, spread = training.mean(axis=0), training.std(axis=0) + 1e-12
     axes = np.linalg.svd((training - centre) / spread, full_matrices=False)[2][:2]
-    return {s.name: (s.pooled[extractor] - centre) / spread @ axes.T for s in sets if extractor in s.pooled}
+    turn = axes.T / spread[:, None]
+    pooled = {s.name: s.pooled[extractor] for s in sets if extractor in s.pooled}
+    return {name: in_doubles(found) @ turn - centre @ turn for name, found in pooled.items()}
 
 
 def _record(
@@ -388,8 +403,8 @@ class _Progress:
     def __init__(self, show: bool):
         self._hidden = not show
 
-    def track(self, items: list, title: str) -> Iterable:
-        return tqdm(items, desc=title, disable=self._hidden, leave=False)
+    def track(self, items: Iterable, title: str, total: int | None = None) -> Iterable:
+        return tqdm(items, desc=title, total=total, disable=self._hidden, leave=False)
 
     @contextmanager
     def count(self, title: str, total: int) -> Iterator[Callable[[int], Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -139,14 +139,9 @@ def pretrained_extractors(
 
 @torch.no_grad()
 def pooled_features(extractor: FeatureExtractor, batches: Iterable[Tensor]) -> np.ndarray:
-    """Spatial means of all feature maps, one after the other: (images, features) float64.
+    """Spatial means of all feature maps, one after the other: (images, features) float32.
 
     `batches` yields images (batch, image channels, height, width) in [0, 1].
     """
     rows = [torch.cat([found.mean(dim=(2, 3)) for found in extractor(images)], dim=1) for images in batches]
-    return torch.cat(rows).double().numpy()
-
-
-def in_batches(images: Tensor, size: int = 32) -> Iterator[Tensor]:
-    """The images in order, `size` at a time."""
-    return iter(images.split(size))
+    return torch.cat(rows).numpy()

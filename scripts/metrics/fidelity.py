@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from ..networks.features import AlexNetFeatures, FeatureExtractor
+from ..runtime.tensor_store import StoredRows
 from .distributions import Weights
 
 # Identical images have an infinite PSNR; a mean over pairs needs a number. At 100 dB the root mean squared
 # difference is 1e-5 of the data range, below the rounding of any image file.
 HIGHEST_PSNR = 100.0
+_AT_ONCE = 512  # images
 
 PairMeasure = Callable[[Tensor, Tensor], Tensor]  # images (pairs, channels, height, width) in [0, 1] -> (pairs,)
 
@@ -100,11 +102,15 @@ class PerceptualDistance:
         return total
 
 
-def mean_squared_differences(candidates: Tensor, reference: Tensor) -> np.ndarray:
+def mean_squared_differences(candidates: Tensor, reference: Tensor | StoredRows) -> np.ndarray:
     """Mean over channels and pixels of the squared difference of every pair: (candidates, reference) float64."""
-    a, b = (x.flatten(1).double() for x in (candidates, reference))
-    squares = a.square().sum(1)[:, None] + b.square().sum(1)[None] - 2 * a @ b.T
-    return (squares.clamp(min=0) / a.shape[1]).numpy()
+    a = candidates.flatten(1).double()
+    squares = []
+    for part in reference.split(_AT_ONCE):
+        b = part.flatten(1).double()
+        found = a.square().sum(1)[:, None] + b.square().sum(1)[None] - 2 * a @ b.T
+        squares.append((found.clamp(min=0) / a.shape[1]).numpy())
+    return np.concatenate(squares, axis=1)
 
 
 def nearest_items(distances: np.ndarray, groups: np.ndarray, weights: Weights) -> np.ndarray:
@@ -132,21 +138,19 @@ def random_items(candidates: int, reference: int, seed: int) -> np.ndarray:
 def pair_values(
     measure: PairMeasure,
     candidates: Tensor,
-    reference: Tensor,
+    reference: Tensor | StoredRows,
     chosen: np.ndarray,
     batch_size: int = 64,
-    progress: Callable[[int], None] | None = None,
 ) -> np.ndarray:
     """The measure of each candidate with its chosen reference item: (draws, candidates) for such indices.
 
-    Each pair is measured once, however many draws it is in. `progress` is told how many pairs a batch had.
+    Each pair is measured once, however many draws it is in.
     """
     keys = np.arange(len(candidates)) * len(reference) + chosen
     pairs, places = np.unique(keys, return_inverse=True)
     rows, columns = (torch.from_numpy(x) for x in np.divmod(pairs, len(reference)))
-    values = []
-    for a, b in zip(rows.split(batch_size), columns.split(batch_size), strict=True):
-        values.append(measure(candidates[a], reference[b]).double().numpy())
-        if progress is not None:
-            progress(len(a))
+    values = [
+        measure(candidates[a], reference[b]).double().numpy()
+        for a, b in zip(rows.split(batch_size), columns.split(batch_size), strict=True)
+    ]
     return np.concatenate(values)[places.reshape(chosen.shape)]

@@ -20,8 +20,10 @@ from ..data.geometry import SliceGeometry
 from ..data.scaling import Scaling, sample_scaling
 from ..pool.writing import load_sample, read_pool
 from ..runtime.errors import InputError
+from ..runtime.tensor_store import StoredRows, TensorStore
 from .masks import tumour_features
 
+IMAGE_ROOM = 2**29  # bytes of memory for the images of a set; those beyond are read from a file
 Track = Callable[[list[str], str], Iterable[str]]  # passes items through and shows a bar of that name
 
 
@@ -32,10 +34,10 @@ class ItemSet:
     Attributes:
         name: such as "training".
         ids: of the groups: patients, or samples.
-        images: (slices, channels, height, width) float32 in [0, 1].
-        labels: (slices, height, width) uint8, painted integers.
+        images: (slices, channels, height, width) float32 in [0, 1], in memory or in a file.
+        labels: (slices, height, width) uint8, painted integers, as well.
         slice_groups: (slices,) group of each.
-        masks: (items, [depth,] height, width) uint8; for slices the labels.
+        masks: (items, [depth,] height, width) uint8, as well; for slices the labels.
         mask_groups: (items,) group of each.
         tumours: feature -> (items,), NaN for empty masks.
         pooled: extractor -> (slices, features).
@@ -43,10 +45,10 @@ class ItemSet:
 
     name: str
     ids: list[str]
-    images: Tensor
-    labels: np.ndarray
+    images: Tensor | StoredRows
+    labels: Tensor | StoredRows
     slice_groups: np.ndarray
-    masks: np.ndarray
+    masks: Tensor | StoredRows
     mask_groups: np.ndarray
     tumours: dict[str, np.ndarray]
     pooled: dict[str, np.ndarray] = field(default_factory=dict)
@@ -60,9 +62,9 @@ class ItemSet:
             self.name,
             [self.ids[i] for i in chosen],
             self.images[torch.from_numpy(rows)],
-            self.labels[rows],
+            self.labels[torch.from_numpy(rows)],
             number[self.slice_groups[rows]],
-            self.masks[items],
+            self.masks[torch.from_numpy(items)],
             number[self.mask_groups[items]],
             {name: values[items] for name, values in self.tumours.items()},
             {name: values[rows] for name, values in self.pooled.items()},
@@ -191,10 +193,9 @@ class _Builder:
         self.volumes = pool.dimension == 3
         self.plane = SliceGeometry(pool.shape[1:], pool.shape[1:])  # pads and cuts, no zoom
         self.ids: list[str] = []
-        self.images: list[Tensor] = []
-        self.labels: list[np.ndarray] = []
+        self.images, self.labels = TensorStore(IMAGE_ROOM), TensorStore(IMAGE_ROOM / 4)
         self.slice_groups: list[int] = []
-        self.masks: list[np.ndarray] = []
+        self.masks = TensorStore(IMAGE_ROOM / 4) if self.volumes else self.labels
         self.mask_groups: list[int] = []
         self.tumours: list[dict[str, float]] = []
 
@@ -217,16 +218,16 @@ class _Builder:
             # Each voxel of the pool's depth takes the slice that its centre lies in.
             depth = self.pool.shape[0]
             nearest = ((np.arange(depth) + 0.5) * len(planes) / depth).astype(int)
-            items, measured = [planes[nearest]], [tumour_features(planes > 0, spacing)]
+            self.masks.append(torch.from_numpy(planes[nearest]))
+            measured = [tumour_features(planes > 0, spacing)]
         else:
             used = list(range(len(planes))) if self.keep_empty else used
-            items = [planes[i] for i in used]
-            measured = [tumour_features(item > 0, spacing[1:]) for item in items]
-        self.images.append(slices[used])
-        self.labels.append(planes[used])
+            measured = [tumour_features(planes[i] > 0, spacing[1:]) for i in used]
+        for i in used:
+            self.images.append(slices[i])
+            self.labels.append(torch.from_numpy(planes[i]))
         self.slice_groups += [group] * len(used)
-        self.masks += items
-        self.mask_groups += [group] * len(items)
+        self.mask_groups += [group] * len(measured)
         self.tumours += measured
 
     def build(self, name: str) -> ItemSet:
@@ -239,5 +240,5 @@ class _Builder:
             )
         groups = np.array(self.slice_groups, dtype=int)
         tumours = {key: np.array([found[key] for found in self.tumours]) for key in self.tumours[0]}
-        images, labels, masks = torch.cat(self.images), np.concatenate(self.labels), np.stack(self.masks)
+        images, labels, masks = (store.rows() for store in (self.images, self.labels, self.masks))
         return ItemSet(name, self.ids, images, labels, groups, masks, np.array(self.mask_groups), tumours)

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from scipy.stats import wasserstein_distance
 
 from ..data.mask_features import mask_features
-from .distributions import Weights
+from ..runtime.tensor_store import StoredRows
+from .distributions import AT_ONCE, Weights, in_doubles, parts
 from .resampling import weighted_mean
 
 # Added to the count of every class at every pixel before KLD (Jeffreys' prior): a class that one set never shows
 # somewhere would make it infinite.
 SMOOTHING = 0.5
+Masks = np.ndarray | StoredRows
 _AXES = ("depth", "height", "width")
 _CHUNK = 4096  # pixels at once
 
 
 def mask_divergences(
-    candidates: np.ndarray,
-    reference: np.ndarray,
+    candidates: Masks,
+    reference: Masks,
     classes: Sequence[int],
     candidate_weights: Weights,
     reference_weights: Weights,
@@ -41,13 +45,12 @@ def mask_divergences(
     Returns:
         {"jsd", "kld"}, each (draws,).
     """
-    flat, flat_reference = candidates.reshape(len(candidates), -1), reference.reshape(len(reference), -1)
-    pixels = flat.shape[1]
+    pixels = math.prod(candidates.shape[1:])
     jsd, kld = np.zeros(len(candidate_weights)), np.zeros(len(candidate_weights))
     for start in range(0, pixels, _CHUNK):
         part = slice(start, start + _CHUNK)
-        q_count = _counts(flat[:, part], classes, candidate_weights)
-        p_count = _counts(flat_reference[:, part], classes, reference_weights)
+        q_count = _counts(candidates, part, classes, candidate_weights)
+        p_count = _counts(reference, part, classes, reference_weights)
         p, q = _frequencies(p_count, 0.0), _frequencies(q_count, 0.0)
         middle = (p + q) / 2
         jsd += 0.5 * (_relative_entropy(p, middle) + _relative_entropy(q, middle)).sum(axis=1)
@@ -55,9 +58,14 @@ def mask_divergences(
     return {"jsd": jsd / pixels, "kld": kld / pixels}
 
 
-def _counts(labels: np.ndarray, classes: Sequence[int], weights: Weights) -> np.ndarray:
-    """How often each class shows at each pixel: (draws, pixels, classes)."""
-    return np.stack([weights @ (labels == value).astype(np.float64) for value in classes], axis=-1)
+def _counts(masks: Masks, pixels: slice, classes: Sequence[int], weights: Weights) -> np.ndarray:
+    """How often each class shows at each of some pixels: (draws, pixels, classes)."""
+    counts: Any = 0.0
+    for part in parts(len(masks), AT_ONCE):
+        labels = np.asarray(masks[part]).reshape(part.stop - part.start, -1)[:, pixels]
+        drawn = in_doubles(weights[:, part])
+        counts = counts + np.stack([drawn @ in_doubles(labels == value) for value in classes], axis=-1)
+    return counts
 
 
 def _frequencies(counts: np.ndarray, smoothing: float) -> np.ndarray:
@@ -109,17 +117,13 @@ def feature_distance(
     Features (masks,), NaN for empty masks, which are left out (`empty_share` counts them); NaN where a draw leaves
     none on one side.
     """
-    (a, wa), (b, wb) = (
-        (x[~np.isnan(x)], w[:, ~np.isnan(x)])
-        for x, w in ((candidates, candidate_weights), (reference, reference_weights))
-    )
-    defined = (wa.sum(axis=1) > 0) & (wb.sum(axis=1) > 0)
-    return np.array(
-        [
-            wasserstein_distance(a, b, u, v) if use else np.nan
-            for u, v, use in zip(wa, wb, defined, strict=True)
-        ]
-    )  # fmt: skip
+    used, used_reference = ~np.isnan(candidates), ~np.isnan(reference)
+    a, b = candidates[used], reference[used_reference]
+    found = []
+    for u, v in zip(candidate_weights, reference_weights, strict=True):
+        u, v = u[used], v[used_reference]
+        found.append(wasserstein_distance(a, b, u, v) if u.any() and v.any() else np.nan)
+    return np.array(found)
 
 
 def empty_share(candidates: np.ndarray, candidate_weights: Weights) -> np.ndarray:

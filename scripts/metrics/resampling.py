@@ -36,8 +36,10 @@ class Bootstrap:
         """
         count = int(groups.max()) + 1
         rng = np.random.default_rng([self.seed, stream])
-        drawn = rng.multinomial(count, np.full(count, 1 / count), size=self.resamples)
-        return np.concatenate([np.ones((1, len(groups))), drawn[:, groups]])
+        drawn = np.ones((1 + self.resamples, len(groups)), np.int16)
+        for row in drawn[1:]:
+            row[:] = rng.multinomial(count, np.full(count, 1 / count))[groups]
+        return drawn
 
     def summary(
         self, values: np.ndarray, fewest_groups: int, bounds: tuple[float, float] = (-np.inf, np.inf)
@@ -67,6 +69,8 @@ class Bootstrap:
 
 def weighted_mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Means (draws,) of values (items,) or (draws, items) under weights (draws, items); NaN without weight."""
-    total = weights.sum(axis=1)
+    total = weights.sum(axis=1, dtype=float)
+    of_draws = np.broadcast_to(values, weights.shape)
+    sums = np.array([(value * weight).sum(dtype=float) for value, weight in zip(of_draws, weights, strict=True)])
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(total > 0, (values * weights).sum(axis=1) / total, np.nan)
+        return np.where(total > 0, sums / total, np.nan)

@@ -16,11 +16,13 @@ from torch.nn import functional
 
 from ..runtime.errors import InputError
 from ..runtime.files import file_sha256
+from ..runtime.tensor_store import StoredRows
 
 logger = logging.getLogger(__name__)
 
 # torchvision's ImageNet weights; the file names carry the sha256 prefix
 VGG16_FILE = "vgg16-397923af.pth"
+_AT_ONCE = 256  # slices that are checked
 ALEXNET_FILE = "alexnet-owt-7be5be79.pth"
 
 
@@ -198,8 +200,8 @@ class SegmentationFeatures(FeatureExtractor):
 
 
 def train_segmentation_features(
-    images: Tensor,
-    masks: Tensor,
+    images: Tensor | StoredRows,
+    masks: Tensor | StoredRows,
     *,
     steps: int = 200,
     seed: int = 0,
@@ -243,8 +245,8 @@ def train_segmentation_features(
 
 def feature_extractor(
     weights: str | Path | None,
-    images: Tensor,
-    masks: Tensor,
+    images: Tensor | StoredRows,
+    masks: Tensor | StoredRows,
     *,
     steps: int = 200,
     seed: int = 0,
@@ -336,19 +338,21 @@ def _flip(x: Tensor, flips: Tensor) -> Tensor:
     return x
 
 
-def _check_slices(images: Tensor, masks: Tensor) -> None:
+def _check_slices(images: Tensor | StoredRows, masks: Tensor | StoredRows) -> None:
     allowed = "images (N, C, H, W) in [0, 1] and masks (N, L, H, W) in {0, 1} with some foreground"
     remedy = "pass the training slices as scripts.data yields them"
     got = None
-    if images.ndim != 4 or masks.ndim != 4 or len(images) != len(masks) or not len(images):
+    if not len(images) or len(images) != len(masks):
+        got = f"{len(images)} images and {len(masks)} masks"
+    elif images.ndim != 4 or masks.ndim != 4 or images.shape[2:] != masks.shape[2:] or not images.shape[1]:
         got = f"images {tuple(images.shape)} and masks {tuple(masks.shape)}"
-    elif images.shape[2:] != masks.shape[2:] or not images.shape[1] or not masks.shape[1]:
-        got = f"images {tuple(images.shape)} and masks {tuple(masks.shape)}"
-    elif not ((images >= 0) & (images <= 1)).all():  # also false where a value is NaN
+    elif not masks.shape[1]:
+        got = f"masks {tuple(masks.shape)}"
+    elif not all(((part >= 0) & (part <= 1)).all() for part in images.split(_AT_ONCE)):  # also false for NaN
         got = "images with values outside [0, 1] or not finite"
-    elif not ((masks == 0) | (masks == 1)).all():
+    elif not all(((part == 0) | (part == 1)).all() for part in masks.split(_AT_ONCE)):
         got = "masks with values other than 0 and 1"
-    elif not masks.any():
+    elif not any(part.any() for part in masks.split(_AT_ONCE)):
         got = f"{len(masks)} masks without any foreground"
     if got is not None:
         raise InputError(got, allowed, remedy)

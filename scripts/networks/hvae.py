@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..runtime.errors import InputError
+from ..runtime.tensor_store import StoredRows
+from .whole import whole_weights
 
 
 class WeightStandardisedConv2d(nn.Conv2d):
@@ -115,6 +117,7 @@ class HVAE(nn.Module):
         beta_zero: float = 0.3,
     ):
         super().__init__()
+        whole_weights(self)
         size = [spatial_size] * 2 if isinstance(spatial_size, int) else [int(side) for side in spatial_size]
         factor = 2 ** (len(channels) - 1)
         _check_settings(
@@ -214,7 +217,7 @@ class HVAE(nn.Module):
         return torch.sigmoid(self.decode(self.encode(x)[0]))
 
     @torch.no_grad()
-    def fit_latent_density(self, x: Tensor, batch_size: int = 64) -> None:
+    def fit_latent_density(self, x: Tensor | StoredRows, batch_size: int = 64) -> None:
         """Let `forward` sample from the Gaussian of the aggregate posterior of x instead of the prior.
 
         Where training ends before the posterior of all cases has become the prior, draws of the prior fall

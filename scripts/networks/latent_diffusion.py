@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..runtime.errors import InputError
 from .autoencoder import JointAutoencoder, SliceAutoencoder, check_levels
+from .whole import whole_weights
 
 # As in the authors' code of SBLDM; the latents must not be clipped to [-1, 1], MONAI's default.
 SCHEDULE: dict[str, Any] = {
@@ -212,6 +213,7 @@ class LatentDiffusion(nn.Module):
         chunk_size: int = 16,
     ):
         super().__init__()
+        whole_weights(self)
         autoencoder = (num_channels, spatial_size, channels, num_res_blocks, latent_channels, attention_levels)
         self.autoencoder: JointAutoencoder | SliceAutoencoder
         if slice_wise:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..dynamics.heun import heun
 from ..runtime.errors import InputError
 from .latent_diffusion import Denoiser
+from .whole import whole_weights
 
 TIMES = 1000  # what MONAI's time embedding counts in
 SHIFT = 3.0  # of times towards noise, where it is decided how bright a whole lesion is
@@ -65,6 +66,7 @@ class LesionFlow(nn.Module):
         num_steps: int = 16,
     ):
         super().__init__()
+        whole_weights(self)
         self.spatial_size = tuple(int(size) for size in spatial_size)
         self.multiple = 2 ** (len(channels) - 1)
         if num_steps < 1:

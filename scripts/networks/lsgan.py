@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm as normalise_spectrally
 
 from ..runtime.errors import InputError
+from .whole import whole_weights
 
 GROUP = 8  # feature channels that are normalised together
 
@@ -35,6 +36,7 @@ class Generator(nn.Module):
 
     def __init__(self, num_channels: int, spatial_size: Sequence[int], channels: Sequence[int], latent_size: int = 128):
         super().__init__()
+        whole_weights(self)
         if not channels or any(width < GROUP or width % GROUP for width in channels):
             raise InputError(f"channels {list(channels)}", f"positive multiples of {GROUP}", "change channels")
         self.latent_shape = (int(latent_size),)

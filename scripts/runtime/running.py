@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 # Where a training runs and is kept, and how long it is: no settings that decide what comes out of it.
-PLACES = {"bundle_root", "ckpt_dir", "autoencoder_dir", "dataset_dir", "phantom_dir", "pool_dir", "device"}
+PLACES = {
+    "bundle_root", "ckpt_dir", "autoencoder_dir", "dataset_dir", "phantom_dir", "pool_dir", "device", "cache_gb",
+    "cache_dir",
+}  # fmt: skip
 ASIDE = PLACES | {"max_epochs", "train_handlers", "_meta_", "bundle"}
 
 
@@ -21,6 +25,18 @@ def running_workflow() -> Any:
         frame = frame.f_back
         if isinstance(frame.f_locals.get("self"), ConfigWorkflow):
             return frame.f_locals["self"]
+    return None
+
+
+def checkpoint_being_loaded() -> Path | None:
+    """The weights for which `monai.bundle.load` makes the network that we are called from; or None."""
+    from monai.bundle.scripts import load
+
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_code is load.__code__ and "full_path" in frame.f_locals:
+            return Path(frame.f_locals["full_path"])
     return None
 
 

@@ -18,7 +18,7 @@ from nnunet_plugin.preprocessed import check_leakage, check_space
 
 from ..data.cases import Case, Cases, array_axes
 from ..data.scaling import sample_scaling
-from ..data.training_set import TrainingSet, _on_grid
+from ..data.training_set import Items, TrainingSet, grid_items
 from ..runtime.errors import InputError
 from .augmentation import augmentation_factor
 
@@ -49,12 +49,12 @@ class PoolItems:
     """The samples of a pool on the grid of a training set.
 
     Attributes:
-        items: `{"image": (channels + labels, *spatial_size) float32, "case": sample id}`.
+        items: `{"image": (channels + labels, *spatial_size) float32, "case": sample id}`, in the real ones' store.
         record: which pool it is: name, sha256 of `pool.json`, number of samples, cases that its generator saw; None
             without a pool.
     """
 
-    items: list[dict[str, Any]]
+    items: Items
     record: dict[str, Any] | None
 
 
@@ -76,7 +76,7 @@ def load_pool(
     if pool_dir is None:
         if num_synthetic:
             raise InputError(f"num_synthetic {num_synthetic} without a pool", "a pool", "set pool_dir")
-        return PoolItems([], None)
+        return PoolItems(data.training[:0], None)
     pool = read_pool(pool_dir)
     check_pool(pool, data.cases, len(data.geometry.spatial_size))
     check_cases(pool, cases, data.seen)
@@ -85,7 +85,9 @@ def load_pool(
         raise InputError(
             f"num_synthetic {wanted}", f"0 to {len(pool.kept)}, the kept samples of {pool_dir}", "sample more"
         )
-    items = [{"image": _read_on_grid(pool, sample, data), "case": sample} for sample in pool.kept[:wanted]]
+    store, names = data.training.store, pool.kept[:wanted]
+    numbers = [store.append(_read_on_grid(pool, sample, data)) for sample in names]
+    items = Items(store, [{"case": sample} for sample in names], numbers)
     record = {
         "name": pool.folder.name,
         "sha256": pool.sha256,
@@ -95,16 +97,17 @@ def load_pool(
     return PoolItems(items, record if wanted else None)
 
 
-def mixed_items(data: TrainingSet, pool: PoolItems, augmentation: str = "none") -> list[dict[str, Any]]:
+def mixed_items(data: TrainingSet, pool: PoolItems, augmentation: str = "none") -> Items:
     """Real items, their augmented copies, then synthetic items, for `ClassicalAugmentation`."""
-    copies = range(augmentation_factor(augmentation))
-    channels = data.num_image_channels
-    numbered = [
-        (i, {**item, "item": i, "foreground": bool(item["image"][channels:].any())})
-        for i, item in enumerate(data.training)
+    copies, real, channels = range(augmentation_factor(augmentation)), data.training, data.num_image_channels
+    marked = [bool(item["image"][channels:].any()) for item in real]
+    records = [
+        {**record, "item": i, "foreground": marked[i], "copy": copy, "synthetic": False}
+        for copy in copies
+        for i, record in enumerate(real.records)
     ]
-    real = [{**item, "copy": copy, "synthetic": False} for copy in copies for _, item in numbered]
-    return real + [{**item, "item": i, "copy": 0, "synthetic": True} for i, item in enumerate(pool.items)]
+    records += [{**record, "item": i, "copy": 0, "synthetic": True} for i, record in enumerate(pool.items.records)]
+    return Items(real.store, records, real.numbers * len(copies) + pool.items.numbers)
 
 
 def check_pool(pool: Pool, cases: Cases, dimension: int) -> None:
@@ -173,6 +176,5 @@ def _read_on_grid(pool: Pool, sample: str, data: TrainingSet) -> torch.Tensor:
             order = [2 - axis for axis in array_axes(cases.space["slice_axis"])]
             image, label = (array.transpose(0, *(1 + axis for axis in order)) for array in (image, label))
     inside = (image != 0).any(axis=0) if cases.masked else np.ones(image.shape[1:], bool)
-    with_mask, without = _on_grid(Case(sample, image, label[0], inside), cases, scaling, data.geometry)
-    (item,) = with_mask + without
-    return item["image"]
+    (item,), _ = grid_items(Case(sample, image, label[0], inside), cases, scaling, data.geometry)
+    return item

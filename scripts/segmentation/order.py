@@ -13,6 +13,7 @@ from torch.utils.data import Sampler
 from nnunet_plugin.mixing import REAL, draw, epoch_plan, share_at
 from nnunet_plugin.settings import SynthAugSettings
 
+from ..data.training_set import Items
 from ..runtime.errors import InputError
 from .transplants import STREAM, TransplantSettings
 
@@ -90,7 +91,7 @@ class MixedOrder(Sampler[Draw]):
 
     def __init__(
         self,
-        items: list[dict[str, Any]],
+        items: Items | list[dict[str, Any]],
         batch_size: int,
         iterations: int,
         num_epochs: int,
@@ -105,7 +106,8 @@ class MixedOrder(Sampler[Draw]):
         transplant: TransplantSettings | None = None,
         budget: str = "steps",
     ):
-        self.num_synthetic = sum(item["synthetic"] for item in items)
+        records = items.records if isinstance(items, Items) else items  # no image is read for the order
+        self.num_synthetic = sum(record["synthetic"] for record in records)
         self.num_real = len(items) - self.num_synthetic
         self.batch_size, self.num_epochs, self.seed = batch_size, num_epochs, seed
         share = self.num_synthetic / len(items) if share is None else share
@@ -119,7 +121,8 @@ class MixedOrder(Sampler[Draw]):
                 f"foreground_oversampling {foreground_oversampling}", "0 to 1", "set foreground_oversampling"
             )
         self.foreground_oversampling = foreground_oversampling
-        self.foreground = np.array([i for i, item in enumerate(items[: self.num_real]) if item.get("foreground")], int)
+        marked = [record.get("foreground") for record in records[: self.num_real]]
+        self.foreground = np.flatnonzero(np.array(marked, bool))
         real = [1 - sum(self._shares(epoch)) for epoch in range(num_epochs)]
         if min(real) < -1e-9:
             raise InputError(

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..data.provenance import read_provenance
+from ..data.provenance import read_provenance, record_of_weights
 from ..runtime.errors import InputError, refuse_changes
 
 
 def trained_channels(ckpt_dir: str | Path) -> dict[str, int]:
     """`in_channels` and `out_channels` of the network in a models folder; one each before any training."""
-    path = Path(ckpt_dir) / "provenance.json"
+    path = record_of_weights(Path(ckpt_dir) / "provenance.json")
     network = json.loads(path.read_text())["network"] if path.is_file() else {}
     return {name: network.get(name, 1) for name in ("in_channels", "out_channels")}
 

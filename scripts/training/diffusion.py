@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 import torch
 from ignite.engine import Engine, Events
-from monai.utils import CommonKeys as Keys
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
@@ -89,11 +88,8 @@ class LatentSet(Dataset):
         self.network.eval()
         self.network.latent_std.fill_(1)
         device = self.network.latent_std.device
-        batches = [self.data.training[i : i + self.batch_size] for i in range(0, len(self), self.batch_size)]
-        pairs = [
-            self.network.encode_latents(torch.stack([item[Keys.IMAGE] for item in batch]).to(device))
-            for batch in batches
-        ]
+        batches = self.data.training_tensor().split(self.batch_size)
+        pairs = [self.network.encode_latents(batch.to(device)) for batch in batches]
         self.mean, self.std = (torch.cat(parts).cpu() for parts in zip(*pairs, strict=True))
         # The variance of a draw: that of the means and, on average, of the posteriors.
         variance = self.mean.double().var(correction=0) + self.std.double().square().mean()

@@ -117,7 +117,8 @@ def features_of(
 ) -> FeatureExtractor:
     """The extractor of the feature loss: with given weights, or trained on the masks of the training items."""
     items, channels = data.training_tensor(), data.num_image_channels
-    return feature_extractor(weights, items[:, :channels], items[:, channels:], steps=steps, seed=seed, device=device)
+    images, masks = items.changed(lambda x: x[:, :channels]), items.changed(lambda x: x[:, channels:])
+    return feature_extractor(weights, images, masks, steps=steps, seed=seed, device=device)
 
 
 class HVAEEvaluation(ItemEvaluation):

@@ -59,10 +59,11 @@ class SampleGrid:
         from ..sampling.sampler import latent_noise
 
         description, channels = self.data.cases.description, self.data.num_image_channels
-        items = [item["image"] for item in self.data.training if item["image"][channels:].any()]
+        training = self.data.training
+        marked = [i for i, item in enumerate(training) if item["image"][channels:].any()]
         # Volumes are many slices each: fewer of them, one at a time.
-        count, at_once = (8, 8) if items[0].ndim == 3 else (4, 1)
-        real = torch.stack(items[:: max(1, len(items) // count)][:count])
+        count, at_once = (8, 8) if training[0]["image"].ndim == 3 else (4, 1)
+        real = torch.stack([training[i]["image"] for i in marked[:: max(1, len(marked) // count)][:count]])
         device = next(self.network.parameters()).device
 
         def in_passes(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from monai.bundle import create_workflow
+import torch
+from monai.bundle import ConfigParser, create_workflow
+from monai.bundle import load as monai_load
 
 from scripts.packaging.bundle_files import bundle_dir
 from scripts.pool.writing import read_pool
@@ -13,6 +15,7 @@ from scripts.runtime.errors import InputError
 
 from ..pool.toy_generator import NETWORK, make_generator
 
+ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
 
 
@@ -70,3 +73,29 @@ def test_unknown_settings_are_refused_in_python_too(trained, tmp_path):
     assert not Path(tmp_path / "pool").exists() and not Path(tmp_path / "pool.partial").exists()
     del wrong["num_sample"]
     create_workflow("scripts.runtime.workflow.StrictWorkflow", **wrong, num_samples=2, **trained)
+
+
+@pytest.mark.parametrize("name", sorted(path.parents[1].name for path in ROOT.glob("bundles/*/configs/inference.json")))
+def test_weights_are_loaded_whole_or_refused(name, tmp_path, monkeypatch):
+    """`monai.bundle.load` copies what fits and leaves the rest at random: from any folder it is all, or an error."""
+    counts = {"num_channels": 5, "num_labels": 2} if name != "segmentation" else {"in_channels": 3, "out_channels": 2}
+    parser = ConfigParser()
+    parser.read_config(config(name))
+    known = {key: value for key, value in counts.items() if key in parser.get()}
+    parser.update(known)
+    trained = parser.get_parsed_content("network_def").state_dict()
+    models = tmp_path / name / "models"
+    models.mkdir(parents=True)
+    (tmp_path / name / "configs").symlink_to(bundle_dir(name) / "configs")
+    torch.save(trained, models / "model.pt")
+    (models / "provenance.json").write_text(json.dumps({"network": known}))
+    monkeypatch.chdir(tmp_path)
+
+    def load(**more):
+        return monai_load(name, bundle_dir=str(tmp_path), workflow_type="inference", source="github", **more)
+
+    found = load().state_dict()
+    assert all(torch.equal(value, found[key]) for key, value in trained.items()) and len(found) == len(trained)
+    (models / "provenance.json").unlink()
+    with pytest.raises(InputError, match="no weights of the right shape for"):
+        load()

@@ -47,6 +47,37 @@ def test_raw_cases_are_scaled_one_by_one(tmp_path):
     assert data.scaling.per_case
 
 
+@pytest.mark.parametrize("size", [(24, 24), (24, 24, 6)])
+@pytest.mark.parametrize("cache_gb", [0, 20e-6, 60e-6])  # a toy case takes 15 kB, a slice on the grid 7 kB
+def test_what_is_learnt_does_not_depend_on_the_cache(cases, tmp_path, size, cache_gb):
+    whole = load_training_set(cases, size, 0.4, seed=1)
+    small = load_training_set(cases, size, 0.4, seed=1, cache_gb=cache_gb, cache_dir=tmp_path / "cache")
+    assert (small.scaling, small.geometry, small.seen) == (whole.scaling, whole.geometry, whole.seen)
+    for a, b in ((whole.training, small.training), (whole.validation, small.validation)):
+        assert len(a) == len(b) > 0
+        for one, other in zip(a, b, strict=True):
+            assert torch.equal(one.pop("image"), other.pop("image")) and one == other
+    tensor, chosen = small.training_tensor(), torch.tensor([3, 0, 3])
+    assert torch.equal(tensor[chosen], whole.training_tensor()[chosen]) and tensor.shape[0] == len(small.training)
+    assert torch.equal(torch.cat(list(tensor.split(4))), torch.stack([item["image"] for item in whole.training]))
+    held = sum(image.nbytes for image in small.training.store._held.values())
+    assert held <= cache_gb * 1e9
+    assert not list((tmp_path / "cache").iterdir())  # the file has no name: a kill leaves nothing
+
+
+@pytest.mark.parametrize("cache_gb", [-1, "4", True, float("nan")])
+def test_a_cache_has_a_size(cases, cache_gb):
+    with pytest.raises(InputError, match="cache_gb"):
+        load_training_set(cases, (24, 24), cache_gb=cache_gb)
+
+
+def test_a_changed_item_changes_no_other(cases):
+    data = load_training_set(cases, (24, 24), cache_gb=0)
+    before = data.training[0]["image"].clone()
+    data.training[0]["image"].zero_()
+    assert torch.equal(data.training[0]["image"], before)
+
+
 @pytest.mark.parametrize("size", [(24, 24), (16, 16), (32, 16)])
 def test_geometry_gives_back_what_it_got(size):
     geometry = SliceGeometry.fit([(20, 18), (17, 22)], size)

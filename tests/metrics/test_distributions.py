@@ -6,6 +6,7 @@ import torch
 from scipy.linalg import sqrtm
 from torchmetrics.image.kid import poly_mmd
 
+from scripts.metrics import distributions
 from scripts.metrics.distributions import frechet_distance, kernel_distance, kernel_distance_subsets
 
 
@@ -157,3 +158,16 @@ def test_order_does_not_matter(function):
     a, b = rng.normal(size=(30, 4)), rng.normal(size=(20, 4))
     shuffled = plain(function, a[rng.permutation(30)], b[rng.permutation(20)])
     assert shuffled == pytest.approx(plain(function, a, b), rel=1e-9)
+
+
+@pytest.mark.parametrize("function", [frechet_distance, kernel_distance])
+@pytest.mark.parametrize("at_once", [1, 4, 7, 100])
+def test_parts_give_the_same(monkeypatch, function, at_once):
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(23, 3)), 1 + rng.normal(size=(17, 3))
+    wa, wb = rng.integers(0, 4, (5, 23)), rng.integers(0, 4, (5, 17))
+    whole = function(a, b, wa, wb)
+    monkeypatch.setattr(distributions, "AT_ONCE", at_once)
+    told = []
+    np.testing.assert_allclose(function(a, b, wa.astype(np.int16), wb.astype(np.int16), told.append), whole, rtol=1e-9)
+    assert sum(told) == {frechet_distance: 5, kernel_distance: 2 * 23 + 17}[function]

@@ -14,7 +14,6 @@ from scripts.metrics.extractors import (
     INCEPTION_FID_FILES,
     INCEPTION_FILE,
     InceptionFeatures,
-    in_batches,
     pooled_features,
     pretrained_extractors,
 )
@@ -179,7 +178,7 @@ def test_what_lies_in_the_hub_cache_or_is_given_is_used(empty_hub, files):
 def test_pooled_features_are_spatial_means_whatever_the_batches():
     extractor = SegmentationFeatures(2, 1, channels=(4, 8), seed=0)
     images = torch.rand(7, 2, 13, 11, generator=torch.Generator().manual_seed(0))
-    found = pooled_features(extractor, in_batches(images, 3))
-    assert found.shape == (7, 12) and found.dtype == np.float64
+    found = pooled_features(extractor, images.split(3))
+    assert found.shape == (7, 12) and found.dtype == np.float32
     expected = torch.cat([x.flatten(2).mean(2) for x in extractor(images)], dim=1)
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-4, atol=1e-6)

@@ -153,9 +153,8 @@ def test_every_pair_is_measured_once():
         measured.extend(range(len(x)))
         return psnr(x, y)
 
-    steps = []
-    found = pair_values(measure, a, b, chosen, batch_size=3, progress=steps.append)
-    assert len(measured) == sum(steps) == 7
+    found = pair_values(measure, a, b, chosen, batch_size=3)
+    assert len(measured) == 7
     for draw in range(3):
         expected = psnr(a, b[torch.from_numpy(chosen[draw])])
         np.testing.assert_allclose(found[draw], expected, rtol=1e-6)

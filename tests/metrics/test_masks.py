@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy
 
+from scripts.metrics import masks
 from scripts.metrics.masks import empty_share, feature_distance, feature_unit, mask_divergences, tumour_features
+from scripts.runtime.tensor_store import TensorStore
 
 
 def labels(n, seed, shape=(9, 8), classes=3):
@@ -28,6 +31,18 @@ def test_divergences_are_those_of_scipy_at_every_pixel(shape):
         kld.append(entropy(count_p + 0.5, count_q + 0.5))
     assert found["jsd"] == pytest.approx(np.mean(jsd))
     assert found["kld"] == pytest.approx(np.mean(kld))
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 50])
+def test_parts_of_the_masks_give_the_same(monkeypatch, at_once):
+    a, b = labels(7, 1), labels(5, 2)
+    whole = plain(a, b)
+    monkeypatch.setattr(masks, "AT_ONCE", at_once)
+    assert plain(a, b) == pytest.approx(whole, rel=1e-12)
+    store = TensorStore(room=100)  # one of them in memory, the others in a file
+    for mask in a:
+        store.append(torch.from_numpy(mask))
+    assert plain(store.rows(), b) == pytest.approx(whole, rel=1e-12)
 
 
 def test_divergence_of_equal_sets_is_zero_and_of_opposite_ones_the_bound():

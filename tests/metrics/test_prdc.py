@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from scripts.metrics import prdc as prdc_module
 from scripts.metrics.prdc import prdc
 from scripts.runtime.errors import InputError
 
@@ -53,6 +54,26 @@ def test_weights_count_as_neighbours_and_as_items():
     wa, wb = rng.integers(0, 4, (3, 20)), rng.integers(0, 4, (3, 18))
     found = prdc(a, b, wa.astype(float), wb.astype(float), 3)
     for draw in range(3):
+        expected = by_loops(a, b, 3, wa[draw], wb[draw])
+        assert {name: values[draw] for name, values in found.items()} == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("room", "kept"), [(1, 3), (60, 4), (777, 9), (10**6, 6)])
+def test_parts_and_few_kept_neighbours_give_the_same(monkeypatch, room, kept):
+    rng = np.random.default_rng(1)
+    a, b = 0.5 + rng.normal(size=(23, 3)), rng.normal(size=(17, 3))
+    a[:4] = b[:4]  # copies, whose distances are equal to the last bit
+    wa, wb = rng.multinomial(23, np.full(23, 1 / 23), 6), rng.multinomial(17, np.full(17, 1 / 17), 6)
+    wa[0], wb[1] = 1, np.eye(17, dtype=int)[5] * 17  # a draw of one item alone reaches nobody
+    whole = prdc(a, b, wa, wb, 3)
+    monkeypatch.setattr(prdc_module, "ROOM", room)
+    monkeypatch.setattr(prdc_module, "KEPT", kept)
+    told = []
+    found = prdc(a, b, wa.astype(np.int16), wb.astype(np.int16), 3, told.append)
+    for name, values in whole.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-12)
+    assert sum(told) == 2 * 23 + 17
+    for draw in (0, 2, 3, 4, 5):
         expected = by_loops(a, b, 3, wa[draw], wb[draw])
         assert {name: values[draw] for name, values in found.items()} == pytest.approx(expected)
 

@@ -39,7 +39,9 @@ def count_steps(sampler, last: int | None, how: str = "kill") -> None:
         return counted
 
     sampler._generate = counting(sampler._generate)
-    pool._save, pool.write_json, pool.write_text = map(counting, (pool._save, pool.write_json, pool.write_text))
+    pool.write_json, pool.write_text, Path.write_bytes = map(
+        counting, (pool.write_json, pool.write_text, Path.write_bytes)
+    )
     os.fsync, os.replace = counting(os.fsync), counting(os.replace)
     Path.rename, Path.unlink, Path.mkdir = map(counting, (Path.rename, Path.unlink, Path.mkdir))
 

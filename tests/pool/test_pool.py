@@ -1,5 +1,6 @@
 """A pool is whole or absent, can be resumed and grown, and is a function of (generator, seed) alone."""
 
+import gzip
 import json
 import weakref
 
@@ -8,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.data.cases import open_cases
+from scripts.data.cases import array_axes, open_cases
 from scripts.data.mask_features import mask_features
 from scripts.data.provenance import build_provenance, write_provenance
 from scripts.data.scaling import Scaling
 from scripts.data.training_set import load_training_set
 from scripts.networks.hvae import HVAE
-from scripts.pool.writing import load_sample, partial_dir, read_pool, write_pool
+from scripts.pool.writing import _nifti, load_sample, partial_dir, read_pool, write_pool
 from scripts.runtime.errors import InputError
 from scripts.sampling.latent import LatentSampler
 from scripts.sampling.sampler import latent_noise
@@ -110,6 +111,18 @@ def test_pool_grows_to_what_one_run_gives(sampler, tmp_path):
     with pytest.raises(InputError, match="holds 8 samples"):
         write_pool(sampler, grown, 9, seed=1, progress=False)
     assert contents(grown) == before
+
+
+@pytest.mark.parametrize("axis", [None, 0, 1, 2])
+@pytest.mark.parametrize("array", [np.arange(6, dtype=np.uint8), np.linspace(-1, 1, 24, dtype=np.float32)])
+def test_files_are_those_that_nibabel_writes(array, axis):
+    array, directions = array.reshape(-1, 2, 3) if len(array) > 6 else array.reshape(2, 3), (1, -1, 1)
+    order = np.argsort(array_axes(2 if axis is None else axis))
+    affine = np.diag([*np.array([3.0, 2.0, 1.5])[order] * directions, 1.0])
+    image = nib.Nifti1Image((array if array.ndim == 3 else array[None]).transpose(order), affine)
+    if axis is not None:
+        image.header.set_dim_info(slice=axis)
+    assert gzip.decompress(_nifti(array, [3.0, 2.0, 1.5], axis, directions)) == image.to_bytes()
 
 
 def test_gzip_holds_no_time(sampler, tmp_path):

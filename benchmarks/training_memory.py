@@ -1,0 +1,99 @@
+"""Peak of resident memory of a training's data, with 100 and with 1,000 cases.
+
+    python benchmarks/training_memory.py           # 3 minutes of CPU; writes benchmarks/results/training_memory.json
+
+Phantom volumes of 48 x 48 x 12 voxels, raw, their slices on a grid of 64 x 64; the 1,000 cases are the 100 under ten
+names each, which makes no difference to memory, and all of them are learnt from (fold all). In a fresh process for each
+number of cases and each cache, the training set is loaded, and every item comes once in a batch of 16, as in an epoch.
+The network is left out: its memory does not depend on the cases.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+CASES, CACHES = (100, 1000), (0.02, 4.0)
+
+
+def resident(key: str) -> float:
+    """Resident size of this process in MiB: `VmRSS` now, `VmHWM` at its largest."""
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(key)) / 1024
+
+
+def measure(folder: str, cache_gb: float) -> dict:
+    """In a fresh process."""
+    import torch
+    from monai.data import DataLoader, Dataset
+
+    from scripts.data.cases import open_cases
+    from scripts.data.training_set import load_training_set
+
+    torch.set_num_threads(1)
+    before = resident("VmRSS")
+    data = load_training_set(open_cases(folder, "all"), (64, 64), cache_gb=cache_gb, cache_dir=folder)
+    total = sum(float(batch["image"].sum()) for batch in DataLoader(Dataset(data.training), batch_size=16))
+    image = data.training[0]["image"]
+    return {
+        "training_cases": len(data.seen),
+        "items": len(data.training),
+        "items_mib": len(data.training) * image.nbytes / 2**20,
+        "checksum": total,
+        "before_mib": before,
+        "peak_mib": resident("VmHWM"),
+    }
+
+
+def repeat(source: Path, target: Path, times: int) -> None:
+    """The same cases under so many names each."""
+    for folder in ("imagesTr", "labelsTr"):
+        (target / folder).mkdir(parents=True)
+        for file in (source / folder).iterdir():
+            for number in range(times):
+                os.link(file, target / folder / f"copy{number}_{file.name}")
+    description = json.loads((source / "dataset.json").read_text())
+    description["numTraining"] *= times
+    (target / "dataset.json").write_text(json.dumps(description))
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--alone", nargs=2, metavar=("FOLDER", "CACHE"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.alone:
+        print(json.dumps(measure(arguments.alone[0], float(arguments.alone[1]))))
+        return
+    from scripts.data.provenance import code_revision, package_versions
+    from scripts.phantom.dataset import write_phantom
+
+    rows = []
+    with tempfile.TemporaryDirectory() as temporary:
+        first = write_phantom(Path(temporary) / "Dataset800_Phantom", cases=CASES[0], test_cases=0, shape=(48, 48, 12))
+        for cases in CASES:
+            folder = Path(temporary) / f"Dataset{cases}_Phantom"
+            repeat(first, folder, cases // CASES[0])
+            for cache in CACHES:
+                words = [sys.executable, __file__, "--alone", str(folder), str(cache)]
+                done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
+                rows.append({"cases": cases, "cache_gb": cache, **json.loads(done.stdout.splitlines()[-1])})
+                print(rows[-1], file=sys.stderr)
+    record = {
+        "command": "python benchmarks/training_memory.py",
+        "commit": code_revision(),
+        "packages": package_versions(),
+        "rows": rows,
+    }
+    path = ROOT / "benchmarks/results/training_memory.json"
+    path.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
