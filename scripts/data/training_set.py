@@ -14,7 +14,7 @@ from nnunet_plugin.leakage import check_held_out
 
 from ..runtime.errors import InputError
 from .cases import Case, Cases
-from .geometry import SliceGeometry, VolumeGeometry, fit_geometry
+from .geometry import SliceGeometry, VolumeGeometry, fit_geometry, own_grid
 from .scaling import Scaling
 
 logger = logging.getLogger(__name__)
@@ -72,7 +72,12 @@ def item_name(item: dict[str, Any]) -> str:
 
 
 def load_training_set(
-    cases: Cases, spatial_size: Sequence[int], background_share: float | None = 0.1, seed: int = 0
+    cases: Cases,
+    spatial_size: Sequence[int] | str,
+    background_share: float | None = 0.1,
+    seed: int = 0,
+    size_limit: Sequence[int] = (64, 64),
+    size_multiple: int = 1,
 ) -> TrainingSet:
     """Bring the fold's cases to the grid: every slice or volume with foreground, and a share of those without.
 
@@ -80,9 +85,11 @@ def load_training_set(
 
     Args:
         cases: open cases of one fold.
-        spatial_size: the generator's grid, `(height, width)` for slices, `(height, width, depth)` for volumes.
+        spatial_size: the generator's grid, `(height, width)` for slices, `(height, width, depth)` for volumes; or
+            "auto": the cases' own, see `own_grid`.
         background_share: share of the training items that hold no foreground, in [0, 1); None: all of them are items.
         seed: chooses which.
+        size_limit, size_multiple: of an automatic grid.
 
     Raises:
         InputError: a case or a setting cannot be used, nothing holds foreground, or an image is in training and, under
@@ -92,7 +99,9 @@ def load_training_set(
         raise InputError(
             f"background_share {background_share}", "a number in [0, 1), or null", "set --background_share"
         )
-    kind = "slice" if len(spatial_size) == 2 else "volume"
+    if isinstance(spatial_size, str) and spatial_size != "auto":
+        raise InputError(f"spatial_size {spatial_size!r}", "'auto', or a list of numbers", "set spatial_size")
+    kind = "slice" if len(size_limit if spatial_size == "auto" else spatial_size) == 2 else "volume"
     if kind == "slice" and cases.is_3d:
         raise InputError(
             f"slices of the 3D configuration {cases.space['configuration']}",
@@ -101,7 +110,10 @@ def load_training_set(
             "--configuration 2d, or a spatial_size of three numbers",
         )
     training_cases = list(cases.training())
-    geometry = fit_geometry([case.label.shape for case in training_cases], spatial_size)
+    shapes = [case.label.shape for case in training_cases]
+    if isinstance(spatial_size, str):
+        spatial_size = own_grid(shapes, size_limit, size_multiple)
+    geometry = fit_geometry(shapes, spatial_size)
     scaling = Scaling.fit(training_cases, per_case=cases.space["kind"] == "raw", masked=cases.masked)
     foreground, background = [], []
     for case in training_cases:
@@ -126,9 +138,9 @@ def load_training_set(
     identities = {case.id: case.identity for case in training_cases}
     check_held_out(identities, held_out, cases.fold.name, "whatever learns from this fold")
     logger.info(
-        "fold %s: %d %ss with foreground and %d without, of %d training cases; %d validation %ss of %d cases",
+        "fold %s: %d %ss with foreground and %d without, of %d training cases; %d validation %ss of %d cases; grid %s",
         cases.fold.name, len(foreground), kind, wanted, len(training_cases), len(validation), kind,
-        len(cases.fold.val),
+        len(cases.fold.val), " x ".join(map(str, geometry.spatial_size)),
     )  # fmt: skip
     seen = [{"id": name, **identity._asdict()} for name, identity in identities.items()]
     return TrainingSet(training, validation, cases, seen, scaling, geometry)

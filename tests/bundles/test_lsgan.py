@@ -42,7 +42,10 @@ def built(tmp_path, *overlays: str):
     train = json.loads((BUNDLE / "configs/train.json").read_text())
     with torch.device("meta"):
         generator = parser.get_parsed_content("network_def")
-        size, channels = parser["spatial_size"], parser.get("discriminator_channels", train["discriminator_channels"])
+        size, channels = (
+            parser.get_parsed_content("spatial_size"),
+            parser.get("discriminator_channels", train["discriminator_channels"]),
+        )
         discriminator = Discriminator(parser.get_parsed_content("num_channels"), size, channels)
     return generator, discriminator, size
 

@@ -7,7 +7,7 @@ import torch
 
 from scripts.data.cases import Case, open_cases
 from scripts.data.geometry import SliceGeometry, VolumeGeometry, fit_geometry, geometry_from_record
-from scripts.data.provenance import build_provenance, read_provenance, trained_num_channels, write_provenance
+from scripts.data.provenance import build_provenance, read_provenance, trained, write_provenance
 from scripts.data.scaling import Scaling
 from scripts.data.training_set import load_training_set
 from scripts.runtime.errors import InputError
@@ -217,7 +217,8 @@ def test_provenance_belongs_to_its_checkpoint(cases, tmp_path):
     read = read_provenance(path, checkpoint)
     assert [case["id"] for case in read["cases"]] == cases.fold.train
     assert not {case["id"] for case in read["cases"]} & set(cases.fold.val)
-    assert trained_num_channels(path, 2) == 4 and trained_num_channels(tmp_path / "none.json", 2) == 2
+    assert trained(path, "num_channels", 2) == 4 and trained(tmp_path / "none.json", "num_channels", 2) == 2
+    assert trained(path, "younger", "new", "old") == "old"
     torch.save({"weight": torch.ones(2)}, checkpoint)
     with pytest.raises(InputError, match="is not the checkpoint"):
         read_provenance(path, checkpoint)
