@@ -18,6 +18,7 @@ from ..data.provenance import code_revision, package_versions, read_provenance
 from ..packaging.bundle_files import bundle_command, bundle_dir, known_settings
 from ..runtime.errors import InputError
 from ..runtime.files import write_json
+from ..runtime.settings import WORDS
 from .cells import Cell
 from .parent import end_with_parent, timed
 from .protocol import ADDED, COPY_PASTE, NNUNET, SEGMENTATION
@@ -167,7 +168,7 @@ def _make_pool(cell: Cell, run: RunFolder, folder: Path) -> dict[str, Any]:
             "dataset_dir": str(_dataset(cell, run)),  # which a painter of lesions paints into
             "num_samples": s["num_samples"],
             "seed": s["seed"],
-            **{key: value for key, value in s.get("settings", {}).items() if key in known},
+            **{key: value for key, value in s.get("settings", {}).items() if key in known and value != WORDS.get(key)},
             **s.get("sampling", {}),
         }
         _run_bundle(s["bundle"], ("inference.json", *s.get("overlays", ())), overrides, num_processes(choose_device()))

@@ -257,6 +257,12 @@ class HVAE(nn.Module):
             for convolution in convolutions:
                 convolution.standardised = None
 
+    def fix_weights(self) -> None:
+        """Standardise every weight once and for all: for a network that is neither trained nor loaded again."""
+        with torch.no_grad():
+            for convolution in self._convolutions():
+                convolution.standardised = convolution.standardised_weight()
+
     def _convolutions(self) -> list[WeightStandardisedConv2d]:
         return [module for module in self.modules() if isinstance(module, WeightStandardisedConv2d)]
 

@@ -75,7 +75,7 @@ class TrainingHandlers:
             if best is not None:
                 best.attach_validator(validator)
         self.more = [handler for handler in more if handler is not None]
-        self.rest: list[Any] = [EpochSeeds(seed, noise), LossLog(folder)]
+        self.rest: list[Any] = [EpochSeeds(seed, noise), LossLog(folder, validator)]
         if picture is None:
             picture = SampleGrid(data, model if shown is None else shown, folder, grid_interval, sample=sample)
         self.rest.append(picture)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from scripts.data.cases import Case, open_cases
-from scripts.data.geometry import SliceGeometry, VolumeGeometry, fit_geometry, geometry_from_record
+from scripts.data.geometry import SliceGeometry, VolumeGeometry, fit_geometry, geometry_from_record, own_grid
 from scripts.data.provenance import build_provenance, read_provenance, trained, write_provenance
 from scripts.data.scaling import Scaling
 from scripts.data.training_set import load_training_set
@@ -251,3 +251,31 @@ def test_a_channel_without_a_range_is_named():
     case = Case("toy_007", image, np.zeros((2, 4, 4), np.int16), np.ones((2, 4, 4), bool))
     with pytest.raises(InputError, match="channel 1 of case toy_007"):
         Scaling.fit([case], per_case=False, masked=False)
+
+
+@pytest.mark.parametrize(
+    "shapes, limit, multiple, grid",
+    [
+        ([(9, 60, 35), (7, 52, 38)], (64, 64), 16, [64, 48]),  # holds the largest, padded
+        ([(9, 60, 35), (7, 52, 38)], (128, 128), 4, [60, 40]),
+        ([(5, 256, 256)], (64, 64), 16, [64, 64]),  # reduced
+        ([(5, 240, 120)], (64, 64), 16, [64, 32]),  # without the borders of a square
+        ([(5, 240, 120)], (100, 100), 16, [96, 64]),  # the limit holds, rounded down
+        ([(9, 60, 35), (40, 52, 38), (50, 50, 30)], (64, 64, 32), 16, [64, 48, 32]),
+        ([(9, 60, 35), (21, 52, 38), (50, 50, 30)], (64, 64, 64), 4, [60, 40, 24]),  # the median depth
+    ],
+)
+def test_a_grid_of_its_own_holds_the_data_and_no_more(shapes, limit, multiple, grid):
+    assert own_grid(shapes, limit, multiple) == grid
+    geometry = fit_geometry(shapes, grid)
+    assert geometry.spatial_size == tuple(grid)
+
+
+def test_an_automatic_grid_is_that_of_the_training_cases(tmp_path):
+    cases = open_cases(write_preprocessed(tmp_path / "Dataset901_Toy"))  # slices of 20 x 18
+    assert load_training_set(cases, "auto", size_multiple=8).geometry.spatial_size == (24, 24)
+    data = load_training_set(cases, "auto", size_limit=(16, 16), size_multiple=4)
+    assert data.training[0]["image"].shape[1:] == data.geometry.spatial_size == (16, 16)
+    for wrong in ({"spatial_size": "own"}, {"spatial_size": "auto", "size_limit": (8, 8), "size_multiple": 16}):
+        with pytest.raises(InputError):
+            load_training_set(cases, **wrong)
