@@ -82,7 +82,14 @@ def test_network_def_is_what_the_metadata_says(tmp_path):
 
 @pytest.mark.parametrize(
     ("overlays", "size"),
-    [([], [64, 64]), (["volume"], [64, 64, 32]), (["paper"], [128, 128]), (["paper_volume"], [192, 192, 96])],
+    [
+        ([], [64, 64]),
+        (["volume"], [64, 64, 32]),
+        (["evening"], [128, 128]),
+        (["evening_volume"], [64, 64, 64]),
+        (["paper"], [128, 128]),
+        (["paper_volume"], [192, 192, 96]),
+    ],
 )
 def test_presets_make_their_grid(overlays, size, tmp_path):
     generator, discriminator, given = built(tmp_path, *overlays)
