@@ -64,7 +64,9 @@ def build(bundle: str, overlays: list[str], device: str) -> tuple[torch.nn.Modul
         parser.read_config([f"configs/{name}.json" for name in ("inference", *overlays)])
         parser["bundle_root"] = "/nonexistent"  # no provenance: the network for one image channel and one label
         torch.manual_seed(0)
-        return parser.get_parsed_content("network_def").to(device).eval(), list(parser["spatial_size"])
+        return parser.get_parsed_content("network_def").to(device).eval(), list(
+            parser.get_parsed_content("spatial_size")
+        )
     finally:
         os.chdir(before)
 

@@ -15,6 +15,7 @@ from ..runtime.errors import InputError
 from ..runtime.files import json_sha256
 from .description import DatasetDescription, read_description
 from .folds import Fold, read_fold
+from .prepared import plain_arrays
 from .raw_files import lists_its_files, raw_files
 
 PHANTOM_NAME = "Dataset801_PhantomFLAIR"
@@ -143,10 +144,12 @@ class PreprocessedCases(Cases):
                 "the folder that nnUNetv2_preprocess writes",
                 f"run nnUNetv2_plan_and_preprocess -d {number} -c {configuration}",
             )
-        from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+        self._plain = plain_arrays(dataset_dir, self.folder)
+        if self._plain is None:
+            from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
-        self._reader = infer_dataset_class(str(self.folder))
-        ids = self._reader.get_identifiers(str(self.folder))
+            self._reader = infer_dataset_class(str(self.folder))
+        ids = self.identifiers()
         expected = json.loads((dataset_dir / "dataset.json").read_text()).get("numTraining")
         if expected is not None and len(ids) != int(expected):
             raise InputError(
@@ -192,16 +195,30 @@ class PreprocessedCases(Cases):
         }
         return {**space, "sha256": json_sha256(space)}, is_3d
 
-    def _read(self, case_id: str) -> Case:
+    def identifiers(self) -> list[str]:
+        """Every case of the folder, whatever its fold."""
+        return self._plain.identifiers() if self._plain else self._reader.get_identifiers(str(self.folder))
+
+    def arrays(self, case_id: str) -> tuple[np.ndarray, np.ndarray]:
+        """Image `(channel, depth, height, width)` and segmentation of the same grid, -1 where nnU-Net saw nothing.
+
+        Raises:
+            InputError: they cannot be read.
+        """
         try:
+            if self._plain:
+                return self._plain.load(case_id)
             data, seg, _, _ = self._reader(str(self.folder), [case_id]).load_case(case_id)
-            image, label = np.asarray(data[:], np.float32), np.asarray(seg[:])[0].astype(np.int16)
+            return np.asarray(data[:], np.float32), np.asarray(seg[:])[0].astype(np.int16)
         except Exception as error:  # blosc2 and pickle raise many kinds
             raise InputError(
                 f"case {case_id} in {self.folder} cannot be read ({error})",
                 "the arrays that nnUNetv2_preprocess writes",
                 "run nnUNetv2_plan_and_preprocess again",
             ) from error
+
+    def _read(self, case_id: str) -> Case:
+        image, label = self.arrays(case_id)
         # nnU-Net writes -1 outside the nonzero mask always; only a masked normalisation zeroes the data there
         inside = label >= 0 if self.masked else np.ones(label.shape, bool)
         return Case(case_id, image, np.maximum(label, 0), inside)

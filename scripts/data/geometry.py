@@ -132,6 +132,35 @@ def fit_geometry(shapes: Sequence[tuple[int, ...]], spatial_size: Sequence[int])
     return (SliceGeometry if len(spatial_size) == 2 else VolumeGeometry).fit(shapes, spatial_size)
 
 
+def own_grid(shapes: Sequence[tuple[int, ...]], limit: Sequence[int], multiple: int = 1) -> list[int]:
+    """The grid that cases `(depth, height, width)` need themselves: no larger than `limit`, and of no other aspect.
+
+    In plane it holds the largest height and width, or these reduced by one zoom to `limit`; of volumes the median
+    depth follows. Every side is rounded up to `multiple`, or down where it would pass the limit.
+
+    Args:
+        shapes: of the training cases.
+        limit: `(height, width)` for slices, `(height, width, depth)` for volumes.
+        multiple: what the sides of a network's input must be a multiple of.
+
+    Raises:
+        InputError: `limit` is neither, or below `multiple`.
+    """
+    if len(limit) not in (2, 3) or any(int(side) < multiple for side in limit):
+        raise InputError(
+            f"size_limit {list(limit)}",
+            f"[height, width] for slices, [height, width, depth] for volumes, each at least {multiple}",
+            "set size_limit",
+        )
+    view = [max(shape[-2] for shape in shapes), max(shape[-1] for shape in shapes)]
+    zoom = max(1.0, *(side / most for side, most in zip(view, limit, strict=False)))
+    wanted = [side / zoom for side in view] + [sorted(shape[0] for shape in shapes)[len(shapes) // 2]]
+    return [
+        min(math.ceil(side / multiple - 1e-6), int(most) // multiple) * multiple
+        for side, most in zip(wanted, limit, strict=False)
+    ]
+
+
 def geometry_from_record(record: dict) -> SliceGeometry | VolumeGeometry:
     """The geometry that `as_record` stored."""
     height, width = record["field_of_view"]

@@ -7,7 +7,7 @@ import json
 import platform
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nnunet_plugin.leakage import cases_sha256
 
@@ -121,11 +121,17 @@ def record_of_weights(path: str | Path) -> Path:
     return Path(path) if loaded is None else loaded.with_name(Path(path).name)
 
 
-def trained_num_channels(path: str | Path, default: int, name: str = "num_channels") -> int:
-    """Channels (or the number called `name`) of the generator described at `path`, or `default` before any training.
+def trained(path: str | Path, name: str, default: Any, before: Any = None) -> Any:
+    """The argument `name` of the network described at `path`, or `default` where none is described.
 
-    The count follows from the data set, so that nobody has to repeat it for sampling. `monai.bundle.load` is asked from
-    any folder: then it is that of the record beside the weights that are loaded.
+    What follows from the data set, such as channels and grid, nobody has to repeat for sampling. `monai.bundle.load` is
+    asked from any folder: then it is that of the record beside the weights that are loaded.
+
+    Args:
+        path: of a `provenance.json`, which need not be there.
+        name: of the argument.
+        default: before any training.
+        before: of networks whose record is older than the argument.
     """
     path = record_of_weights(path)
-    return int(json.loads(path.read_text())["network"][name]) if path.is_file() else default
+    return json.loads(path.read_text())["network"].get(name, before) if path.is_file() else default

@@ -17,7 +17,7 @@ from nnunet_plugin.leakage import check_held_out
 from ..runtime.errors import InputError
 from ..runtime.tensor_store import StoredRows, TensorStore
 from .cases import Case, Cases
-from .geometry import SliceGeometry, VolumeGeometry, fit_geometry
+from .geometry import SliceGeometry, VolumeGeometry, fit_geometry, own_grid
 from .scaling import Scaling
 
 logger = logging.getLogger(__name__)
@@ -117,9 +117,11 @@ def item_name(item: dict[str, Any]) -> str:
 
 def load_training_set(
     cases: Cases,
-    spatial_size: Sequence[int],
+    spatial_size: Sequence[int] | str,
     background_share: float | None = 0.1,
     seed: int = 0,
+    size_limit: Sequence[int] = (64, 64),
+    size_multiple: int = 1,
     cache_gb: float = CACHE_GB,
     cache_dir: str | Path | None = None,
 ) -> TrainingSet:
@@ -130,9 +132,11 @@ def load_training_set(
 
     Args:
         cases: open cases of one fold.
-        spatial_size: the generator's grid, `(height, width)` for slices, `(height, width, depth)` for volumes.
+        spatial_size: the generator's grid, `(height, width)` for slices, `(height, width, depth)` for volumes; or
+            "auto": the cases' own, see `own_grid`.
         background_share: share of the training items that hold no foreground, in [0, 1); None: all of them are items.
         seed: chooses which.
+        size_limit, size_multiple: of an automatic grid.
         cache_gb: memory that cases may take, and that items may; cases beyond are read twice, items from a file.
         cache_dir: where that file is made; None: where the system keeps temporary files.
 
@@ -146,7 +150,9 @@ def load_training_set(
         )
     if isinstance(cache_gb, bool) or not isinstance(cache_gb, int | float) or not cache_gb >= 0:
         raise InputError(f"cache_gb {cache_gb!r}", "gigabytes, 0 or more", f"such as {CACHE_GB}")
-    kind = "slice" if len(spatial_size) == 2 else "volume"
+    if isinstance(spatial_size, str) and spatial_size != "auto":
+        raise InputError(f"spatial_size {spatial_size!r}", "'auto', or a list of numbers", "set spatial_size")
+    kind = "slice" if len(size_limit if spatial_size == "auto" else spatial_size) == 2 else "volume"
     if kind == "slice" and cases.is_3d:
         raise InputError(
             f"slices of the 3D configuration {cases.space['configuration']}",
@@ -157,6 +163,8 @@ def load_training_set(
     room = cache_gb * 1e9
     learnt = _ReadOnce(cases, room)
     scaling = Scaling.fit(learnt, per_case=cases.space["kind"] == "raw", masked=cases.masked)
+    if isinstance(spatial_size, str):
+        spatial_size = own_grid(learnt.shapes, size_limit, size_multiple)
     geometry = fit_geometry(learnt.shapes, spatial_size)
     store = TensorStore(room, cache_dir)
     foreground, background = _Collected(store), _Collected(store)
@@ -182,9 +190,9 @@ def load_training_set(
         held_out[case.id] = case.identity
     check_held_out(learnt.identities, held_out, cases.fold.name, "whatever learns from this fold")
     logger.info(
-        "fold %s: %d %ss with foreground and %d without, of %d training cases; %d validation %ss of %d cases",
+        "fold %s: %d %ss with foreground and %d without, of %d training cases; %d validation %ss of %d cases; grid %s",
         cases.fold.name, len(foreground.numbers), kind, wanted, len(learnt.identities), len(validation.numbers), kind,
-        len(cases.fold.val),
+        len(cases.fold.val), " x ".join(map(str, geometry.spatial_size)),
     )  # fmt: skip
     seen = [{"id": name, **identity._asdict()} for name, identity in learnt.identities.items()]
     training = foreground.items() + background.items()

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..packaging.bundle_files import bundle_dir, bundle_names, known_settings
 from ..runtime.errors import InputError
+from ..runtime.settings import WORDS
 
 # What makes MONAI evaluate, refer to, copy or build something: only a bundle's own configs may.
 MARKS = ("$", "@", "%")
@@ -135,6 +136,9 @@ def _check_kind(what: str, name: str, value: Any, own: Any) -> None:
     """Whether a value can stand for a bundle's own; what the bundle leaves open or computes may be anything."""
     if own is None or (isinstance(own, str) and own.startswith(MARKS)):
         return
+    if value == WORDS.get(name):
+        return
+    own = [64, 64] if name == "spatial_size" and own == WORDS[name] else own
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     allowed: tuple[bool, str]
     if isinstance(own, bool):
@@ -165,6 +169,7 @@ def check_network(where: str, bundle: str, overlays: Sequence[str], settings: Ma
     folder, before = bundle_dir(bundle), os.getcwd()
     known = known_settings(folder / "configs", "inference.json")
     chosen = {key: value for key, value in settings.items() if re.split("#|::", key)[0] in known}
+    chosen = {key: value for key, value in chosen.items() if value != WORDS.get(key)}
     os.chdir(folder)  # references to other files are relative to it
     try:
         parser = ConfigParser()

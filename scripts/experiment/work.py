@@ -19,6 +19,7 @@ from ..packaging.bundle_files import bundle_command, bundle_dir, known_settings
 from ..pool.from_real import COPY_PASTE, FROM_REAL
 from ..runtime.errors import InputError
 from ..runtime.files import write_json
+from ..runtime.settings import WORDS
 from .accepted import defaults
 from .cells import Cell
 from .parent import end_with_parent, timed
@@ -175,7 +176,7 @@ def _make_pool(cell: Cell, run: RunFolder, folder: Path) -> dict[str, Any]:
             "dataset_dir": str(_dataset(cell, run)),  # which a painter of lesions paints into
             "num_samples": s["num_samples"],
             "seed": s["seed"],
-            **{key: value for key, value in s.get("settings", {}).items() if key in known},
+            **{key: value for key, value in s.get("settings", {}).items() if key in known and value != WORDS.get(key)},
             **s.get("sampling", {}),
         }
         _run_bundle(s["bundle"], ("inference.json", *s.get("overlays", ())), overrides, num_processes(choose_device()))

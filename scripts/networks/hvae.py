@@ -12,6 +12,8 @@ from ..runtime.errors import InputError
 from ..runtime.tensor_store import StoredRows
 from .whole import whole_weights
 
+UPSAMPLING = ("bilinear", "nearest")
+
 
 class WeightStandardisedConv2d(nn.Conv2d):
     """3 x 3 convolution without bias, each output filter of mean 0 and norm 1 (Qiao et al. 2019)."""
@@ -75,8 +77,8 @@ class SelfAttention(nn.Module):
 class HVAE(nn.Module):
     """Variational autoencoder of image and mask channels, with the settings of its Hamiltonian dynamics.
 
-    Encoder and decoder are mirror images: levels of residual blocks, average pooling or nearest-neighbour
-    enlargement by 2 between levels, self-attention at the deepest level and in the bottleneck (dHVAE,
+    Encoder and decoder are mirror images: levels of residual blocks, average pooling or enlargement by 2 between
+    levels, self-attention at the deepest level and in the bottleneck (dHVAE,
     Kebaili et al. 2024, section 3). No layer mixes the samples of a batch. With ``num_leapfrog_steps`` 0 it
     is the plain VAE. The objective is `scripts.losses.hvae.hvae_objective`.
 
@@ -94,6 +96,8 @@ class HVAE(nn.Module):
         initial_step_size: leapfrog step size at the start of training, > 0; one for each latent dimension is learned
             (eq. 7).
         beta_zero: inverse temperature at the start of the dynamics, in (0, 1]; 1 is no tempering.
+        upsampling: "bilinear" or "nearest", which copies each value to four and leaves the latent's grid in what a
+            short training draws; records older than this argument mean "nearest".
 
     Raises:
         InputError: for a size, width, step size or temperature outside these ranges.
@@ -115,6 +119,7 @@ class HVAE(nn.Module):
         num_leapfrog_steps: int = 3,
         initial_step_size: float = 1e-3,
         beta_zero: float = 0.3,
+        upsampling: str = "nearest",
     ):
         super().__init__()
         whole_weights(self)
@@ -129,6 +134,8 @@ class HVAE(nn.Module):
             initial_step_size,
             beta_zero,
         )
+        if upsampling not in UPSAMPLING:
+            raise InputError(f"upsampling {upsampling!r}", f"one of {list(UPSAMPLING)}", "set upsampling")
         if num_res_blocks < 1:
             raise InputError(f"num_res_blocks {num_res_blocks}", "1 or more", "use 2, as the paper")
         self.num_channels = num_channels
@@ -153,7 +160,7 @@ class HVAE(nn.Module):
             decoding: list[nn.Module] = [ResidualBlock(b, a, norm_groups) for a, b in reversed(pairs)]
             if level > 0:
                 encoding.insert(0, nn.AvgPool2d(2))
-                decoding.append(nn.Upsample(scale_factor=2.0, mode="nearest"))
+                decoding.append(nn.Upsample(scale_factor=2.0, mode=upsampling))
             if level == len(channels) - 1:
                 encoding.append(attention(deepest))
                 decoding.insert(0, attention(deepest))
@@ -252,6 +259,12 @@ class HVAE(nn.Module):
         finally:
             for convolution in convolutions:
                 convolution.standardised = None
+
+    def fix_weights(self) -> None:
+        """Standardise every weight once and for all: for a network that is neither trained nor loaded again."""
+        with torch.no_grad():
+            for convolution in self._convolutions():
+                convolution.standardised = convolution.standardised_weight()
 
     def _convolutions(self) -> list[WeightStandardisedConv2d]:
         return [module for module in self.modules() if isinstance(module, WeightStandardisedConv2d)]

@@ -12,6 +12,7 @@ from monai.networks.nets.diffusion_model_unet import DiffusionUNetResnetBlock
 from monai.networks.schedulers import DDIMScheduler, DDPMScheduler
 from torch import Tensor, nn
 
+from ..dynamics.dpm_solver import dpm_solver
 from ..runtime.errors import InputError
 from .autoencoder import JointAutoencoder, SliceAutoencoder, check_levels
 from .whole import whole_weights
@@ -24,6 +25,7 @@ SCHEDULE: dict[str, Any] = {
     "clip_sample": False,
 }
 
+SCHEDULERS = ("ddim", "ddpm", "dpm")
 PREDICTION_TYPES = ["epsilon", "v_prediction"]
 
 # Half waves over the range of a condition in [0, 1]: without them, a short training hardly tells conditions apart.
@@ -297,9 +299,11 @@ class LatentDiffusion(nn.Module):
         Args:
             noise: standard normal, (batch, *latent_shape).
             condition: (batch, num_conditions) in [0, 1], or None.
-            scheduler: "ddim" (Song et al. 2021, deterministic) or "ddpm" (Ho et al. 2020, every step of the
-                training).
-            num_steps: of the scheduler; a divisor of `num_train_timesteps`, for "ddpm" that number itself.
+            scheduler: "ddim" (Song et al. 2021, deterministic), "ddpm" (Ho et al. 2020, every step of the training), or
+                "dpm" (DPM-Solver++, see `dpm_solver`, deterministic): for some 10 steps, even in the logarithm of
+                signal over noise.
+            num_steps: of the scheduler; a divisor of `num_train_timesteps`, for "ddpm" that number itself, for "dpm"
+                any number up to where two steps would share a time.
             guidance_scale: s of classifier-free guidance (Ho and Salimans 2022), eps_null + s (eps_cond - eps_null):
                 0 ignores the condition, 1 takes it as it is, more exaggerates it.
             noises: for "ddpm": step index -> standard normal noise like `noise`, so that the caller decides the
@@ -315,11 +319,24 @@ class LatentDiffusion(nn.Module):
                 "noises with ddpm alone, a condition for a conditioned network alone",
                 "change the call",
             )
+
+        def predict(z: Tensor, t: int) -> Tensor:
+            times = z.new_full((z.shape[0],), t, dtype=torch.long)
+            return self._guided_noise(z, times, condition, guidance_scale)
+
+        if scheduler == "dpm":
+            times = self._even_times(num_steps)
+            signal = [float(self.ddpm.alphas_cumprod[t]) for t in times]
+
+            def data(z: Tensor, index: int) -> Tensor:
+                return (z - (1 - signal[index]) ** 0.5 * predict(z, times[index])) / signal[index] ** 0.5
+
+            return self.decode_latents(dpm_solver(data, noise, signal))
         steps = self.ddim if scheduler == "ddim" else self.ddpm
         steps.set_timesteps(num_steps)
         z = noise
         for index, t in enumerate(steps.timesteps.tolist()):
-            eps = self._guided_noise(z, z.new_full((z.shape[0],), t, dtype=torch.long), condition, guidance_scale)
+            eps = predict(z, t)
             if noises is None:
                 z, _ = self.ddim.step(eps, t, z)
             else:
@@ -328,8 +345,8 @@ class LatentDiffusion(nn.Module):
 
     def check_sampling(self, scheduler: str, num_steps: int, guidance_scale: float) -> None:
         """Raise `InputError` for settings that `sample` cannot follow."""
-        if scheduler not in ("ddim", "ddpm"):
-            raise InputError(f"scheduler {scheduler!r}", "'ddim' or 'ddpm'", "set scheduler")
+        if scheduler not in SCHEDULERS:
+            raise InputError(f"scheduler {scheduler!r}", f"one of {list(SCHEDULERS)}", "set scheduler")
         if scheduler == "ddpm" and num_steps != self.ddpm.num_train_timesteps:
             raise InputError(
                 f"num_steps {num_steps} of DDPM",
@@ -338,6 +355,8 @@ class LatentDiffusion(nn.Module):
             )
         if scheduler == "ddim":
             copy.copy(self.ddim).set_timesteps(num_steps)
+        if scheduler == "dpm":
+            self._even_times(num_steps)
         if guidance_scale != 1 and not self.num_conditions:
             raise InputError(
                 f"guidance_scale {guidance_scale} of an unconditional network", "1", "leave guidance_scale out"
@@ -352,6 +371,18 @@ class LatentDiffusion(nn.Module):
         other = copy.copy(self)
         other._modules = {**self._modules, "denoiser": denoiser}
         return other
+
+    def _even_times(self, num_steps: int) -> list[int]:
+        """Falling times from the last of the training to 0 that are even in log(alpha / sigma)."""
+        ratio = self.ddpm.alphas_cumprod.double().logit()  # twice that logarithm; it falls
+        places = torch.linspace(float(ratio[-1]), float(ratio[0]), max(int(num_steps), 1), dtype=torch.float64)
+        times = (ratio[None] - places[:, None]).abs().argmin(1).tolist()
+        if num_steps < 1 or len(set(times)) < num_steps:
+            raise InputError(
+                f"num_steps {num_steps} of dpm, of which two would be at one time",
+                "some 10 (8 to 20)", "set num_steps, or use scheduler ddim, which takes more steps",
+            )  # fmt: skip
+        return times
 
     def _guided_noise(self, z: Tensor, t: Tensor, condition: Tensor | None, scale: float) -> Tensor:
         if condition is None or scale == 0:

@@ -27,7 +27,7 @@ RUN_ARGUMENTS = {
 }  # fmt: skip
 # Kinds of values, and how a user would call them; a bool is no number, although Python says so.
 KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", list: "a list"}
-WORDS = {"fold": "all"}  # settings that are numbers, or one word
+WORDS = {"fold": "all", "spatial_size": "auto"}  # settings that are numbers, or one word
 
 
 def prepare_run(metadata: Mapping[str, Any] | None = None) -> None:
@@ -143,7 +143,7 @@ def check_values(workflow: Any) -> None:
     config = workflow.parser.get()
     configs = _bundle_configs(workflow)
     for name, values in ({} if configs is None else _defaults(configs)).items():
-        plain = [value for value in values if not _is_expression(value)]
+        plain = [value for value in values if not _is_expression(value) and value != WORDS.get(name)]
         defaults = ["."] if name.endswith(("_dir", "_root")) else plain
         if name in config and defaults and not any(_same_kind(name, config[name], default) for default in defaults):
             raise _other_kind(name, config[name], defaults[0])
@@ -183,6 +183,8 @@ def _is_expression(value: Any) -> bool:
 def _same_kind(name: str, value: Any, default: Any) -> bool:
     if value is None or default is None or _is_expression(value) or _is_expression(default):
         return True
+    if value == WORDS.get(name):
+        return True
     if isinstance(default, (dict, list)) and isinstance(value, list) and value and isinstance(value[0], dict):
         return True  # handlers, and what else is given as components
     if isinstance(default, float):
@@ -194,7 +196,7 @@ def _same_kind(name: str, value: Any, default: Any) -> bool:
         return isinstance(value, (dict, list))
     if isinstance(default, str):
         return isinstance(value, (str, os.PathLike))
-    return type(value) is type(default) or value == WORDS.get(name)
+    return type(value) is type(default)
 
 
 def _other_kind(name: str, value: Any, default: Any) -> InputError:

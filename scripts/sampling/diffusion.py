@@ -13,7 +13,7 @@ from .sampler import Sampler, latent_noise
 
 
 class DiffusionSampler(Sampler):
-    """Draw from a `LatentDiffusion`, by DDIM or DDPM, with classifier-free guidance.
+    """Draw from a `LatentDiffusion`, by DDIM, DDPM or DPM-Solver++, with classifier-free guidance.
 
     A conditioned network is asked for what `condition` says: some of the nine features in millimetres (what it leaves
     open, and all without a condition, is drawn like the training cases), or a sweep; see

@@ -1,15 +1,13 @@
-"""Training of a lesion painter: holes and their augmentation, a step on the velocity, the held-out loss, the best."""
+"""Training of a lesion painter: holes and their augmentation, a step on the velocity, the held-out loss."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from ignite.engine import Engine, Events
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from ..data.holes import BORDERS, FRAME, hole_around, signed_distances
@@ -162,33 +160,3 @@ class FlowEvaluation(ItemEvaluation):
         added = torch.randn(image.shape, generator=noise).to(x.device)
         t = torch.tensor(TIMES, device=x.device)
         return {"velocity_loss": velocity_loss(network, image, added, t, distance, hole)}
-
-
-class BestWeights(nn.Module):
-    """The averaged weights at the validation with the lowest held-out loss; without one, the last.
-
-    Attach it to the evaluator and to the trainer, there before `Checkpoints`; resumed trainings need its state.
-
-    Args:
-        average: whose weights are kept, as `model`.
-        metric: of the evaluator, lower is better.
-    """
-
-    def __init__(self, average: WeightAverage, metric: str):
-        super().__init__()
-        self.averages, self.metric = [average], metric  # in a list: no part of the state
-        self.model: nn.Module = copy.deepcopy(average.module)
-        self.loss: Tensor
-        self.register_buffer("loss", torch.tensor(float("inf")))
-
-    def attach(self, engine: Engine) -> None:
-        """Act at the end."""
-        engine.add_event_handler(Events.COMPLETED, self.choose)
-
-    def choose(self, engine: Engine) -> None:
-        """Take the weights over if they are better, or if nothing says so."""
-        found = engine.state.metrics.get(self.metric)
-        if torch.isinf(self.loss) if found is None else found < self.loss:
-            self.model.load_state_dict(self.averages[0].module.state_dict())
-            if found is not None:
-                self.loss.fill_(found)

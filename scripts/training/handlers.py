@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from monai.engines import Evaluator
 from monai.handlers import ValidationHandler
 
 from ..data.training_set import TrainingSet
+from .averaging import BestWeights
 from .checkpoints import Checkpoints
 from .loading import EpochSeeds
 from .logs import LossLog, Progress
@@ -28,7 +29,8 @@ class TrainingHandlers:
         noise: source of the model's noise.
         seed: of the training.
         device: where it runs.
-        model: what `model.pt` holds and pictures show; the network unless given.
+        best: which weights the training ends with; judged by `validator`, and part of the states.
+        model: what `model.pt` holds and pictures show; those of `best`, or the network, unless given.
         shown: what pictures show, if it is something else.
         sample: see `SampleGrid`.
         picture: draws the pictures instead of `SampleGrid`.
@@ -47,6 +49,7 @@ class TrainingHandlers:
         noise: torch.Generator,
         seed: int,
         device: torch.device | str = "cpu",
+        best: BestWeights | None = None,
         model: Any = None,
         shown: Any = None,
         sample: Any = None,
@@ -59,12 +62,20 @@ class TrainingHandlers:
         notes: dict[str, Any] | None = None,
         resume: bool = True,
     ):
+        if best is not None:
+            states = {**states, "average": best.average, "best": best}
+            model = best.model if model is None else model
         folder, model = record.ckpt_dir, states["network"] if model is None else model
+        self.record, self.best = record, best
         self.checkpoints = Checkpoints(folder, states, save_interval, device, model, resume)
-        self.more = [handler for handler in more if handler is not None]
-        self.rest: list[Any] = [EpochSeeds(seed, noise), LossLog(folder)]
+        # Judged first: what a family adds may work on the weights that are kept.
+        self.first: list[Any] = [] if best is None else [best]
         if validator is not None and len(validator.data_loader) > 0:  # type: ignore[arg-type]
-            self.rest.append(ValidationHandler(val_interval, validator))
+            self.first.append(ValidationHandler(val_interval, validator))
+            if best is not None:
+                best.attach_validator(validator)
+        self.more = [handler for handler in more if handler is not None]
+        self.rest: list[Any] = [EpochSeeds(seed, noise), LossLog(folder, validator)]
         if picture is None:
             picture = SampleGrid(data, model if shown is None else shown, folder, grid_interval, sample=sample)
         self.rest.append(picture)
@@ -73,8 +84,11 @@ class TrainingHandlers:
     def attach(self, engine: Engine) -> None:
         """Attach all."""
         self.checkpoints.attach_start(engine)
-        for handler in self.more:
+        for handler in [*self.first, *self.more]:
             handler.attach(engine)
         self.checkpoints.attach_end(engine)
+        if self.best is not None:
+            best = self.best
+            engine.add_event_handler(Events.COMPLETED, lambda _: self.record.noting(kept=best.as_record()))
         for handler in self.rest:
             handler.attach(engine)

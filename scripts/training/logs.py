@@ -19,10 +19,16 @@ logger = logging.getLogger(__name__)
 class LossLog:
     """Mean of every named term per epoch, to `losses.csv` and TensorBoard, with a line in the log.
 
-    Columns: epoch, iteration, seconds, then the terms. A resumed training cuts the rows that it runs again.
+    Columns: epoch, iteration, seconds, then the terms, then in epochs that were validated the held-out figures. A
+    resumed training cuts the rows that it runs again.
+
+    Args:
+        log_dir: where the file goes, and the folder `tensorboard`.
+        validator: evaluator of held-out items, if there are any, that has run before an epoch is written.
     """
 
-    def __init__(self, log_dir: str | Path):
+    def __init__(self, log_dir: str | Path, validator: Engine | None = None):
+        self.validator = validator
         self.path = Path(log_dir) / "losses.csv"
         self.log_dir = Path(log_dir)
         self.sums: dict[str, list[float]] = {}
@@ -58,7 +64,10 @@ class LossLog:
         self.sums = {}
         seconds, self.since = time.monotonic() - self.since, time.monotonic()
         epoch, iteration = engine.state.epoch, engine.state.iteration
-        self.rows.append({"epoch": epoch, "iteration": iteration, "seconds": round(seconds, 2)} | means)
+        judged: dict[str, Any] = {}
+        if self.validator is not None and self.validator.state.epoch == epoch:
+            judged = dict(self.validator.state.metrics)
+        self.rows.append({"epoch": epoch, "iteration": iteration, "seconds": round(seconds, 2)} | means | judged)
         for name, value in means.items():
             self.writer.add_scalar(f"train/{name}", value, iteration)
         columns = list(dict.fromkeys(name for row in self.rows for name in row))

@@ -9,14 +9,15 @@ import torch
 from ignite.engine import Engine, Events
 from monai.utils import CommonKeys as Keys
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from ..data.training_set import TrainingSet
 from ..losses.least_squares import discriminator_loss, generator_loss
+from ..metrics.energy import EnergyScore
 from ..runtime.errors import InputError
 from ..runtime.noise import draw_rows
 from ..runtime.precision import autocast_dtype, casting
 from ..sampling.sampler import latent_noise
+from .averaging import WeightAverage
 from .evaluation import ItemEvaluation
 from .parallel import mean_terms
 from .record import TrainingRecord
@@ -54,7 +55,7 @@ class LSGANUpdate:
         discriminator: nn.Module,
         discriminator_optimizer: torch.optim.Optimizer,
         generator: torch.Generator,
-        average: AveragedModel,
+        average: WeightAverage,
         real_label: float = 0.9,
         shift: float = 0.0,
         gradient_clip: float | None = None,
@@ -114,15 +115,37 @@ class LSGANUpdate:
 
 
 class LSGANEvaluation(ItemEvaluation):
-    """Score of held-out real samples, `score_held_out`, for an evaluator with the discriminator as its network.
+    """Held-out items against a generator's samples, `energy` (see `EnergyScore`), and before the discriminator.
 
-    Where it falls far below `score_real` of the training, the discriminator has learnt the training cases by heart,
-    and what it still teaches the generator is to repeat them.
+    `score_held_out` is the discriminator's score of a held-out item: where it falls far below `score_real` of the
+    training, the discriminator has learnt the training cases by heart, and what it still teaches the generator is to
+    repeat them.
+
+    Args:
+        data: what is learnt from.
+        discriminator: None: no `score_held_out`.
+        count: samples, and training items spread evenly that set the unit; no more than there are items.
+        seed: of the samples' noise, the same at every validation.
     """
+
+    def __init__(self, data: TrainingSet, discriminator: nn.Module | None = None, count: int = 64, seed: int = 0):
+        super().__init__(seed)
+        self.discriminator, self.count = discriminator, max(2, min(count, len(data.training)))
+        chosen = torch.linspace(0, len(data.training) - 1, self.count).long().tolist()
+        self.reference = torch.stack([data.training[index][Keys.IMAGE] for index in chosen])
+
+    def start(self, network: Any, device: torch.device) -> None:
+        """Draw the samples: the weights may be others than at the last run."""
+        noise = torch.stack([latent_noise(network.latent_shape, self.seed, i) for i in range(self.count)])
+        samples = torch.cat([network(part.to(device)).float() for part in noise.split(4)])
+        self.score = EnergyScore(samples, self.reference.to(device))
+        if self.discriminator is not None:
+            self.discriminator.eval()
 
     def item(self, network: Any, x: Tensor, noise: torch.Generator) -> dict[str, Tensor]:
         """Evaluate one."""
-        return {"score_held_out": network(x).mean()}
+        found = {"energy": self.score(x)}
+        return found if self.discriminator is None else {**found, "score_held_out": self.discriminator(x).mean()}
 
 
 class CollapseMonitor:
@@ -199,33 +222,3 @@ class CollapseMonitor:
 def _spread(x: Tensor) -> float:
     """Mean Euclidean distance between two different items of a batch; not 0, so that ratios exist."""
     return max(float(torch.pdist(x.flatten(1)).mean()), 1e-12)
-
-
-class HeldOutDistance(ItemEvaluation):
-    """How near a generator's samples come to held-out items: `held_out_distance`.
-
-    The Euclidean distance of an item to the nearest of `count` samples, divided by that to the nearest of `count`
-    training items: 1 where the samples lie as near as the training items do.
-
-    Args:
-        data: what was learnt from.
-        count: samples, and training items spread evenly, to choose from.
-        seed: of the samples' noise.
-    """
-
-    def __init__(self, data: TrainingSet, count: int = 64, seed: int = 0):
-        super().__init__(seed)
-        self.data, self.count = data, min(count, len(data.training))
-        self.samples = self.real = torch.empty(0)
-
-    def start(self, network: Any, device: torch.device) -> None:
-        """Draw the samples: the weights may be others than at the last run."""
-        noise = torch.stack([latent_noise(network.latent_shape, self.seed, i) for i in range(self.count)])
-        self.samples = torch.cat([network(part.to(device)).float() for part in noise.split(4)]).flatten(1)
-        chosen = torch.linspace(0, len(self.data.training) - 1, self.count).long().tolist()
-        self.real = torch.stack([self.data.training[index][Keys.IMAGE] for index in chosen]).flatten(1).to(device)
-
-    def item(self, network: Any, x: Tensor, noise: torch.Generator) -> dict[str, Tensor]:
-        """Evaluate one."""
-        near = [torch.cdist(x.flatten(1), others).amin() for others in (self.samples, self.real)]
-        return {"held_out_distance": near[0] / near[1].clamp_min(1e-12)}

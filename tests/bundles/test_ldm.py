@@ -46,7 +46,13 @@ def test_network_def_is_what_the_metadata_says(in_bundle, tmp_path):
 
 @pytest.mark.parametrize(
     "overlay, latent_shape, parameters",
-    [("volume", (4, 16, 16, 8), None), ("paper", (3, 32, 32), 314e6), ("paper_volume", (4, 48, 48, 24), 728e6)],
+    [
+        ("evening", (4, 32, 32), None),
+        ("volume", (4, 16, 16, 8), None),
+        ("evening_volume", (4, 16, 16, 16), None),
+        ("paper", (3, 32, 32), 314e6),
+        ("paper_volume", (4, 48, 48, 24), 728e6),
+    ],
 )
 def test_overlays_have_their_size(overlay, latent_shape, parameters, in_bundle, tmp_path):
     generator = network("ldm", [overlay], tmp_path, device="meta")

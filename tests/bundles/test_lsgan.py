@@ -42,7 +42,10 @@ def built(tmp_path, *overlays: str):
     train = json.loads((BUNDLE / "configs/train.json").read_text())
     with torch.device("meta"):
         generator = parser.get_parsed_content("network_def")
-        size, channels = parser["spatial_size"], parser.get("discriminator_channels", train["discriminator_channels"])
+        size, channels = (
+            parser.get_parsed_content("spatial_size"),
+            parser.get("discriminator_channels", train["discriminator_channels"]),
+        )
         discriminator = Discriminator(parser.get_parsed_content("num_channels"), size, channels)
     return generator, discriminator, size
 
@@ -79,7 +82,14 @@ def test_network_def_is_what_the_metadata_says(tmp_path):
 
 @pytest.mark.parametrize(
     ("overlays", "size"),
-    [([], [64, 64]), (["volume"], [64, 64, 32]), (["paper"], [128, 128]), (["paper_volume"], [192, 192, 96])],
+    [
+        ([], [64, 64]),
+        (["volume"], [64, 64, 32]),
+        (["evening"], [128, 128]),
+        (["evening_volume"], [64, 64, 64]),
+        (["paper"], [128, 128]),
+        (["paper_volume"], [192, 192, 96]),
+    ],
 )
 def test_presets_make_their_grid(overlays, size, tmp_path):
     generator, discriminator, given = built(tmp_path, *overlays)

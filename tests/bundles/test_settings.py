@@ -53,7 +53,7 @@ def test_the_record_holds_what_nested_overrides_say(name, dataset, tmp_path, mon
         ("inference", {"output_dir": 2024}, "write --output_dir ./2024"),
         ("train", {"max_epochs": True}, "a whole number"),
         ("train", {"learning_rate": "fast"}, "a number, such as"),
-        ("train", {"spatial_size": 64}, "a list, such as"),
+        ("train", {"spatial_size": 64}, "a list, or auto, such as"),
         ("train", {"amp": "yes"}, "True or False"),
         ("train", {"fold": "none"}, "a whole number, or all"),
         ("train", {"device": "cuda:99"}, "leave --device out"),

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from scripts.data.cases import Case, open_cases
-from scripts.data.geometry import SliceGeometry, VolumeGeometry, fit_geometry, geometry_from_record
-from scripts.data.provenance import build_provenance, read_provenance, trained_num_channels, write_provenance
+from scripts.data.geometry import SliceGeometry, VolumeGeometry, fit_geometry, geometry_from_record, own_grid
+from scripts.data.provenance import build_provenance, read_provenance, trained, write_provenance
 from scripts.data.scaling import Scaling
 from scripts.data.training_set import load_training_set
 from scripts.runtime.errors import InputError
@@ -248,7 +248,8 @@ def test_provenance_belongs_to_its_checkpoint(cases, tmp_path):
     read = read_provenance(path, checkpoint)
     assert [case["id"] for case in read["cases"]] == cases.fold.train
     assert not {case["id"] for case in read["cases"]} & set(cases.fold.val)
-    assert trained_num_channels(path, 2) == 4 and trained_num_channels(tmp_path / "none.json", 2) == 2
+    assert trained(path, "num_channels", 2) == 4 and trained(tmp_path / "none.json", "num_channels", 2) == 2
+    assert trained(path, "younger", "new", "old") == "old"
     torch.save({"weight": torch.ones(2)}, checkpoint)
     with pytest.raises(InputError, match="is not the checkpoint"):
         read_provenance(path, checkpoint)
@@ -281,3 +282,31 @@ def test_a_channel_without_a_range_is_named():
     case = Case("toy_007", image, np.zeros((2, 4, 4), np.int16), np.ones((2, 4, 4), bool))
     with pytest.raises(InputError, match="channel 1 of case toy_007"):
         Scaling.fit([case], per_case=False, masked=False)
+
+
+@pytest.mark.parametrize(
+    "shapes, limit, multiple, grid",
+    [
+        ([(9, 60, 35), (7, 52, 38)], (64, 64), 16, [64, 48]),  # holds the largest, padded
+        ([(9, 60, 35), (7, 52, 38)], (128, 128), 4, [60, 40]),
+        ([(5, 256, 256)], (64, 64), 16, [64, 64]),  # reduced
+        ([(5, 240, 120)], (64, 64), 16, [64, 32]),  # without the borders of a square
+        ([(5, 240, 120)], (100, 100), 16, [96, 64]),  # the limit holds, rounded down
+        ([(9, 60, 35), (40, 52, 38), (50, 50, 30)], (64, 64, 32), 16, [64, 48, 32]),
+        ([(9, 60, 35), (21, 52, 38), (50, 50, 30)], (64, 64, 64), 4, [60, 40, 24]),  # the median depth
+    ],
+)
+def test_a_grid_of_its_own_holds_the_data_and_no_more(shapes, limit, multiple, grid):
+    assert own_grid(shapes, limit, multiple) == grid
+    geometry = fit_geometry(shapes, grid)
+    assert geometry.spatial_size == tuple(grid)
+
+
+def test_an_automatic_grid_is_that_of_the_training_cases(tmp_path):
+    cases = open_cases(write_preprocessed(tmp_path / "Dataset901_Toy"))  # slices of 20 x 18
+    assert load_training_set(cases, "auto", size_multiple=8).geometry.spatial_size == (24, 24)
+    data = load_training_set(cases, "auto", size_limit=(16, 16), size_multiple=4)
+    assert data.training[0]["image"].shape[1:] == data.geometry.spatial_size == (16, 16)
+    for wrong in ({"spatial_size": "own"}, {"spatial_size": "auto", "size_limit": (8, 8), "size_multiple": 16}):
+        with pytest.raises(InputError):
+            load_training_set(cases, **wrong)

@@ -179,3 +179,31 @@ def test_latent_density_is_that_of_the_posterior():
     assert not torch.allclose(fitted, torch.eye(len(fitted)), atol=0.1)
     placed = network.density_mean + (noise.flatten(1) @ network.density_factor.T).reshape(noise.shape)
     assert torch.allclose(network(noise), torch.sigmoid(network.decode(placed)))
+
+
+def test_fixed_weights_change_no_bit():
+    torch.manual_seed(0)
+    network = HVAE(2, 16, channels=(8, 8), num_res_blocks=1, latent_channels=2, attention_heads=1).eval()
+    noise = torch.randn(3, *network.latent_shape)
+    with torch.no_grad():
+        before = network(noise)
+        network.fix_weights()
+        assert torch.equal(network(noise), before)
+
+
+@pytest.mark.parametrize("upsampling, jumps", [("nearest", True), ("bilinear", False)])
+def test_bilinear_enlargement_leaves_no_grid_of_the_latent(upsampling, jumps):
+    """A smooth latent through identity layers: copies are flat inside a cell and jump between cells."""
+    network = HVAE(2, 32, channels=(8, 8, 8, 8), num_res_blocks=1, latent_channels=2, attention_heads=1,
+                   upsampling=upsampling)  # fmt: skip
+    x = torch.linspace(0, 1, 4).expand(1, 1, 4, 4)
+    for layer in network.decoder.modules():
+        if isinstance(layer, torch.nn.Upsample):
+            x = layer(x)
+    steps = x[0, 0, 0].diff()[8:24]
+    assert (steps.max() > 4 * steps.mean()) == jumps and x.shape[-1] == 32
+
+
+def test_an_unknown_upsampling_is_refused():
+    with pytest.raises(InputError, match="upsampling"):
+        HVAE(2, 16, channels=(8, 8), upsampling="cubic")

@@ -49,7 +49,10 @@ def toy(mean, covariance):
     return network
 
 
-@pytest.mark.parametrize("scheduler, num_steps, error", [("ddim", 50, 0.08), ("ddim", 250, 0.04), ("ddpm", 1000, 0.04)])
+@pytest.mark.parametrize(
+    "scheduler, num_steps, error",
+    [("ddim", 50, 0.08), ("ddim", 250, 0.04), ("ddpm", 1000, 0.04), ("dpm", 10, 0.1), ("dpm", 20, 0.07)],
+)
 def test_sampling_recovers_a_gaussian(scheduler, num_steps, error):
     """With the best noise predictor the samples have the mean and covariance of the data.
 
@@ -241,10 +244,20 @@ def test_paper_size_has_159_million_parameters():
     assert sum(parameter.numel() for parameter in network.parameters()) == pytest.approx(159e6, rel=0.005)
 
 
+def test_few_steps_of_second_order_keep_fine_detail_that_many_of_first_order_lose():
+    """Directions in which the data hardly vary: there the last steps, at little noise, decide."""
+    narrow = 0.04 * torch.eye(2, dtype=torch.float64)
+    network = toy(torch.zeros(2, dtype=torch.float64), narrow)
+    noise = torch.ones(1, 2, 1, 1, dtype=torch.float64)
+    few, many = (network.sample(noise, scheduler=s, num_steps=n) for s, n in (("dpm", 10), ("ddim", 50)))
+    assert abs(float(few.mean()) / 0.2 - 1) < 0.05 and abs(float(many.mean()) / 0.2 - 1) > 0.2
+
+
 @pytest.mark.parametrize(
     "call, words",
     [
-        ({"scheduler": "euler"}, "'ddim' or 'ddpm'"),
+        ({"scheduler": "euler"}, "one of .*'dpm'"),
+        ({"scheduler": "dpm", "num_steps": 200}, "at one time"),
         ({"num_steps": 51}, "num_steps 51"),
         ({"num_steps": 0}, "num_steps 0"),
         ({"scheduler": "ddpm", "num_steps": 50}, "every step"),

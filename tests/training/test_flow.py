@@ -10,7 +10,7 @@ from scripts.data.holes import FRAME
 from scripts.data.lesion_crops import load_lesion_crops
 from scripts.runtime.errors import InputError
 from scripts.training.averaging import WeightAverage
-from scripts.training.flow import BestWeights, FlowEvaluation, FlowUpdate, painting_inputs, velocity_loss
+from scripts.training.flow import FlowEvaluation, FlowUpdate, painting_inputs, velocity_loss
 
 from ..sampling.toy_painter import make_painter
 
@@ -101,22 +101,3 @@ def test_a_step_learns_and_seeds_decide(toy):
         parts += evaluation(engine, {"image": batch["image"][number : number + 1]})["velocity_loss"]
     assert np.allclose(whole, parts, rtol=1e-5)  # whatever the batch
     network.load_state_dict(before)
-
-
-def test_the_best_held_out_weights_are_kept(toy):
-    network, _ = toy
-    average = WeightAverage(network)
-    best = BestWeights(average, "loss")
-    for loss, shift in ((3.0, 1.0), (2.0, 1.0), (2.5, 1.0)):
-        with torch.no_grad():
-            next(average.module.parameters()).add_(shift)
-        best.choose(SimpleNamespace(state=SimpleNamespace(metrics={"loss": loss})))
-        best.choose(SimpleNamespace(state=SimpleNamespace(metrics={})))  # the end of the training
-    first, kept = next(network.parameters()), next(best.model.parameters())
-    assert torch.allclose(kept, first + 2) and float(best.loss) == 2
-    resumed = BestWeights(WeightAverage(network), "loss")
-    resumed.load_state_dict(best.state_dict())
-    assert torch.equal(next(resumed.model.parameters()), kept) and float(resumed.loss) == 2
-    without = BestWeights(average, "loss")
-    without.choose(SimpleNamespace(state=SimpleNamespace(metrics={})))
-    assert torch.allclose(next(without.model.parameters()), first + 3)

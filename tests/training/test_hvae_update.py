@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from scripts.losses.adversarial import generator_loss, patch_discriminator
 from scripts.losses.feature_reconstruction import FeatureReconstructionLoss
@@ -12,6 +13,7 @@ from scripts.networks.features import SegmentationFeatures
 from scripts.networks.hvae import HVAE
 from scripts.runtime.errors import InputError
 from scripts.runtime.precision import TrainingDiverged
+from scripts.training.averaging import WeightAverage
 from scripts.training.hvae import HVAEUpdate
 
 
@@ -53,6 +55,33 @@ def test_loss_is_the_weighted_sum_of_the_paper(setup):
     assert terms["neg_elbo"] == pytest.approx(reference.loss.item(), rel=1e-5)
     assert terms["loss"] == pytest.approx(expected.item(), rel=1e-5)
     assert terms["loss"] != pytest.approx(0.8 * reference.loss.item(), rel=1e-3)
+
+
+def test_the_adaptive_weight_makes_the_discriminator_as_loud_as_it_says(setup):
+    judge = {"discriminator": setup.discriminator,
+             "discriminator_optimizer": torch.optim.SGD(setup.discriminator.parameters(), lr=0.0)}  # fmt: skip
+    settings = {"beta": 0.2, "feature_loss": setup.features, **judge, "discriminator_start": 0}
+    terms = step(setup, **settings, discriminator_weight=0.5, adaptive_weight=True)
+    reference = hvae_objective(setup.network, setup.x, torch.Generator().manual_seed(5))
+    logits = reference.logits.detach().requires_grad_()
+    probabilities = torch.sigmoid(logits)
+    told = 0.8 * F.binary_cross_entropy_with_logits(logits, setup.x, reduction="sum") / len(setup.x)
+    told = told + 0.2 * setup.features(probabilities[:, :1], setup.x[:, :1]).total
+    adversarial = generator_loss(setup.discriminator, probabilities)
+    norms = [torch.autograd.grad(x, logits, retain_graph=True)[0].norm().item() for x in (told, adversarial)]
+    assert terms["balance"] == pytest.approx(norms[0] / norms[1], rel=1e-4)
+    plain = step(setup, **settings)
+    loud = 0.5 * terms["balance"] * terms["generator"]
+    assert terms["loss"] == pytest.approx(plain["loss"] - 0.2 * plain["generator"] + loud, rel=1e-4)
+
+
+def test_the_average_follows(setup):
+    average = WeightAverage(setup.network, 0.9)
+    step(setup, lr=1e-4, average=average)  # the first is a copy
+    before = average.module.get_parameter("log_step_size").clone()
+    step(setup, lr=1e-4, average=average)
+    now = setup.network.log_step_size
+    torch.testing.assert_close(average.module.log_step_size, before + 9 / 11 * (now - before))
 
 
 def test_beta_zero_is_the_hvae(setup):
