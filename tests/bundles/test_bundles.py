@@ -57,7 +57,7 @@ def test_metadata_fits_the_schema(folder, tmp_path):
                 "task", "description", "authors", "copyright", "network_data_format", "changelog", "intended_use",
                 "data_source"}  # fmt: skip
     assert required <= set(metadata) and metadata["version"] in metadata["changelog"]
-    assert metadata["name"] == folder.name
+    assert metadata["bundle"] == folder.name
     for name in ("LICENSE", "docs/README.md", "docs/data_license.txt", "configs/logging.conf"):
         assert (folder / name).is_file(), name
     assert (folder / "scripts").resolve() == ROOT / "scripts"
