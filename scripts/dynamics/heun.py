@@ -7,8 +7,10 @@ from itertools import pairwise
 
 from torch import Tensor
 
+Time = float | Tensor  # a tensor of no axes where a step is traced
 
-def heun(derivative: Callable[[Tensor, float], Tensor], x: Tensor, times: Sequence[float]) -> Tensor:
+
+def heun(derivative: Callable[[Tensor, Time], Tensor], x: Tensor, times: Sequence[Time]) -> Tensor:
     """Follow dx/dt = `derivative(x, t)` along `times`, and return x at the last of them.
 
     A step goes ahead by Euler's method and then takes the mean of the slopes at both of its ends; two evaluations a

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..dynamics.dpm_solver import dpm_solver
 from ..runtime.errors import InputError
 from .autoencoder import JointAutoencoder, SliceAutoencoder, check_levels
+from .scripting import ScriptedDiffusion
 from .whole import whole_weights
 
 # As in the authors' code of SBLDM; the latents must not be clipped to [-1, 1], MONAI's default.
@@ -365,6 +366,22 @@ class LatentDiffusion(nn.Module):
     def forward(self, noise: Tensor) -> Tensor:
         """Sample with `num_inference_steps` steps of DDIM and no condition; see `sample`."""
         return self.sample(noise, num_steps=self.num_inference_steps)
+
+    def ddim_step(self, z: Tensor, step: Tensor) -> Tensor:
+        """One step of DDIM as `ScriptedDiffusion` takes it; `step` is (time, weight of z, weight of the noise)."""
+        t = step[0].long().expand(z.shape[0])
+        return step[1].to(z) * z + step[2].to(z) * self.predict_noise(z, t)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        scheduler = copy.copy(self.ddim)
+        scheduler.set_timesteps(self.num_inference_steps)
+        zero, one = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
+        # A step is linear in z and in the noise, so that the scheduler itself tells their weights.
+        steps = [
+            (float(t), float(scheduler.step(zero, t, one)[0]), float(scheduler.step(one, t, zero)[0]))
+            for t in scheduler.timesteps.tolist()
+        ]
+        return ScriptedDiffusion(self, torch.tensor(steps, dtype=torch.float64, device=self.latent_std.device))
 
     def with_denoiser(self, denoiser: nn.Module) -> LatentDiffusion:
         """The same network, sharing everything but the denoiser (to sample from averaged weights)."""

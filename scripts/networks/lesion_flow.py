@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from monai.networks.schedulers import RFlowScheduler
 from torch import Tensor, nn
 
-from ..dynamics.heun import heun
+from ..dynamics.heun import Time, heun
 from ..runtime.errors import InputError
 from .latent_diffusion import Denoiser
+from .scripting import ScriptedPainting
 from .whole import whole_weights
 
 TIMES = 1000  # what MONAI's time embedding counts in
@@ -89,20 +90,46 @@ class LesionFlow(nn.Module):
 
     def paint(self, noise: Tensor, image: Tensor, distance: Tensor, hole: Tensor) -> Tensor:
         """The image with its hole painted, by `num_steps` Heun steps from noise; outside it stays to the bit."""
-        times = shifted(torch.linspace(1, 0, self.num_steps + 1, dtype=torch.float64)).tolist()
-
-        def away_from_image(x: Tensor, time: float) -> Tensor:  # dx/dt is minus the velocity, which leads to t = 0
-            t = torch.full((len(x),), time, device=x.device)
-            return -self.velocity(x, t, image, distance, hole).float() * hole
-
-        return torch.where(hole > 0, heun(away_from_image, noise, times), image)
+        painted = heun(self._away_from_image(image, distance, hole), noise, self.times().tolist())
+        return torch.where(hole > 0, painted, image)
 
     def forward(self, x: Tensor) -> Tensor:
         """Noise, image, signed distances and hole `(batch, channels, *size)`, to the painted image and its masks.
 
         The masks `(batch, labels, *size)` are the wanted ones, 1 where the distance is negative.
         """
+        noise, image, distance, hole = self.parts(x)
+        return self.finished(self.paint(noise, image, distance, hole), image, distance, hole)
+
+    @property
+    def num_input_channels(self) -> int:
+        """Of what `forward` takes."""
+        return 2 * self.num_image_channels + self.num_labels + 1
+
+    def parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Noise, image, signed distances and hole in {0, 1} of the input of `forward`."""
         channels = self.num_image_channels
         noise, image, distance, hole = x.split([channels, channels, self.num_labels, 1], dim=1)
-        hole = (hole > 0).to(image)
-        return torch.cat([self.paint(noise, image, distance, hole), (distance < 0).to(image)], dim=1)
+        return noise, image, distance, (hole > 0).to(image)
+
+    def finished(self, painted: Tensor, image: Tensor, distance: Tensor, hole: Tensor) -> Tensor:
+        """What `forward` gives: the painted image, the image itself outside the hole, and the masks."""
+        return torch.cat([torch.where(hole > 0, painted, image), (distance < 0).to(image)], dim=1)
+
+    def times(self) -> Tensor:
+        """Of the path, where the painting steps: `(num_steps + 1,)` in float64, from 1 to 0."""
+        return shifted(torch.linspace(1, 0, self.num_steps + 1, dtype=torch.float64))
+
+    def heun_step(self, x: Tensor, times: Tensor, image: Tensor, distance: Tensor, hole: Tensor) -> Tensor:
+        """One step of `paint`, from `times[0]` to `times[1]`, as `ScriptedPainting` takes it."""
+        return heun(self._away_from_image(image, distance, hole), x, list(times.unbind()))
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        return ScriptedPainting(self, self.times().to(next(self.parameters()).device))
+
+    def _away_from_image(self, image: Tensor, distance: Tensor, hole: Tensor) -> Callable[[Tensor, Time], Tensor]:
+        def derivative(x: Tensor, time: Time) -> Tensor:  # minus the velocity, which leads to t = 0
+            t = torch.zeros(x.shape[0], device=x.device) + time
+            return -self.velocity(x, t, image, distance, hole).float() * hole
+
+        return derivative

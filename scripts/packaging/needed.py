@@ -48,6 +48,12 @@ def needed_packages(bundle: Path) -> dict[str, str]:
     return {package: importlib.metadata.version(package) for package in sorted(packages, key=str.lower)}
 
 
+def needed_versions(bundle: Path) -> dict[str, str]:
+    """Versions of `needed_packages`, and of MONAI, torch and numpy, as metadata.json gives them."""
+    base = {name: importlib.metadata.version(name).split("+")[0] for name in sorted(BASE)}
+    return {**base, **needed_packages(bundle)}
+
+
 def _load(file: Path) -> Any:
     return json.loads(file.read_text())
 

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
+import tempfile
 import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,35 +19,65 @@ from monai.bundle import ConfigParser
 
 from ..data.provenance import read_provenance
 from ..runtime.errors import InputError
-from ..runtime.files import file_sha256, replacing
-from .needed import PACKAGE, SOURCES, needed_files
+from ..runtime.files import file_sha256, replacing, write_text
+from .metadata import built_network, measured, trained_configs, true_metadata
+from .needed import PACKAGE, SOURCES, needed_files, needed_versions
 from .verify import LARGEST
 
 DATE = (1980, 1, 1, 0, 0, 0)  # the earliest that zip knows; the true one would change the bytes
 PACKED = "scripts/packed.json"
+UNIT_TEST = Path(__file__).with_name("unit_test.py")
+LOADED = ("inference",)
+
+
+# What a user of the zoo does: in a folder of one's own, with nothing of this project but the bundle.
+LOADING = """
+import sys, warnings
+from pathlib import Path
+warnings.simplefilter("ignore")
+import monai.bundle, torch
+folder, name, kind = sys.argv[1:]
+network = monai.bundle.load(name, bundle_dir=folder, source="github", workflow_type=kind)
+weights = torch.load(Path(folder, name, "models/model.pt"), map_location="cpu", weights_only=True)
+state = network.cpu().state_dict()
+wrong = sorted(key for key in {*state, *weights}
+               if key not in state or key not in weights or not torch.equal(state[key], weights[key]))
+written = sorted(str(path) for path in Path().rglob("*"))
+print("WRONG", wrong, written) if wrong or written else print("LOADED", len(state))
+"""
 
 
 def pack_bundle(
-    bundle: Path, output_dir: str | Path, checkpoint: str | Path | None = None, url: str | None = None
+    bundle: Path,
+    output_dir: str | Path,
+    checkpoint: str | Path | None = None,
+    url: str | None = None,
+    overlays: Sequence[str] = (),
 ) -> Path:
-    """Write `NAME_vVERSION.zip`, print its SHA-256, and return its path.
+    """Write `ZOO_NAME_vVERSION.zip`, print its SHA-256, and return its path.
 
-    It holds the folder NAME: configs (self-contained: what they take from each other stands in each), docs, licence,
-    models/model.pt with its provenance, and those parts of this project that the configs need, as `scripts`. Weights
-    of more than 25 MB stay beside the zip, and `large_files.yml` says where they are: the zoo wants them on a server.
+    It holds the folder ZOO_NAME: configs (self-contained: what they take from each other stands in each) with the
+    settings that the network was trained with, metadata that is true of the weights (see `true_metadata`), docs,
+    licence, models/model.pt with its provenance, and those parts of this project that the configs need, as `scripts`.
+    Weights of more than 25 MB stay beside the zip, and `large_files.yml` says where they are: the zoo wants them on a
+    server. Beside it lies `test_ZOO_NAME.py`, the unit test that a pull request to the zoo brings. In the end the zip
+    is unpacked and loaded as a user of the zoo would, and removed again if that fails.
 
     Args:
         bundle: its folder.
         output_dir: where the file goes.
         checkpoint: model.pt of a finished training with provenance.json beside it; the bundle's own by default.
         url: the address at which you put weights of more than 25 MB; smaller ones need none.
+        overlays: config files that the training was given over train.json.
 
     Raises:
-        InputError: no weights, weights of another bundle or version, a version that the changelog does not know, a
-            pool of real anatomy in the bundle's folder, or large weights without an address.
+        InputError: no weights, weights of another bundle, version or network, an evaluation of others, a version that
+            the changelog does not know, a pool of real anatomy in the bundle's folder, or large weights without an
+            address.
+        RuntimeError: the packed bundle does not load.
     """
     metadata = json.loads((bundle / "configs/metadata.json").read_text())
-    name, version = metadata["name"], metadata["version"]
+    name, version = metadata["bundle"], metadata["version"]
     if version not in metadata["changelog"]:
         raise InputError(
             f"version {version} of {name}", f"one of the changelog: {sorted(metadata['changelog'])}",
@@ -50,22 +85,27 @@ def pack_bundle(
         )  # fmt: skip
     weights = Path(checkpoint) if checkpoint is not None else bundle / "models/model.pt"
     record = weights.with_name("provenance.json")
-    trained = read_provenance(record, weights)["bundle"]
-    if trained != {"name": name, "version": version}:
+    trained = read_provenance(record, weights)
+    if trained["bundle"] != {"name": name, "version": version}:
         raise InputError(
-            f"{weights} of the bundle {trained['name']} {trained['version']}", f"weights of {name} {version}",
+            f"{weights} of the bundle {trained['bundle']['name']} {trained['bundle']['version']}",
+            f"weights of {name} {version}",
             "give the --checkpoint of a training of this bundle, or pack the version that trained it",
-        )  # fmt: skip
+        )
     refuse_real_anatomy(bundle)
+    zoo_name = metadata["zoo_name"]
     output = Path(output_dir)
-    large, beside = weights.stat().st_size > LARGEST, output / f"{name}_v{version}_model.pt"
+    large, beside = weights.stat().st_size > LARGEST, output / f"{zoo_name}_v{version}_model.pt"
     if large and not str(url).startswith(("https://", "http://")):
         raise InputError(
             f"{weights} of {weights.stat().st_size / 2**20:.0f} MB, url {url}",
             f"weights of at most {LARGEST >> 20} MB, or the address, https://..., that they will have",
             f"give --url, and put the file {beside.name} there, which is then written beside the zip",
         )
-    files = {**_configs(bundle), **_rest(bundle), **_code(bundle, {"bundle": name, "version": version})}
+    configs = trained_configs(bundle, overlays, trained)
+    network = built_network(configs, trained, weights)
+    configs["metadata.json"] = true_metadata(metadata, trained, network, measured(weights), needed_versions(bundle))
+    files = {**_configs(bundle, configs), **_rest(bundle), **_code(bundle, {"bundle": name, "version": version})}
     files["models/provenance.json"] = record.read_bytes()
     output.mkdir(parents=True, exist_ok=True)
     if large:
@@ -76,10 +116,39 @@ def pack_bundle(
         print(f"put {beside} at {url}")
     else:
         files["models/model.pt"] = weights.read_bytes()
-    path = output / f"{name}_v{version}.zip"
-    _write(path, name, files)
+    path = output / f"{zoo_name}_v{version}.zip"
+    with replacing(path) as temporary:
+        _write(temporary, zoo_name, files)
+        check_loads(temporary, weights)
+    test = UNIT_TEST.read_text().replace('"ZOO_NAME"', f'"{zoo_name}"')
+    write_text(output / f"test_{zoo_name}.py", test)
     print(f"sha256 {file_sha256(path)}")
     return path
+
+
+def check_loads(path: Path, weights: Path) -> None:
+    """Unpack a packed bundle, and load its network from a folder that knows nothing of it.
+
+    Raises:
+        RuntimeError: that fails, a variable has another value than in the weights, or a file was written there.
+    """
+    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(path) as archive:
+        archive.extractall(Path(folder, "bundles"))
+        name = archive.namelist()[0].split("/")[0]
+        bundle, elsewhere = Path(folder, "bundles", name), Path(folder, "elsewhere")
+        elsewhere.mkdir()
+        (bundle / "models/model.pt").write_bytes(weights.read_bytes())
+        clean = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+        for kind in LOADED:
+            done = subprocess.run(
+                [sys.executable, "-c", LOADING, str(bundle.parent), name, kind], cwd=elsewhere, capture_output=True,
+                text=True, env={**clean, "PYTHONPATH": str(bundle)},
+            )  # fmt: skip
+            if done.returncode or "LOADED" not in done.stdout:
+                said = (done.stdout + done.stderr).strip().splitlines()
+                raise RuntimeError(
+                    f"monai.bundle.load of the packed {name} ({kind}.json) fails: {' | '.join(said[-3:])}"
+                )
 
 
 def refuse_real_anatomy(bundle: Path) -> None:
@@ -93,8 +162,8 @@ def refuse_real_anatomy(bundle: Path) -> None:
             )
 
 
-def _configs(bundle: Path) -> dict[str, bytes]:
-    """The configs; where one says %configs/OTHER.json::KEY, the packed one holds what stands there.
+def _configs(bundle: Path, configs: Mapping[str, dict]) -> dict[str, bytes]:
+    """The configs, with the JSON ones as given; where one says %configs/OTHER.json::KEY stands what is found there.
 
     MONAI looks for such a file in the current folder, and a packed bundle should run from any.
     """
@@ -102,20 +171,20 @@ def _configs(bundle: Path) -> dict[str, bytes]:
     for path in sorted((bundle / "configs").iterdir()):
         content = path.read_bytes()
         if path.suffix == ".json":
-            text = json.dumps(_resolved(json.loads(content), bundle), indent=4) + "\n"
+            text = json.dumps(_resolved(configs[path.name], configs), indent=4) + "\n"
             content = re.sub(rf"\b{PACKAGE}\.", "scripts.", text).encode()  # where an installation says `synthaug.`
         files[f"configs/{path.name}"] = content
     return files
 
 
-def _resolved(config: Any, bundle: Path) -> Any:
+def _resolved(config: Any, configs: Mapping[str, dict]) -> Any:
     if isinstance(config, dict):
-        return {key: _resolved(value, bundle) for key, value in config.items()}
+        return {key: _resolved(value, configs) for key, value in config.items()}
     if isinstance(config, list):
-        return [_resolved(value, bundle) for value in config]
+        return [_resolved(value, configs) for value in config]
     if isinstance(config, str) and config.startswith("%configs/"):
         file, key = ConfigParser.split_path_id(config[1:])
-        return _resolved(ConfigParser(ConfigParser.load_config_file(bundle / file))[key], bundle)
+        return _resolved(ConfigParser(configs[Path(file).name])[key], configs)
     return config
 
 
@@ -133,7 +202,7 @@ def _code(bundle: Path, identity: dict[str, str]) -> dict[str, bytes]:
 
 
 def _write(path: Path, folder: str, files: dict[str, bytes]) -> None:
-    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+    with zipfile.ZipFile(path, "w") as archive:
         for name in sorted(files):
             entry = zipfile.ZipInfo(f"{folder}/{name}", DATE)
             entry.compress_type, entry.external_attr = zipfile.ZIP_STORED, 0o644 << 16

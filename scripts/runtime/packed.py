@@ -44,7 +44,7 @@ def check_same_bundle(metadata: Mapping[str, Any]) -> None:
     """
     if FILE.is_file():
         ours = json.loads(FILE.read_text())
-        theirs = {"bundle": metadata["name"], "version": metadata["version"]}
+        theirs = {"bundle": metadata["bundle"], "version": metadata["version"]}
         if {key: ours[key] for key in theirs} != theirs:
             raise InputError(
                 f"configs of {theirs['bundle']} {theirs['version']} with the code of {ours['bundle']} "

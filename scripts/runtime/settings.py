@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -147,6 +148,8 @@ def check_values(workflow: Any) -> None:
         defaults = ["."] if name.endswith(("_dir", "_root")) else plain
         if name in config and defaults and not any(_same_kind(name, config[name], default) for default in defaults):
             raise _other_kind(name, config[name], defaults[0])
+    if configs is not None:
+        _refuse_lists_of_files(config, configs)
     uri = config.get("tracking_uri")
     if isinstance(uri, str) and not _is_expression(uri) and "://" not in uri:
         raise InputError(
@@ -154,6 +157,21 @@ def check_values(workflow: Any) -> None:
             f"write --tracking_uri sqlite:///{Path(uri).absolute()}/mlruns.db, or http://HOST:PORT",
         )  # fmt: skip
     check_device(config.get("device"))
+
+
+def _refuse_lists_of_files(config: Mapping[str, Any], configs: Path) -> None:
+    """Refuse `train#dataset#data` of one's own where a bundle's items are made of a data set, not read one by one."""
+
+    def source(content: Mapping[str, Any]) -> Any:
+        return ((content.get("train") or {}).get("dataset") or {}).get("data")
+
+    own = [source(json.loads(file.read_text())) for file in sorted(configs.glob("*.json"))]
+    if source(config) not in [*own, None] and "@dataset_dir" not in own:
+        raise InputError(
+            f"train#dataset#data {str(source(config))[:80]}",
+            "what the bundle makes of dataset_dir",
+            "give --dataset_dir, the folder of a data set; the bundle `segmentation` takes lists of files",
+        )
 
 
 def check_device(device: Any) -> None:

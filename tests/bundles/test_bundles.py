@@ -57,10 +57,12 @@ def test_metadata_fits_the_schema(folder, tmp_path):
                 "task", "description", "authors", "copyright", "network_data_format", "changelog", "intended_use",
                 "data_source"}  # fmt: skip
     assert required <= set(metadata) and metadata["version"] in metadata["changelog"]
-    assert metadata["name"] == folder.name
+    assert metadata["bundle"] == folder.name
     for name in ("LICENSE", "docs/README.md", "docs/data_license.txt", "configs/logging.conf"):
         assert (folder / name).is_file(), name
     assert (folder / "scripts").resolve() == ROOT / "scripts"
+    commands = [line for line in (folder / "docs/README.md").read_text().splitlines() if line.startswith("    ")]
+    assert not [line for line in commands if "synthaug " in line]  # which a packed bundle does not have
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*:FutureWarning", "ignore::torch.jit.TracerWarning")

@@ -79,6 +79,18 @@ def test_values_that_can_be_used_are_taken(name, monkeypatch, tmp_path):
     check_device(torch.device("cpu"))
 
 
+@pytest.mark.parametrize("name", [*GENERATORS, "segmentation"])
+def test_lists_of_files_are_refused_where_nothing_reads_them(name, monkeypatch):
+    files = [{"image": "a.nii.gz", "label": "b.nii.gz"}]
+    made = workflow(name, monkeypatch)
+    check_values(made)
+    made.parser["train#dataset#data"] = files
+    if name == "segmentation":
+        return check_values(made)
+    with pytest.raises(InputError, match="takes lists of files"):
+        check_values(made)
+
+
 def test_the_nearest_name_is_found_by_letters_words_or_initials(monkeypatch):
     known = set(json.loads((bundle("ldm") / "configs/train.json").read_text()))
     pairs = {"max_epoch": "max_epochs", "epochs": "max_epochs", "lr": "learning_rate", "batch": "batch_size"}

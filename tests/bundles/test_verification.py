@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 GENERATORS = ("dhvae", "hvae", "lsgan", "ldm", "sbldm", "lesion_flow")
 # Which versions are installed is the registry's choice; `synthaug verify` compares them where a release is made.
 HERE = tuple(check for check in CHECKS if check != "versions")
-CHEAP = ("files", "schema", "versions")
+CHEAP = ("files", "schema", "names", "versions")
 
 
 @pytest.mark.slow
@@ -48,7 +48,9 @@ def test_what_is_broken_is_found(copy):
     assert "changelog does not say" in broken(version="9.0.0")
     assert "is a required property" in broken(network_data_format={"inputs": metadata["network_data_format"]["inputs"]})
     assert "filelock" in broken(required_packages_version={})
-    assert "name other" in broken(name="other")
+    assert "bundle other" in broken(bundle="other", zoo_name="another")
+    assert "slice_hvae_image_mask_generation of hvae" in broken(zoo_name="slice_hvae_image")
+    assert "lower case" in broken(zoo_name="dHVAE")
     path.write_text(json.dumps(metadata))
     (copy / "docs/data_license.txt").unlink()
     (copy / "models").mkdir(exist_ok=True)

@@ -52,4 +52,5 @@ def packed(tmp_path_factory) -> Path:
     path = pack_bundle(small, folder, folder / "run/models/model.pt")
     with zipfile.ZipFile(path) as archive:
         archive.extractall(folder / "app/model")
-    return folder / "app/model/segmentation"
+    (bundle,) = (folder / "app/model").iterdir()
+    return bundle

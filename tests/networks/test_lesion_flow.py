@@ -35,6 +35,15 @@ def test_only_the_hole_is_painted(size):
     assert torch.equal(out[:, 2:], (distance < 0).float())
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning", "ignore::torch.jit.TracerWarning")
+def test_script_equals_eager(tmp_path):
+    """As MONAI exports networks; also in another batch and size than those of the traces inside."""
+    network, given = painter(), torch.cat(parts((24, 20)), dim=1)
+    torch.jit.save(torch.jit.script(network), tmp_path / "network.ts")
+    with torch.no_grad():
+        torch.testing.assert_close(torch.jit.load(tmp_path / "network.ts")(given), network(given))
+
+
 def test_what_lay_in_the_hole_is_not_seen():
     network, (noise, image, distance, hole) = painter(), parts()
     other = torch.where(hole > 0, image + 5, image)

@@ -1,18 +1,22 @@
 """A packed bundle trains and samples with its own code from any folder, and is the same to the byte each time."""
 
 import hashlib
+import importlib.metadata
 import json
 import os
 import subprocess
 import zipfile
 from pathlib import Path
 
+import jsonschema
 import pytest
 import torch
 import yaml
+from monai.bundle import ConfigParser
 
 from scripts.packaging import pack
 from scripts.packaging.pack import pack_bundle
+from scripts.packaging.verify import SCHEMA
 from scripts.pool.writing import read_pool
 from scripts.runtime.errors import InputError
 from scripts.runtime.files import file_sha256, write_json
@@ -21,20 +25,46 @@ from .. import processes
 from ..data.toy import write_preprocessed
 
 ROOT = Path(__file__).resolve().parents[2]
+LSGAN = "least_squares_gan_image_mask_generation"
 TINY = {
     "spatial_size": [24, 24], "channels": [8, 16], "num_res_blocks": 1, "latent_channels": 2, "attention_heads": 1,
     "num_leapfrog_steps": 1, "batch_size": 4, "grid_interval": 100, "feature_steps": 2,
 }  # fmt: skip
 
 
-def weights(folder: Path, name: str, version: str = "0.1.0", size: int = 4) -> Path:
-    """What a training leaves, as far as packing looks at it."""
+SMALL = {"spatial_size": [16, 16], "channels": [8, 8], "latent_size": 4}
+# Two image channels and two labels, where the bundle's own metadata knows a phantom of one each.
+TWO = {"name": "Dataset7_Two", "channel_names": {"0": "T1", "1": "FLAIR"},
+       "labels": {"background": 0, "core": 2, "edema": 1}, "regions_class_order": None}  # fmt: skip
+ONE = {"name": "Dataset7_One", "channel_names": {"0": "PET"}, "labels": {"background": 0, "tumor": 1},
+       "regions_class_order": None}  # fmt: skip
+
+
+def weights(folder: Path, name: str, version: str = "0.1.0", description: dict = ONE, **settings) -> Path:
+    """What a training leaves, with an untrained network of these settings, as far as packing looks at it."""
     folder.mkdir(parents=True)
-    torch.save({"weight": torch.zeros(size)}, folder / "model.pt")
-    record = {"format_version": 1, "bundle": {"name": name, "version": version},
-              "weights_sha256": file_sha256(folder / "model.pt")}  # fmt: skip
+    parser = ConfigParser()
+    parser.read_config(str(ROOT / "bundles" / name / "configs/inference.json"))
+    known = {"ckpt_dir": str(folder), "num_channels": 2 if description is ONE else 4, "device": "cpu", **settings}
+    parser.update({key: value for key, value in known.items() if key in parser.get()})
+    torch.save(parser.get_parsed_content("network_def").state_dict(), folder / "model.pt")
+    key = "network_record" if "network_record" in parser.get() else "network_arguments"
+    images = len(description["channel_names"])
+    record = {
+        "format_version": 1, "bundle": {"name": name, "version": version}, "description": description,
+        "dataset": description["name"], "fold": 0, "cases": [{"id": "a", "sha256": "0"}, {"id": "b", "sha256": "1"}],
+        "scaling": {"low": [0.0] * images, "high": [250.0] * images, "per_case": False, "masked": False},
+        "geometry": {"spatial_size": parser.get("spatial_size")}, "network": parser.get_parsed_content(key),
+        "training": {"pool": None}, "weights_sha256": file_sha256(folder / "model.pt"),
+    }  # fmt: skip
     write_json(folder / "provenance.json", record)
     return folder / "model.pt"
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Leave out the last check, which starts a process that loads the packed bundle."""
+    monkeypatch.setattr(pack, "check_loads", lambda *_: None)
 
 
 def unpack(path: Path, folder: Path) -> Path:
@@ -52,50 +82,122 @@ def flags(**settings) -> list[str]:
     return [str(word) for key, value in settings.items() for word in (f"--{key}", value)]
 
 
-def test_same_input_gives_the_same_bytes(tmp_path, capsys):
-    model = weights(tmp_path / "models", "lsgan")
+def test_same_input_gives_the_same_bytes(tmp_path, capsys, unchecked):
+    model = weights(tmp_path / "models", "lsgan", **SMALL)
     first = pack_bundle(ROOT / "bundles/lsgan", tmp_path / "a", model)
     assert f"sha256 {file_sha256(first)}" in capsys.readouterr().out
     os.utime(model, (0, 0))
     second = pack_bundle(ROOT / "bundles/lsgan", tmp_path / "b", model)
-    assert first.read_bytes() == second.read_bytes() and first.name == "lsgan_v0.1.0.zip"
+    assert first.read_bytes() == second.read_bytes() and first.name == f"{LSGAN}_v0.1.0.zip"
     with zipfile.ZipFile(first) as archive:
-        names = {name.removeprefix("lsgan/") for name in archive.namelist()}
-        packed = json.loads(archive.read("lsgan/scripts/packed.json"))
-        train = archive.read("lsgan/configs/train.json").decode()
+        names = {name.removeprefix(f"{LSGAN}/") for name in archive.namelist()}
+        packed = json.loads(archive.read(f"{LSGAN}/scripts/packed.json"))
+        train = archive.read(f"{LSGAN}/configs/train.json").decode()
     assert {"LICENSE", "docs/README.md", "models/model.pt", "models/provenance.json", "configs/metadata.json",
             "scripts/networks/lsgan.py", "scripts/training/lsgan.py"} <= names  # fmt: skip
     # what other bundles and the command line need, and the bundles themselves, stay out
     assert not [name for name in names if name.startswith(("scripts/bundles", "scripts/networks/hvae",
                                                            "scripts/__main__", "nnunet_plugin/trainer"))]  # fmt: skip
     assert [name for name in names if name.startswith("nnunet_plugin")] != []  # its `InputError` is everyone's
+    # records and checkpoints keep the short name, whatever the zoo calls the bundle
     assert packed["bundle"] == "lsgan" and "%configs" not in train
+    assert json.loads(train)["record"]["bundle"] == {"name": "lsgan", "version": "0.1.0"}
+    assert json.loads(train)["spatial_size"] == [16, 16]  # as the weights were trained, not as the bundle's preset
+    test = (tmp_path / f"a/test_{LSGAN}.py").read_text()
+    assert f'BUNDLE = "{LSGAN}"' in test and "tests." not in test
 
 
-def test_large_weights_stay_beside_the_zip(tmp_path, monkeypatch):
+def test_large_weights_stay_beside_the_zip(tmp_path, monkeypatch, unchecked):
     monkeypatch.setattr(pack, "LARGEST", 1000)
-    model, url = weights(tmp_path / "models", "lsgan", size=1000), "https://host/a: b #1/model.pt"
+    model, url = weights(tmp_path / "models", "lsgan", **SMALL), "https://host/a: b #1/model.pt"
     for wrong in (None, "host/model.pt"):
         with pytest.raises(InputError, match="give --url"):
             pack_bundle(ROOT / "bundles/lsgan", tmp_path / "dist", model, wrong)
     assert not (tmp_path / "dist").exists()
     path = pack_bundle(ROOT / "bundles/lsgan", tmp_path / "dist", model, url)
-    beside = tmp_path / "dist/lsgan_v0.1.0_model.pt"
+    beside = tmp_path / f"dist/{LSGAN}_v0.1.0_model.pt"
     assert beside.read_bytes() == model.read_bytes()
     with zipfile.ZipFile(path) as archive:
-        assert "lsgan/models/model.pt" not in archive.namelist()
-        (entry,) = yaml.safe_load(archive.read("lsgan/large_files.yml"))["large_files"]
+        assert f"{LSGAN}/models/model.pt" not in archive.namelist()
+        (entry,) = yaml.safe_load(archive.read(f"{LSGAN}/large_files.yml"))["large_files"]
     assert entry["path"] == "models/model.pt" and entry["url"] == url and entry["hash_type"] == "sha256"
     assert entry["hash_val"] == hashlib.sha256(beside.read_bytes()).hexdigest()
 
 
-def test_what_does_not_belong_together_is_refused(tmp_path):
+def test_what_does_not_belong_together_is_refused(tmp_path, unchecked):
     for name, version in (("hvae", "0.1.0"), ("lsgan", "0.0.9")):
+        model = weights(tmp_path / f"{name}{version}", name, version)
         with pytest.raises(InputError, match="weights of lsgan"):
-            pack_bundle(ROOT / "bundles/lsgan", tmp_path, weights(tmp_path / f"{name}{version}", name, version))
+            pack_bundle(ROOT / "bundles/lsgan", tmp_path, model)
     with pytest.raises(InputError, match="no trained generator"):
         pack_bundle(ROOT / "bundles/lsgan", tmp_path, tmp_path / "nowhere/model.pt")
+
+    model = weights(tmp_path / "run/models", "lsgan", **SMALL)
+    record = json.loads(model.with_name("provenance.json").read_text())
+
+    def refused(words: str, changes: dict | None = None, **more) -> None:
+        write_json(model.with_name("provenance.json"), {**record, **(changes or {})})
+        with pytest.raises(InputError, match=words):
+            pack_bundle(ROOT / "bundles/lsgan", tmp_path, model, **more)
+
+    refused("variables that the network lacks", {"network": {**record["network"], "channels": [8, 16]}})
+    refused("a network with {'num_channels': 2}", {"description": TWO})
+    refused("overlay other.json", overlays=["other.json"])
+    write_json(tmp_path / "run/evaluation/evaluation.json", {"metrics": {"val_score": 1.0}, "weights_sha256": "0"})
+    refused("evaluation.json of other weights")
     assert not list(tmp_path.glob("*.zip"))
+
+
+def described(name: str, folder: Path, **more) -> dict:
+    """The metadata of a packed bundle."""
+    path = pack_bundle(ROOT / "bundles" / name, folder, **more)
+    with zipfile.ZipFile(path) as archive:
+        file = next(file for file in archive.namelist() if file.endswith("configs/metadata.json"))
+        (folder / "metadata.json").write_bytes(archive.read(file))
+    metadata = json.loads((folder / "metadata.json").read_text())
+    jsonschema.validate(metadata, json.loads(SCHEMA.read_text()))
+    return metadata
+
+
+def channels(form: dict) -> list[str]:
+    assert form["num_channels"] == len(form["channel_def"])
+    return list(form["channel_def"].values())
+
+
+def test_metadata_is_true_of_the_weights(tmp_path, unchecked):
+    """Channels, labels, shapes, values, data and figures come from the record, not from the bundle's phantom."""
+    model = weights(tmp_path / "run/models", "lsgan", description=TWO, **SMALL)
+    sha256 = file_sha256(model)
+    write_json(tmp_path / "run/evaluation/evaluation.json", {"metrics": {"val_score": 0.25}, "weights_sha256": sha256})
+    metadata = described("lsgan", tmp_path, checkpoint=model)
+    forms = metadata["network_data_format"]
+    assert channels(forms["inputs"]["image"]) == ["latent"] * 4 and forms["inputs"]["image"]["spatial_shape"] == []
+    assert channels(forms["outputs"]["pred"]) == [
+        "T1, scaled to [0, 1] (from 0 to 250)", "FLAIR, scaled to [0, 1] (from 0 to 250)", "core mask probability",
+        "edema mask probability",
+    ]  # fmt: skip
+    assert forms["outputs"]["pred"]["spatial_shape"] == [16, 16] and metadata["eval_metrics"] == {"val_score": 0.25}
+    assert metadata["data_source"].startswith("2 cases of Dataset7_Two (fold 0);")
+    assert "phantom" not in json.dumps([metadata["data_source"], forms]).lower()
+    assert metadata["pytorch_version"] == importlib.metadata.version("torch").split("+")[0]
+
+    sizes = {"spatial_size": [32, 32], "channels": [8] * 5, "in_channels": 2, "out_channels": 2}
+    model = weights(tmp_path / "unet", "segmentation", description=TWO, **sizes)
+    with pytest.raises(InputError, match="features"):  # of `channels`, which the record does not name
+        described("segmentation", tmp_path, checkpoint=model)
+    write_json(tmp_path / "own.json", {"channels": [8] * 5})
+    metadata = described("segmentation", tmp_path, checkpoint=model, overlays=[str(tmp_path / "own.json")])
+    forms = metadata["network_data_format"]
+    assert channels(forms["outputs"]["pred"]) == ["core", "edema"] and forms["inputs"]["image"]["modality"] == "MR"
+    after = forms["post_processed_outputs"]["pred"]
+    assert after["channel_def"] == {"0": "background", "1": "edema", "2": "core"} and after["value_range"] == [0, 2]
+
+
+def test_a_packed_bundle_that_does_not_load_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(pack, "LOADING", "print('WRONG', ['variable'], [])")
+    with pytest.raises(RuntimeError, match="WRONG"):
+        pack_bundle(ROOT / "bundles/lsgan", tmp_path / "dist", weights(tmp_path / "models", "lsgan", **SMALL))
+    assert not list((tmp_path / "dist").iterdir())
 
 
 @pytest.mark.slow
@@ -133,7 +235,7 @@ def test_packed_bundle_runs_from_an_unrelated_folder(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_second_packed_bundle_in_one_process_is_refused_clearly(tmp_path):
+def test_a_second_packed_bundle_in_one_process_is_refused_clearly(tmp_path, unchecked):
     folders = {}
     for name in ("dhvae", "hvae", "lsgan"):
         path = pack_bundle(ROOT / "bundles" / name, tmp_path, weights(tmp_path / f"models_{name}", name))
