@@ -47,16 +47,21 @@ def run_commands(commands: Commands, name: str, argv: Sequence[str] | None = Non
     words = sys.argv[1:] if argv is None else list(argv)
     try:
         if not words or words[0] in (*HELP, "help"):
-            print(overview(commands, name))
+            print(overview(commands, name), flush=True)
             return 0
         if words[0] not in commands:
             near = _nearest(words[0], commands, f"{name} --help")
             raise UsageError(f"unknown command {words[0]}", ", ".join(commands), near)
         command, title = commands[words[0]], f"{name} {words[0]}"
         if set(words) & {*HELP}:
-            print(describe(command, title))
+            print(describe(command, title), flush=True)
             return 0
         result = _bind(_loaded(command), title, words[1:])()
+        print("\n".join(f"{key}: {value}" for key, value in result.items()) if isinstance(result, dict) else result)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough; what is left in the buffer goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13
     except KeyboardInterrupt:
         print("error: interrupted; the same command goes on", file=sys.stderr)
         return 130
@@ -66,10 +71,6 @@ def run_commands(commands: Commands, name: str, argv: Sequence[str] | None = Non
             raise
         print(f"error: {words_for_users}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
-    if isinstance(result, dict):
-        print("\n".join(f"{key}: {value}" for key, value in result.items()))
-    else:
-        print(result)
     return 0
 
 
@@ -135,6 +136,8 @@ def _outline(command: Command | str) -> Command:
                           annotation=arg.annotation and ast.unparse(arg.annotation))
         for arg, default in zip(given, defaults, strict=True)
     ]  # fmt: skip
+    if node.args.vararg:
+        parameters.append(inspect.Parameter(node.args.vararg.arg, inspect.Parameter.VAR_POSITIONAL))
 
     def outline() -> None: ...
 

@@ -10,8 +10,6 @@ from typing import Any
 from nnunet_plugin.__main__ import COMMANDS as PLUGIN_COMMANDS
 from nnunet_plugin.command_line import Command, run_commands
 
-from .runtime.errors import InputError
-
 
 def phantom(
     output_dir: str,
@@ -343,57 +341,6 @@ def bundle_path(name: str) -> Path:
     return bundle_dir(name)
 
 
-def verify(*bundles: str) -> str:
-    """Check bundles as MONAI and the model zoo's CI do, one line a check; exit status 1 if one of them fails.
-
-    A bundle without weights is trained for an epoch on a small phantom, in a folder that is removed again.
-
-    Args:
-        bundles: Names such as dhvae; all bundles by default.
-
-    Example:
-        synthaug verify dhvae lsgan
-    """
-    from .packaging.bundle_files import bundle_dir, bundle_names
-    from .packaging.verify import verify_bundles
-
-    folders = [bundle_dir(name) for name in bundles or bundle_names()]
-    failures = verify_bundles(folders, lambda line: print(line, flush=True))
-    if failures:
-        raise InputError(f"{failures} checks failed", "none", "see the lines with FAILED above")
-    return f"{len(folders)} bundles passed every check"
-
-
-def pack(
-    bundle: str,
-    output_dir: str,
-    checkpoint: str | None = None,
-    url: str | None = None,
-    overlays: list | None = None,
-) -> Path:
-    """Pack a bundle as a zip file that runs where this project is not installed; prints its SHA-256 and its path.
-
-    Its metadata.json says what the weights learnt from, in the figures of their record; what contradicts it is refused.
-    The zip has the name that the model zoo would list, with the zoo's unit test beside it. The same bundle and weights
-    give the same bytes.
-
-    Args:
-        bundle: Such as dhvae.
-        output_dir: Where ZOO_NAME_v0.1.0.zip is written.
-        checkpoint: The model.pt of a finished training, with its provenance.json beside it; by default the one in the
-            bundle's own models folder.
-        url: Where you put weights of more than 25 MB, for large_files.yml; they are written beside the zip.
-        overlays: Config files that the training was given over train.json, such as '["volume.json"]'.
-
-    Example:
-        synthaug pack dhvae dist --checkpoint dhvae_fold0/models/model.pt
-    """
-    from .packaging.bundle_files import bundle_dir
-    from .packaging.pack import pack_bundle
-
-    return pack_bundle(bundle_dir(bundle), output_dir, checkpoint, url, overlays or ())
-
-
 def insert(
     image: str,
     out: str,
@@ -433,8 +380,8 @@ COMMANDS: dict[str, Command | str] = {
     "phantom": phantom,
     "run": run,
     "bundle-path": bundle_path,
-    "verify": verify,
-    "pack": pack,
+    "verify": f"{__package__}.packaging.verify:verify",
+    "pack": f"{__package__}.packaging.pack:pack",
     "obedience": f"{__package__}.report.obedience:report_obedience",
     "convert": convert,
     "audit": audit,

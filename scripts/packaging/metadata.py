@@ -54,9 +54,12 @@ def trained_configs(bundle: Path, overlays: Sequence[str], trained: Mapping[str,
     numbers = {"spatial_size": trained["geometry"]["spatial_size"], **trained["network"]}
     for argument, setting in settings.items():
         name = str(setting).removeprefix("@")
-        # an expression follows the weights, or other settings, on its own
-        if argument in numbers and name in inference and not str(inference[name]).startswith("$"):
-            inference[name] = numbers[argument]
+        for config in (inference, train):
+            # an expression follows the weights, or other settings, on its own; a reference, the other file
+            if argument in numbers and name in config and not str(config[name]).startswith(("$", "%")):
+                config[name] = numbers[argument]
+    if train.get("spatial_size") == "auto":  # of these data; a training on others that goes on from here keeps the grid
+        train["spatial_size"] = numbers["spatial_size"]
     return configs
 
 

@@ -20,6 +20,7 @@ from monai.bundle import ConfigParser
 from ..data.provenance import read_provenance
 from ..runtime.errors import InputError
 from ..runtime.files import file_sha256, replacing, write_text
+from .bundle_files import bundle_dir
 from .metadata import built_network, measured, trained_configs, true_metadata
 from .needed import PACKAGE, SOURCES, needed_files, needed_versions
 from .verify import LARGEST
@@ -45,6 +46,33 @@ wrong = sorted(key for key in {*state, *weights}
 written = sorted(str(path) for path in Path().rglob("*"))
 print("WRONG", wrong, written) if wrong or written else print("LOADED", len(state))
 """
+
+
+def pack(
+    bundle: str,
+    output_dir: str,
+    checkpoint: str | None = None,
+    url: str | None = None,
+    overlays: list | None = None,
+) -> Path:
+    """Pack a bundle as a zip file that runs where this project is not installed; prints its SHA-256 and its path.
+
+    Its metadata.json says what the weights learnt from, in the figures of their record; what contradicts it is refused.
+    The zip has the name that the model zoo would list, with the zoo's unit test beside it. The same bundle and weights
+    give the same bytes.
+
+    Args:
+        bundle: Such as dhvae.
+        output_dir: Where ZOO_NAME_v0.1.0.zip is written.
+        checkpoint: The model.pt of a finished training, with its provenance.json beside it; by default the one in the
+            bundle's own models folder.
+        url: Where you put weights of more than 25 MB, for large_files.yml; they are written beside the zip.
+        overlays: Config files that the training was given over train.json, such as '["volume.json"]'.
+
+    Example:
+        synthaug pack dhvae dist --checkpoint dhvae_fold0/models/model.pt
+    """
+    return pack_bundle(bundle_dir(bundle), output_dir, checkpoint, url, overlays or ())
 
 
 def pack_bundle(
