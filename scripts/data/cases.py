@@ -15,7 +15,7 @@ from ..runtime.errors import InputError
 from ..runtime.files import json_sha256
 from .description import DatasetDescription, read_description
 from .folds import Fold, read_fold
-from .raw_files import lists_its_files, raw_files
+from .raw_files import is_raw_dataset, raw_files
 
 PHANTOM_NAME = "Dataset801_PhantomFLAIR"
 
@@ -350,8 +350,7 @@ def open_cases(
         raise InputError(
             f"no folder {folder}", "an nnU-Net data set folder, raw or preprocessed", "check --dataset_dir"
         )
-    # nnU-Net copies dataset.json, and with it the list of raw files, to the preprocessed folder.
-    if (folder / "imagesTr").is_dir() or (lists_its_files(folder) and not (folder / f"{plans}.json").is_file()):
+    if is_raw_dataset(folder):
         return RawCases(folder, fold)
     return PreprocessedCases(folder, fold, plans, configuration)
 
