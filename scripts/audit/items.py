@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +126,8 @@ def _painted(record: dict, folder: Path, data: TrainingSet) -> Tensor | None:
 def _open_data(record: dict, dataset_dir: str | Path) -> TrainingSet:
     provenance = record["provenance"]
     cases = open_cases_of_generator(record, dataset_dir)
+    if not provenance["cases"]:  # another program that saw none: a copy of whichever case would be one
+        cases.fold = replace(cases.fold, train=sorted([*cases.fold.train, *cases.fold.val]), val=[])
     # The same seed and share choose the slices without foreground that the generator saw.
     share = provenance["training"].get("background_share", 0.1)
     data = load_training_set(cases, provenance["geometry"]["spatial_size"], share, provenance["seed"])

@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
+from nibabel.affines import voxel_sizes
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
 from nnunet_plugin.identity import Identity, identify
 
@@ -16,7 +19,7 @@ from ..runtime.files import json_sha256
 from .description import DatasetDescription, read_description
 from .folds import Fold, read_fold
 from .prepared import plain_arrays
-from .raw_files import lists_its_files, raw_files
+from .raw_files import is_raw_dataset, raw_files
 
 PHANTOM_NAME = "Dataset801_PhantomFLAIR"
 
@@ -59,7 +62,7 @@ class Cases:
         space: record of axes, spacing and normalisation; `space["sha256"]` names it.
         is_3d: the space is that of a 3D configuration, which is resampled along depth too.
         plans: nnU-Net's plans of the space where no folder holds them.
-        directions: of raw cases, 1 or -1 for x, y, z of the files: whether the axis points to R, A, S or away.
+        directions: of raw cases, 1 or -1 for x, y, z of the first file: whether the axis points to R, A, S or away.
     """
 
     description: DatasetDescription
@@ -242,7 +245,15 @@ def _resolve(configurations: dict, name: str, path: Path) -> dict:
 
 
 class RawCases(Cases):
-    """Raw volumes in the scanner's units, read through MONAI; the slice axis is the one with the largest spacing."""
+    """Raw volumes in the scanner's units, read through MONAI; the slice axis is the one with the largest spacing.
+
+    Files of several voxel orders are turned to that of the first.
+
+    Attributes:
+        axes: that order, such as "LPS".
+    """
+
+    axes: str | None = None
 
     def __init__(self, dataset_dir: Path, fold: int | str):
         self.description = read_description(dataset_dir)
@@ -253,12 +264,15 @@ class RawCases(Cases):
         self.space = self._space_of(labels[0])
 
     def _space_of(self, case_id: str) -> dict:
-        axis, spacing = self._slice_axis(case_id)
-        self.directions = self._directions(case_id)
+        affine = self.affine_of(case_id)
+        columns = affine[:3, :3].T
+        self.directions = [1 if column[np.abs(column).argmax()] > 0 else -1 for column in columns]
+        steps = voxel_sizes(affine).tolist()  # x, y, z
+        axis = max(range(3), key=lambda i: (steps[i], i))
         space = {
             "kind": "raw",
             "slice_axis": axis,
-            "spacing": spacing,
+            "spacing": [steps[i] for i in array_axes(axis)],
             "normalization_schemes": None,
             "use_mask_for_norm": None,
         }
@@ -278,27 +292,25 @@ class RawCases(Cases):
         except Exception as error:  # readers raise many kinds
             raise InputError(f"{path} cannot be read ({error})", "a readable image", "restore the file") from error
 
-    def _slice_axis(self, case_id: str) -> tuple[int, list[float]]:
-        image = self._load_file(self._image_paths(case_id)[0])
-        if image.ndim != 4:
-            raise InputError(
-                f"case {case_id} has {image.ndim - 1} dimensions", "volumes", "stack the images to volumes"
-            )
-        spacing = [float(value) for value in image.pixdim]  # x, y, z
-        axis = max(range(3), key=lambda i: (spacing[i], i))
-        return axis, [spacing[i] for i in array_axes(axis)]
-
     def files_of(self, case_id: str) -> tuple[list[Path], Path]:
         """The files of a case: its images, one a channel, and its label."""
         return self._image_paths(case_id), self._label_path(case_id)
 
     def affine_of(self, case_id: str) -> np.ndarray:
-        """Affine `(4, 4)` of a case, voxels along x, y, z to millimetres along R, A, S."""
-        return np.asarray(self._load_file(self._image_paths(case_id)[0]).affine)
+        """Affine `(4, 4)` of a case, voxels along x, y, z to millimetres along R, A, S, turned as the case is."""
+        image = self._load_file(self._image_paths(case_id)[0])
+        if image.ndim != 4:
+            raise InputError(
+                f"case {case_id} has {image.ndim - 1} dimensions", "volumes", "stack the images to volumes"
+            )
+        affine = np.asarray(image.affine)
+        return affine @ inv_ornt_aff(self._turn(affine), tuple(image.shape[1:]))
 
-    def _directions(self, case_id: str) -> list[int]:
-        columns = self.affine_of(case_id)[:3, :3].T
-        return [1 if column[np.abs(column).argmax()] > 0 else -1 for column in columns]
+    def _turn(self, affine: np.ndarray) -> np.ndarray:
+        """How nibabel turns a case of that affine to the voxel order of the first one."""
+        if self.axes is None:
+            self.axes = "".join(nib.aff2axcodes(affine))
+        return ornt_transform(io_orientation(affine), axcodes2ornt(self.axes))
 
     def _load_pair(self, case_id: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Image float32 `(channel, x, y, z)`, label int16 `(x, y, z)` and their affine, checked against each other."""
@@ -320,15 +332,17 @@ class RawCases(Cases):
         return np.concatenate([np.asarray(image, np.float32) for image in images]), integers, np.asarray(label.affine)
 
     def _read(self, case_id: str) -> Case:
-        image, label, _ = self._load_pair(case_id)
-        axis, spacing = self._slice_axis(case_id)
-        if axis != self.space["slice_axis"] or not np.allclose(spacing, self.space["spacing"], rtol=0.05):
+        image, label, affine = self._load_pair(case_id)
+        turn = self._turn(affine)
+        image, label = np.stack([apply_orientation(part, turn) for part in image]), apply_orientation(label, turn)
+        order = array_axes(self.space["slice_axis"])
+        steps = voxel_sizes(affine @ inv_ornt_aff(turn, image.shape[1:]))[list(order)].tolist()
+        if not np.allclose(steps, self.space["spacing"], rtol=0.05):
             raise InputError(
-                f"case {case_id} has its slices along axis {axis} with spacing {spacing} (depth, height, width)",
-                f"axis {self.space['slice_axis']} with spacing {self.space['spacing']}, as the first case",
+                f"case {case_id} has the spacing {steps} (depth, height, width)",
+                f"{self.space['spacing']}, as the first case",
                 "resample the cases to one spacing, or let nnU-Net preprocess them and give that folder",
             )
-        order = array_axes(axis)
         image, label = image.transpose(0, *(1 + axis for axis in order)), label.transpose(order)
         return Case(case_id, image, label, np.ones(label.shape, bool))
 
@@ -367,8 +381,7 @@ def open_cases(
         raise InputError(
             f"no folder {folder}", "an nnU-Net data set folder, raw or preprocessed", "check --dataset_dir"
         )
-    # nnU-Net copies dataset.json, and with it the list of raw files, to the preprocessed folder.
-    if (folder / "imagesTr").is_dir() or (lists_its_files(folder) and not (folder / f"{plans}.json").is_file()):
+    if is_raw_dataset(folder):
         return RawCases(folder, fold)
     return PreprocessedCases(folder, fold, plans, configuration)
 

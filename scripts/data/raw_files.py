@@ -21,6 +21,25 @@ def lists_its_files(dataset_dir: Path) -> bool:
         return False
 
 
+def is_raw_dataset(folder: Path) -> bool:
+    """Whether a data set folder is a raw one; nnU-Net copies dataset.json to the preprocessed one, which has plans."""
+    if (folder / "imagesTr").is_dir():
+        return True
+    return lists_its_files(folder) and not any(folder.glob("*Plans*.json"))
+
+
+def with_absolute_files(dataset_dir: Path) -> dict | None:
+    """dataset.json whose listed files are named by absolute paths, for a view of the folder; None without a list."""
+    if not lists_its_files(dataset_dir):
+        return None
+    content = json.loads((dataset_dir / "dataset.json").read_text())
+    listed = {
+        case: {**content["dataset"][case], "images": [str(path) for path in images], "label": str(label)}
+        for case, (images, label) in _listed(dataset_dir).items()
+    }
+    return {**content, "dataset": listed}
+
+
 def raw_files(dataset_dir: Path, description: DatasetDescription) -> Files:
     """Images (one a channel) and label of every training case, by its id in sorted order.
 

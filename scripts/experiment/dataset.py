@@ -11,6 +11,7 @@ from typing import Any
 
 from ..data.cases import PHANTOM_NAME, open_cases
 from ..data.folds import crossval_folds
+from ..data.raw_files import is_raw_dataset, with_absolute_files
 from ..runtime.errors import InputError
 from ..runtime.files import write_json
 from .nnunet_commands import dataset_number, nnunet_environment, preprocess_command
@@ -39,7 +40,7 @@ def make_source(settings: dict[str, Any], folder: Path, call: Callable[[list[str
             write_phantom(source, **settings["dataset"])
     else:
         source = Path(given)
-    if not (source / "imagesTr").is_dir():
+    if not is_raw_dataset(source):
         raw = settings["raw_dir"]
         return {"dataset_dir": source, **({} if raw is None else {"raw_dir": Path(raw)})}
     if settings["space"] == "raw":
@@ -61,7 +62,7 @@ def link_raw(source: Path, target: Path) -> Path:
     """A raw data set as links, without hidden files: nnU-Net takes macOS's `._CASE_0000.nii.gz` for an image."""
     if target.exists() or target.is_symlink():
         target.unlink() if target.is_symlink() else shutil.rmtree(target)  # links alone
-    target.mkdir()
+    target.mkdir(parents=True)
     for path in visible(source):
         if path.is_dir() and any(child.name.startswith(".") for child in path.iterdir()):
             (target / path.name).mkdir()
@@ -69,7 +70,15 @@ def link_raw(source: Path, target: Path) -> Path:
                 (target / path.name / child.name).symlink_to(child.resolve())
         else:
             (target / path.name).symlink_to(path.resolve(), target_is_directory=path.is_dir())
+    _name_files(source, target)
     return target
+
+
+def _name_files(source: Path, target: Path) -> None:
+    """In a view of a raw data set that lists its files, name them by where they are."""
+    if is_raw_dataset(source) and (content := with_absolute_files(source)) is not None:
+        (target / "dataset.json").unlink()
+        write_json(target / "dataset.json", content)
 
 
 def visible(folder: Path, ending: str = "") -> list[Path]:
@@ -89,6 +98,7 @@ def link_dataset(source: Path, target: Path) -> Path:
             (target / path.name).symlink_to(path.resolve(), target_is_directory=path.is_dir())
     if (source / SPLITS).is_file():
         shutil.copyfile(source / SPLITS, target / SPLITS)
+    _name_files(source, target)
     return target
 
 

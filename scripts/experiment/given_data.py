@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..data.description import DatasetDescription, read_description
+from ..data.raw_files import is_raw_dataset, lists_its_files, raw_files
 from ..runtime.errors import InputError
 from ..runtime.files import file_sha256, json_sha256
 from .dataset import SPLITS, visible
@@ -38,7 +39,7 @@ def data_settings(settings: dict[str, Any], dataset_dir: Any, raw_dir: Any) -> d
         return paths
     folder = absolute(dataset_dir)
     description = read_description(folder)
-    is_raw = (folder / "imagesTr").is_dir()
+    is_raw = is_raw_dataset(folder)
     space = settings["space"] if is_raw else "nnunet"
     if space == "nnunet":
         dataset_number(folder.name)
@@ -59,20 +60,30 @@ def data_settings(settings: dict[str, Any], dataset_dir: Any, raw_dir: Any) -> d
                 "keep some annotated patients apart as test cases" if is_raw else "give --raw_dir",
             )
         check_test_cases(raw, read_description(raw))
-        found["test_sha256"] = _identity(raw, ("imagesTs", "labelsTs"), description, ("dataset.json",))
-    names = ("imagesTr", "labelsTr") if is_raw else ("gt_segmentations",)
-    for name in names:
-        if not visible(folder / name, description.file_ending) and is_raw:
+        test = {name: visible(raw / name, description.file_ending) for name in ("imagesTs", "labelsTs")}
+        found["test_sha256"] = _identity(raw, test, ("dataset.json",))
+    segmentations = {"gt_segmentations": visible(folder / "gt_segmentations", description.file_ending)}
+    files = training_files(folder, description) if is_raw else segmentations
+    for name, paths in files.items():
+        if not paths and is_raw:
             raise InputError(f"no {name} in {folder}", "imagesTr and labelsTr", "add the folder")
     records = ("dataset.json", SPLITS, f"{settings['plans']}.json")
-    return found | {"data_sha256": _identity(folder, names, description, records)}
+    return found | {"data_sha256": _identity(folder, files, records)}
 
 
-def _identity(folder: Path, names: tuple[str, ...], description: DatasetDescription, records: tuple[str, ...]) -> str:
+def training_files(folder: Path, description: DatasetDescription) -> dict[str, list[Path]]:
+    """Images and labels of a raw data set, in its folders or where dataset.json lists them."""
+    if not lists_its_files(folder):
+        return {name: visible(folder / name, description.file_ending) for name in ("imagesTr", "labelsTr")}
+    listed = raw_files(folder, description).values()
+    return {"imagesTr": [path for images, _ in listed for path in images], "labelsTr": [label for _, label in listed]}
+
+
+def _identity(folder: Path, files: Mapping[str, list[Path]], records: tuple[str, ...]) -> str:
     """What the files of a data set are: labels by their content, images by name and size, which takes no time."""
     content: list[Any] = [json.loads((folder / name).read_text()) for name in records if (folder / name).is_file()]
-    for name in names:
-        for path in visible(folder / name, description.file_ending):
+    for name, paths in files.items():
+        for path in paths:
             content.append([name, path.name, path.stat().st_size if "image" in name else file_sha256(path)])
     return json_sha256(content)
 
@@ -115,7 +126,7 @@ def check_test_cases(raw: Path, description: DatasetDescription) -> None:
             "restore the files",
         )
     shapes = {_shape(path) for path in test}
-    training = [path for path in visible(raw / "imagesTr", ending) if _shape(path) in shapes]
+    training = [path for path in training_files(raw, description)["imagesTr"] if _shape(path) in shapes]
     held = list(_probes(test))
     both = [
         f"{one.path.name} ({other.path.name})"

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..data.raw_files import is_raw_dataset, lists_its_files
 from ..packaging.bundle_files import bundle_names
 from ..runtime.errors import InputError
 from .accepted import check_overlays, check_settings, near, plain
@@ -30,7 +31,8 @@ def run_dataset(dataset_dir: str | Path, output_dir: str | Path, options: Mappin
     """
     over = settings_of(options)
     folder = Path(dataset_dir)
-    for name in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
+    listed = folder.is_dir() and is_raw_dataset(folder) and lists_its_files(folder)
+    for name in ("imagesTs", "labelsTs") if listed else ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
         if folder.is_dir() and not (folder / name).is_dir():
             raise InputError(
                 f"no {name} in {dataset_dir}",

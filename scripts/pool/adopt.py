@@ -13,11 +13,12 @@ import numpy as np
 
 from nnunet_plugin.leakage import cases_sha256
 
-from ..data.cases import Case, Cases, PreprocessedCases, array_axes, check_case, open_cases
+from ..data.cases import Case, Cases, PreprocessedCases, RawCases, array_axes, check_case, open_cases
 from ..data.description import read_description
 from ..data.folds import listed_cases
 from ..data.preprocessing import mask_of, preprocess, read_plans
 from ..data.provenance import build_provenance
+from ..data.raw_files import is_raw_dataset
 from ..data.training_set import TrainingSet, load_training_set, own_size
 from ..runtime.errors import InputError
 from ..runtime.files import file_sha256, json_sha256
@@ -74,7 +75,7 @@ def adopt_pool(
     if not isinstance(made_by, str) or not made_by.strip():
         raise InputError(f"--made_by {made_by!r}", "the name of the program or model", "write --made_by NAME")
     first = Path(dataset_dir)
-    is_raw = (first / "imagesTr").is_dir()
+    is_raw = first.is_dir() and is_raw_dataset(first)
     if preprocessed and is_raw:
         raise InputError(f"--preprocessed with the raw data set {first}", "its preprocessed folder", "give that folder")
     pairs = find_pairs(folder, read_description(first).num_image_channels)
@@ -87,8 +88,7 @@ def adopt_pool(
             "nnU-Net normalises whole volumes: give volumes, or --preprocessed if the slices were made from "
             "preprocessed cases",
         )
-    # One that saw none is compared with the training and validation cases of fold 0.
-    cases = open_cases(first, 0 if saw == "none" else "all", plans, configuration)
+    cases = open_cases(first, "all", plans, configuration)
     word = _whom(saw, cases, first)
     files = _Files(pairs, cases, first, dimension, to_preprocess=not is_raw and not preprocessed)
     intensities = files.check()
@@ -262,9 +262,10 @@ class _Files:
     @cached_property
     def orientation(self) -> str | None:
         """Where the axes of the cases' files point, such as LPS; None where no file is at hand."""
-        folder, case = self.dataset_dir, (self.cases.fold.train or self.cases.fold.val)[0]
-        names = (f"labelsTr/{case}", f"gt_segmentations/{case}")
-        files = [folder / f"{name}{ending}" for name in names for ending in ENDINGS]
+        case = (self.cases.fold.train or self.cases.fold.val)[0]
+        files = [self.dataset_dir / f"gt_segmentations/{case}{ending}" for ending in ENDINGS]
+        if isinstance(self.cases, RawCases):
+            files = [file for file in [self.cases.files_of(case)[1]] if file.name.endswith(ENDINGS)]
         found = next((file for file in files if file.is_file()), None)
         return None if found is None else "".join(nib.aff2axcodes(_load(found).affine))
 
@@ -315,7 +316,8 @@ class _Adopted:
             record |= {"cases": [], "cases_sha256": cases_sha256([]), "split_sha256": json_sha256([[], []])}
         self.provenance = {
             **record,
-            "fold": fold.name if isinstance(fold.name, int) else "all",  # which the cases are opened with
+            # Which the cases are opened with: where it saw none, there are held-out ones to measure with.
+            "fold": 0 if saw == "none" else fold.name if isinstance(fold.name, int) else "all",
             "validation": fold.val,
             "adopted": adopted,
             "weights_sha256": json_sha256(hashes),

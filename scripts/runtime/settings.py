@@ -73,7 +73,7 @@ def say_errors_plainly() -> None:
         else:
             if not first_rank():
                 # What all ranks refuse, the first one says, and torchrun then ends the others, still silent.
-                time.sleep(60)
+                time.sleep(10)
             print(f"error: {words}", file=sys.stderr)
 
     show.plain = True  # type: ignore[attr-defined]

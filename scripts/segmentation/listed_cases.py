@@ -96,6 +96,7 @@ class ListedCases(RawCases):
         self.fold = listed_fold(names)
         self.plans = self.model.plans
         if self.plans is None:
+            self.axes = self.model.axes
             self.space = self._space_of(names[0])
         else:
             self.space, self.is_3d = self.model.space, self.model.is_3d

@@ -7,6 +7,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from scripts.data.cases import open_cases
 from scripts.data.description import read_description
@@ -275,6 +276,23 @@ def test_the_files_that_dataset_json_lists_are_the_cases(tmp_path, monkeypatch):
     (raw / "dataset.json").write_text(json.dumps({**content, "dataset": {"p1": {"images": []}}}))
     with pytest.raises(InputError, match="`dataset`"):
         open_cases(raw)
+
+
+@pytest.mark.parametrize("axes", ["LPS", "RAI", "ARS", "SPL"])
+def test_files_of_another_voxel_order_are_turned_to_that_of_the_first(tmp_path, axes):
+    raw = write_raw(tmp_path / "Dataset901_Toy", channels=2)
+    before = open_cases(raw)
+    straight = before.load("toy_003")
+    for name in ("imagesTr/toy_003_0000", "imagesTr/toy_003_0001", "labelsTr/toy_003"):
+        path = raw / f"{name}.nii.gz"
+        image = nib.Nifti1Image(np.asarray(nib.load(path).dataobj), nib.load(path).affine)
+        turn = ornt_transform(io_orientation(image.affine), axcodes2ornt(axes))
+        nib.save(image.as_reoriented(turn), path)
+    cases = open_cases(raw)
+    turned = cases.load("toy_003")
+    assert np.array_equal(turned.image, straight.image) and np.array_equal(turned.label, straight.label)
+    assert turned.identity == straight.identity and cases.space == before.space
+    assert np.allclose(cases.affine_of("toy_003"), cases.affine_of("toy_000"))
 
 
 def test_a_single_channel_needs_no_number_and_hidden_files_are_no_cases(tmp_path):

@@ -1,6 +1,7 @@
 """The command line: help, one clear error, nothing half-written."""
 
 import gzip
+import json
 import os
 import shutil
 import subprocess
@@ -11,8 +12,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from scripts.data.cases import open_cases
 from scripts.data.description import read_description
-from scripts.experiment.dataset import SPLITS, link_raw, make_source
+from scripts.experiment.dataset import SPLITS, link_dataset, link_raw, make_source
 from scripts.experiment.experiment import list_protocols
 from scripts.experiment.given_data import check_test_cases, data_settings, same_image
 from scripts.experiment.nnunet_commands import dataset_number
@@ -252,6 +254,40 @@ def test_missing_modalities_and_hidden_files_are_no_training_images(tmp_path):
         expected = sorted(path.name for path in (raw / name).iterdir() if not path.name.startswith("."))
         assert sorted(path.name for path in (linked / name).iterdir()) == expected
     assert link_raw(raw, tmp_path / "linked") == linked  # again
+
+
+def list_files(raw):
+    """Move the training files aside, and name them by paths that are relative to the data set, as nnU-Net allows."""
+    names = [path.name[: -len(".nii.gz")] for path in sorted((raw / "labelsTr").iterdir())]
+    for name in ("imagesTr", "labelsTr"):
+        (raw / name).rename(raw.parent / f"{name}_aside")
+    listed = {
+        name: {"images": [f"../imagesTr_aside/{name}_0000.nii.gz"], "label": f"../labelsTr_aside/{name}.nii.gz"}
+        for name in names
+    }
+    content = json.loads((raw / "dataset.json").read_text())
+    (raw / "dataset.json").write_text(json.dumps({**content, "dataset": listed}))
+
+
+def test_a_data_set_that_lists_its_files_can_be_run(raw, tmp_path):
+    list_files(raw)
+    s = read_protocol("run", over=settings_of(OPTIONS))
+    before = data_settings(s, raw, None)
+    linked = link_raw(raw, tmp_path / "far" / "away" / raw.name)
+    view = link_dataset(linked, tmp_path / "view" / raw.name)
+    for folder in (linked, view):
+        cases = open_cases(folder)
+        assert len(cases.fold.train) + len(cases.fold.val) == len(list(tmp_path.glob("labelsTr_aside/*")))
+        assert np.array_equal(cases.load(cases.fold.train[0]).image, open_cases(raw).load(cases.fold.train[0]).image)
+    source = make_source({**s, "dataset_dir": str(raw), "space": "raw", "raw_dir": None}, tmp_path, lambda _: None)
+    assert source == {"dataset_dir": raw, "raw_dir": raw}
+    label = next(iter(sorted(tmp_path.glob("labelsTr_aside/*"))))
+    image = nib.Nifti1Image.from_filename(label)
+    nib.save(nib.Nifti1Image(np.zeros(image.shape, np.uint8), image.affine), label)
+    assert data_settings(s, raw, None)["data_sha256"] != before["data_sha256"]
+    rescaled(nib.load(tmp_path / "imagesTr_aside/toy_003_0000.nii.gz"), raw / "imagesTs/toy_001_0000.nii.gz")
+    with pytest.raises(InputError, match="training images.*toy_003"):
+        check_test_cases(raw, read_description(raw))
 
 
 def test_names_that_nnunet_accepts(raw, tmp_path, monkeypatch):

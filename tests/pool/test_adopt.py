@@ -9,6 +9,7 @@ import pytest
 from nnunet_plugin.leakage import check_split
 from nnunet_plugin.pool_format import read_pool as plugin_pool
 from nnunet_plugin.pool_format import read_sample
+from scripts.audit.items import load_audit_data
 from scripts.data.cases import open_cases
 from scripts.data.folds import crossval_folds
 from scripts.metrics.item_sets import open_pool, read_cases, read_samples
@@ -116,7 +117,7 @@ def test_the_leak_rule_takes_the_user_by_his_word(saw, raw, tmp_path):
     assert opened.held_out == ([] if saw in ("all", "unknown") else fold.val)
     sets = [read_samples(opened, lambda items, _: items), read_cases(opened, "training", opened.training, iter_of)]
     # In the scanner's units or not, a volume of another program is scaled as a real one is.
-    assert abs(float(sets[0].images.mean() - sets[1].images.mean())) < 0.05
+    assert abs(float(sets[0].images[:].mean() - sets[1].images[:].mean())) < 0.05
 
     from scripts.data.training_set import load_training_set
 
@@ -127,6 +128,31 @@ def test_the_leak_rule_takes_the_user_by_his_word(saw, raw, tmp_path):
             load_pool(pool, cases, data)
     else:
         assert len(load_pool(pool, cases, data).items) == 3
+
+
+def test_a_data_set_that_lists_its_files_takes_pools_and_refuses_turned_ones(raw, tmp_path):
+    names = [path.name[: -len(".nii.gz")] for path in sorted((raw / "labelsTr").iterdir())]
+    for name in ("imagesTr", "labelsTr"):
+        (raw / name).rename(tmp_path / f"{name}_aside")
+    listed = {
+        name: {"images": [f"../imagesTr_aside/{name}_0000.nii.gz"], "label": f"../labelsTr_aside/{name}.nii.gz"}
+        for name in names
+    }
+    content = json.loads((raw / "dataset.json").read_text())
+    (raw / "dataset.json").write_text(json.dumps({**content, "dataset": listed}))
+    pool = adopt_pool(write_files(tmp_path / "gan"), tmp_path / "pool", raw, "MyGAN", "none")
+    assert len(read_pool(pool)["samples"]) == 3
+    with pytest.raises(InputError, match="orientation RAS"):
+        adopt_pool(
+            write_files(tmp_path / "turned", affine=np.abs(AFFINE)), tmp_path / "other", raw, "MyGAN", "none"
+        )  # fmt: skip
+
+
+def test_copies_of_any_case_are_looked_for_where_the_generator_saw_none(raw, tmp_path):
+    pool = adopt_pool(write_files(tmp_path / "gan"), tmp_path / "pool", raw, "MyGAN", "none")
+    audit = load_audit_data(pool, raw, iter_of)
+    fold = open_cases(raw, 0).fold
+    assert {*audit.real.groups} == {*fold.train, *fold.val} and not audit.held_out.any()
 
 
 def iter_of(items, _):
