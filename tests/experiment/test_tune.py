@@ -8,6 +8,8 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from nnunet_plugin.preprocessed import read_json
+from scripts.data.cases import open_cases
+from scripts.data.training_set import load_training_set
 from scripts.experiment import tune as module
 from scripts.experiment.dataset import make_view
 from scripts.experiment.protocol import read_protocol
@@ -15,6 +17,8 @@ from scripts.experiment.schedule import DONE, FAILED
 from scripts.experiment.tune import REAL, TRANSPLANTS, decide, tune
 from scripts.experiment.work import run_cell
 from scripts.runtime.errors import InputError
+from scripts.sampling.copy_paste import write_copy_paste
+from scripts.segmentation.mixing import load_pool
 
 from ..data.toy import body_case, write_preprocessed
 from .fake import write_result
@@ -115,6 +119,21 @@ def test_inner_folds_hold_the_training_patients_of_the_fold_once_and_nobody_else
     assert json.loads((view / "splits_final.json").read_text()) == folds
     few = make_view(source, tmp_path / "few", 3, "nnUNetPlans", "2d", inner)[1]
     assert all(set(a["train"]) < set(b["train"]) and len(a["train"]) == 3 for a, b in zip(few, folds, strict=True))
+
+
+def test_a_pool_of_an_inner_fold_trains_that_fold_alone(tmp_path):
+    """The rule of leaks holds inside: its generator saw two thirds of the patients, whom no other fold may validate."""
+    source = write_preprocessed(tmp_path / "Dataset901_Toy", cases=12, case=organs)
+    plans = json.loads((source / "nnUNetPlans.json").read_text())
+    filled = {"foreground_intensity_properties_per_channel": {"0": {"mean": 100.0}}}
+    (source / "nnUNetPlans.json").write_text(json.dumps(plans | filled))
+    view, _ = make_view(source, tmp_path / "view", "all", "nnUNetPlans", "2d", {"fold": 0, "folds": 3})
+    pool = write_copy_paste(view, tmp_path / "pool", 3, fold=0)
+    cases = open_cases(view, 0)
+    assert len(load_pool(pool, cases, load_training_set(cases, (20, 18))).items) == 3
+    other = open_cases(view, 1)
+    with pytest.raises(InputError, match="leak"):
+        load_pool(pool, other, load_training_set(other, (20, 18)))
 
 
 @pytest.mark.parametrize("over, words", [
