@@ -5,7 +5,7 @@ import yaml
 
 from scripts.experiment.cells import cell_hashes, plan_cells
 from scripts.experiment.nnunet import real_exposures
-from scripts.experiment.protocol import PROTOCOLS, read_protocol
+from scripts.experiment.protocol import PROTOCOLS, check_networks, read_protocol
 from scripts.runtime.errors import InputError
 
 from .fake import PROTOCOL, settings, write_protocol
@@ -45,6 +45,12 @@ def test_protocols_of_the_package(name, preset):
         "demo",
         "tune",
     )
+
+
+@pytest.mark.parametrize("name, preset", [("seed_tables", "smoke"), ("tune", "cpu"), ("volumes", "smoke")])
+def test_networks_of_protocols_can_be_built(name, preset):
+    """Overlays that change the training alone, as `seed_papers.json` its optimiser, do not stand in the way."""
+    check_networks(read_protocol(name, preset))
 
 
 @pytest.mark.parametrize(
