@@ -217,7 +217,7 @@ def audit(
     thresholds: dict | None = None,
     dry_run: bool = False,
     seed: int = 0,
-    usefulness_steps: int = 300,
+    usefulness_steps: int | None = None,
     usefulness_threshold: float = 0.85,
     segmenter_steps: int | None = None,
 ) -> str:
@@ -232,7 +232,8 @@ def audit(
         thresholds: The share of real items that a check may drop, such as '{"agreement": 0.1}'.
         dry_run: Say what would be dropped, and write nothing.
         seed: The seed of the segmenters, the feature extractor and the intervals.
-        usefulness_steps: Training steps of each of the two small networks; 0 leaves usefulness out.
+        usefulness_steps: Training steps of each of the two small networks, by default 300 (volumes: 100); 0 leaves
+            usefulness out.
         usefulness_threshold: The ratio below which mixing the pool in is called unlikely to help.
         segmenter_steps: Training steps of each of the three segmenters that masks are held against; by default 400 on
             slices, 150 on volumes. Fewer are faster, and see fewer wrong masks.
@@ -301,8 +302,8 @@ def experiment(
     only what they change. Prints the path of the report.
 
     Args:
-        protocol: smoke, image_quality, mask_quality, number_of_synthetic, number_of_real, segmenters, volumes, or a
-            YAML file.
+        protocol: smoke, image_quality, mask_quality, number_of_synthetic, number_of_real, segmenters, seed_tables,
+            volumes, or a YAML file.
         output_dir: The working folder; by default synthaug_PROTOCOL.
         preset: smoke (minutes on a CPU), small (hours on a CPU) or paper (GPUs); by default the protocol's first.
         dataset_dir: An nnU-Net data set, raw or preprocessed; without, a phantom is made.

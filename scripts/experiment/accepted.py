@@ -121,7 +121,7 @@ def check_settings(
     own = defaults(bundle, [config, *overlays])
     known = set(own)
     for key, value in settings.items():
-        name = re.split("#|::", str(key))[0]
+        name = _root(key)
         if name in decided:
             raise InputError(
                 f"setting {key} of {where}", "settings that are the same in every arm and fold", "leave it out"
@@ -155,6 +155,11 @@ def _check_kind(what: str, name: str, value: Any, own: Any) -> None:
         raise InputError(f"{what}: {value!r}", f"{allowed[1]}, such as {own!r}", "mend its value")
 
 
+def _root(key: str) -> str:
+    """The first name of a nested one, such as `train` of `train#optimizer#lr`."""
+    return re.split("#|::", str(key))[0]
+
+
 def check_network(where: str, bundle: str, overlays: Sequence[str], settings: Mapping[str, Any]) -> int:
     """Build a bundle's network once, with these settings: what it refuses, it would refuse after hours.
 
@@ -168,12 +173,14 @@ def check_network(where: str, bundle: str, overlays: Sequence[str], settings: Ma
 
     folder, before = bundle_dir(bundle), os.getcwd()
     known = known_settings(folder / "configs", "inference.json")
-    chosen = {key: value for key, value in settings.items() if re.split("#|::", key)[0] in known}
-    chosen = {key: value for key, value in chosen.items() if value != WORDS.get(key)}
+    chosen = {key: value for key, value in settings.items() if _root(key) in known and value != WORDS.get(key)}
     os.chdir(folder)  # references to other files are relative to it
     try:
         parser = ConfigParser()
-        parser.read_config([f"configs/{name}" for name in ("inference.json", *overlays)])
+        parser.read_config("configs/inference.json")
+        for name in overlays:  # whose parts of the training inference.json does not have
+            content = ConfigParser.load_config_file(f"configs/{name}")
+            parser.update({key: value for key, value in content.items() if "#" not in key or _root(key) in parser})
         parser.update({**{key: 1 for key in ("in_channels", "out_channels") if key in known}, **chosen})
         with torch.device("meta"):  # shapes alone
             parser.get_parsed_content("network_def")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,7 +57,7 @@ class RepeatSampler(Sampler):
                 parts = self.turn({"image": joint, "item": number, "copy": repeat + 1})
                 joint = torch.cat([parts["image"], parts["label"]])
             image, label = self._to_space(joint)
-            record = {"seed": candidate, "condition": None, "scores": {}, "repeats": item_name(item)}
+            record: dict[str, Any] = {"seed": candidate, "condition": None, "scores": {}, "repeats": item_name(item)}
             drawn.append({"image": image, "label": label, "record": record})
         return drawn
 

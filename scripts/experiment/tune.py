@@ -33,6 +33,7 @@ from .schedule import Executor, Schedule
 
 FORMAT, FORMAT_VERSION = "synthaug-tune", 1
 REAL, TRANSPLANTS, POOL = "real only", "transplants", "pool"  # arms of the protocol, and its generator
+NNUNET = 1000  # epochs of nnU-Net's own training
 FEWEST_CASES = 6  # so that an inner fold trains on four patients and validates two
 
 
@@ -76,7 +77,8 @@ def tune(
         num_samples: Samples of a pool; by default as the preset has it.
         plans: The plans that hold the configuration.
         name: Name of the configuration that is written; by default 2d_tuned.
-        num_epochs: Epochs of the nnU-Net training to come, over which a falling share falls.
+        num_epochs: Epochs of the nnU-Net training to come, over which a falling share falls; other numbers than
+            nnU-Net's own are written into the configuration.
         preset: cpu, gpu, or smoke (a test of the machine).
         seed: The seed of everything.
         processes: How many cells run at a time; they share the cores. By default one for each device, two without.
@@ -191,7 +193,7 @@ def _training_cases(
     content = read_plans(data, plans)
     resolved = resolve_configuration(content, configuration)
     found, _, splits, is_new = fold_split(data, case_identifiers(data, resolved), fold)
-    train = sorted(found)
+    train = sorted(map(str, found))
     if len(train) < FEWEST_CASES:
         raise InputError(
             f"{len(train)} training cases in fold {fold}", f"{FEWEST_CASES} or more for three inner folds",
@@ -274,17 +276,18 @@ def _write(
 ) -> dict[str, Any]:
     """Write the configuration of the chosen arm; returns how to train it, and what was written."""
     arm = settings["arms"].get(chosen, {})
-    at = {key: place[key] for key in ("dataset", "configuration", "fold", "plans")}
+    at: dict[str, Any] = {key: place[key] for key in ("dataset", "configuration", "fold", "plans")}
+    at |= {"name": name, "overwrite": True, "training": None if num_epochs == NNUNET else {"num_epochs": num_epochs}}
     if "pool" in arm:
         pool = _pool_of_fold(settings, place["fold"], output / "pool", slots, command)
         length = settings["segmenters"]["U-Net"]["settings"]["max_epochs"]
         mixing = {key: arm[key] for key in ("share", "schedule", "share_end") if key in arm}
         finish = round(arm.get("finish_epochs", 0) / length * num_epochs)
-        written = add_pool(pool, **at, **mixing, finish_epochs=finish, name=name, pool_name=name, overwrite=True)
+        written = add_pool(pool, **at, **mixing, finish_epochs=finish, pool_name=name)
     elif "transplant" in arm:
         mixing = {key: arm["transplant"][key] for key in ("share", "decoys")}
         finish = num_epochs - round(arm["transplant"]["until"] * num_epochs)
-        written = add_transplants(**at, **mixing, finish_epochs=finish, name=name, overwrite=True)
+        written = add_transplants(**at, **mixing, finish_epochs=finish)
     else:
         stock = f"nnUNetv2_train {place['dataset']} {place['configuration']} {place['fold']} -p {place['plans']}"
         return {"written": None, "settings": None, "train_command": stock}

@@ -247,7 +247,7 @@ def _train(cell: Cell, run: RunFolder, folder: Path) -> dict[str, Any]:
         return nnunet.train(s, _dataset(cell, run), pool, number, folder, call)
     mixing = {key: None if value == ADDED else value for key, value in s["mixing"].items()}
     chosen = {"pool_dir": str(pool), "num_synthetic": number} if pool else {}
-    settings = {**s["settings"], **_length(s)}
+    settings = {**s["settings"], **length_of(s)}
     overrides = {"bundle_root": str(folder), **_place(cell, run), **settings, **mixing, **chosen}
     _run_bundle(s["bundle"], ("train.json", *s["overlays"]), overrides)
     provenance = read_provenance(folder / "models" / "provenance.json", folder / "models" / "model.pt")
@@ -262,7 +262,7 @@ def _train(cell: Cell, run: RunFolder, folder: Path) -> dict[str, Any]:
     }
 
 
-def _length(s: dict[str, Any]) -> dict[str, int]:
+def length_of(s: dict[str, Any]) -> dict[str, int]:
     """The epochs of an arm of another length than the others."""
     if "epochs_factor" not in s:
         return {}

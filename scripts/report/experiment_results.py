@@ -222,6 +222,7 @@ def baseline_comparisons(results: Results, split: str) -> dict[tuple[Row, Row], 
     pairs = []
     for row in most.values():
         others = [r for r in rows if r[:3] == row[:3] and not trained(r) and r != results.reference(r)]
+        others = [r for r in others if "epochs_factor" not in arms[r.arm]]  # real only of another length
         for arm in dict.fromkeys(r.arm for r in others):
             same = {r.num_synthetic: r for r in others if r.arm == arm}
             pairs.append((row, same.get(row.num_synthetic, same[max(same)])))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..pool.from_real import CLASSICAL, DUPLICATES
 from .answer import interval_words, p_words, signed
 from .experiment_pools import where
 from .experiment_results import Results, Row
@@ -30,8 +31,8 @@ def scorecards(results: Results, compared: Mapping[Row, Mapping[str, Any]]) -> l
             found = (c for c in results.cells(kind) if {key: c["settings"][key] for key in place} == place)
             return next((v for c in found if (v := results.values(c["id"])) is not None), {})
 
-        if results.values(cell["id"]) is None:
-            continue
+        if results.values(cell["id"]) is None or cell["settings"]["bundle"] in (DUPLICATES, CLASSICAL):
+            continue  # not there yet, or real slices, which only say what the others are to be held against
         figures, audit = values_of("metrics").get("figures", []), values_of("audit")
         rows.append({
             "pool": where(cell["settings"]),

@@ -22,8 +22,10 @@ def arms_worth(results: Results, split: str) -> dict[Row, dict[str, Any]]:
         reference = results.reference(row)
         if reference is None or row == reference:
             continue
-        points = {numbers[r.real]: r for r in table if r.arm == reference.arm and r.segmenter == row.segmenter}
-        points = {n: r for n, r in points.items() if n is not None}
+        points = {
+            n: r for r in table
+            if r.arm == reference.arm and r.segmenter == row.segmenter and (n := numbers[r.real]) is not None
+        }  # fmt: skip
         both = set(runs).intersection(*(table[r] for r in points.values()))
         if len(points) < 2 or not both:
             continue

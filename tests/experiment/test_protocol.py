@@ -5,7 +5,8 @@ import yaml
 
 from scripts.experiment.cells import cell_hashes, plan_cells
 from scripts.experiment.nnunet import real_exposures
-from scripts.experiment.protocol import PROTOCOLS, read_protocol
+from scripts.experiment.protocol import PROTOCOLS, check_networks, read_protocol
+from scripts.experiment.work import length_of
 from scripts.runtime.errors import InputError
 
 from .fake import PROTOCOL, settings, write_protocol
@@ -45,6 +46,12 @@ def test_protocols_of_the_package(name, preset):
         "demo",
         "tune",
     )
+
+
+@pytest.mark.parametrize("name, preset", [("seed_tables", "smoke"), ("tune", "cpu"), ("volumes", "smoke")])
+def test_networks_of_protocols_can_be_built(name, preset):
+    """Overlays that change the training alone, as `seed_papers.json` its optimiser, do not stand in the way."""
+    check_networks(read_protocol(name, preset))
 
 
 @pytest.mark.parametrize(
@@ -176,3 +183,27 @@ def test_arms_of_transplants_and_online_augmentation(tmp_path):
     assert mixing["grafts"] == {"augmentation": "online", "transplant": {"share": 0.3}}
     with pytest.raises(InputError, match="did you mean share"):
         settings(tmp_path, PROTOCOL.replace("  x5: {augmentation: x5}", arms.replace("share:", "shar:")))
+
+
+def test_an_arm_of_another_length_and_a_segmenter_of_another_budget(tmp_path):
+    text = PROTOCOL.replace("  x5: {augmentation: x5}", "  half: {epochs_factor: 0.5}\n  x5: {augmentation: x5}")
+    text = text.replace("title:", "reference: real only\ntitle:").replace("  U-Net: {}", "  U-Net: {budget: epochs}")
+    cells = {cell.id: cell for cell in plan_cells(settings(tmp_path, text)) if cell.kind == "train"}
+    half = cells["train/U-Net_half_n0_real-all_fold0_seed0"].settings
+    real = cells["train/U-Net_real-only_n0_real-all_fold0_seed0"].settings
+    assert half["mixing"] == real["mixing"] == {"budget": "epochs"} and half["settings"] == real["settings"]
+    assert length_of(half) == {"max_epochs": 10} and length_of(real) == {}  # of the bundle's 20
+    assert length_of({**half, "overlays": ["evidence.json"]}) == {"max_epochs": 15}
+    assert length_of({**half, "settings": {"max_epochs": 1}}) == {"max_epochs": 1}
+    assert "budget" not in cells["train/UNETR_model_n10_real-all_fold0_seed0"].settings["mixing"]
+    with pytest.raises(InputError, match="epochs_factor 0"):
+        settings(tmp_path, text.replace("epochs_factor: 0.5", "epochs_factor: 0"))
+    with pytest.raises(InputError, match="did you mean epochs"):
+        settings(tmp_path, text.replace("budget: epochs", "budget: epoch"))
+
+
+def test_pools_of_real_slices_need_no_generator_and_no_audit(tmp_path):
+    for bundle in ("duplicates", "classical"):
+        s = settings(tmp_path, PROTOCOL.replace("pasted: {bundle: copy_paste}", f"pasted: {{bundle: {bundle}}}"))
+        kinds = {cell.kind for cell in plan_cells(s) if cell.settings.get("label") == "pasted"}
+        assert kinds == {"pool", "metrics"}

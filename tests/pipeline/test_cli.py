@@ -157,7 +157,7 @@ def test_the_first_line_comes_before_any_work(raw, tmp_path):
 def test_what_there_is_to_run():
     words = list_protocols()
     for name in protocol_names():
-        assert name in ("run", "demo") or f"{name}: " in words
+        assert name in ("run", "demo", "tune") or f"{name}: " in words
     assert "synthaug experiment smoke" in words and "32 cells, about" in words
 
 
