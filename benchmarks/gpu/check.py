@@ -45,7 +45,7 @@ def main() -> None:
     device, out = "cuda" if torch.cuda.is_available() else "cpu", given.out.absolute()
     settings: dict[str, object] = {"dataset_dir": given.dataset.absolute(), "grid_interval": 1000}
     if given.tiny:
-        settings |= {"batch_size": 4, **TINY_NETWORKS[given.bundle]}
+        settings |= {"batch_size": 4, **TINY_NETWORKS.get(given.bundle, {})}
     if given.bundle in ("ldm", "sbldm"):
         settings |= {"autoencoder_epochs": 1}
     if given.bundle == "sbldm":

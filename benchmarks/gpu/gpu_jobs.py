@@ -83,7 +83,7 @@ def _curve(name: str, dataset: Path, tiny: bool) -> list[str]:
     bundle, overlays, settings = EVENING[name]
     words = ["-m", "scripts", "curve", bundle, str(dataset), "{out}"]
     if tiny:
-        settings = {**TINY, **TINY_NETWORKS[bundle]}
+        settings = {**TINY, **TINY_NETWORKS.get(bundle, {})}
         return [*words, "--generator", json.dumps(settings), "--points", "1", "--num_samples", "8",
                 "--sampling", json.dumps({"min_foreground": 0})]  # fmt: skip
     sampling = {"samples_per_pass": 50}
