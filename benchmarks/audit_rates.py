@@ -8,8 +8,8 @@ validation set are planted as new ones. So every patient of the data set is new 
 
 - new: every slice with foreground of the validation patients, as it is
 - copy: training slices, flipped left to right, with noise of 2 % of the intensity range; and harder ones: blurred
-  (standard deviation of one pixel of the generator's grid), shifted (two pixels), turned (3 degrees) and enlarged (3 %);
-  `audit_copies.py` has more and larger changes
+  (standard deviation of one pixel of the generator's grid), shifted (two pixels), turned (3 degrees) and enlarged
+  (3 %); `audit_copies.py` has more and larger changes
 - blank, outside, swapped: slices of validation patients without mask, with their mask moved to the darkest corner,
   and with the mask of a slice of another validation patient
 

@@ -12,8 +12,8 @@ import numpy as np
 from ..metrics.comparison import FEWEST_PATIENTS
 from ..runtime.errors import InputError, nearest
 
-# Which share of real items each check may drop. Copies score far below any real item, and five checks look for them: with
-# fewer than 500 real items, the nearest pair of patients that was seen is the limit of each.
+# Which share of real items each check may drop. Copies score far below any real item, and five checks look for them:
+# with fewer than 500 real items, the nearest pair of patients that was seen is the limit of each.
 LEVELS = {
     "fragments": 0.01,
     "largest_fragment": 0.01,
