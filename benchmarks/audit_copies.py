@@ -26,7 +26,7 @@ from scipy import ndimage
 from scripts.audit.audit import EXTRACTOR_SEED, EXTRACTOR_STEPS
 from scripts.audit.items import load_audit_data
 from scripts.audit.memorisation import find_copies
-from scripts.audit.thresholds import check_levels
+from scripts.audit.thresholds import LEVELS, Check, check_levels
 from scripts.data.cases import open_cases
 from scripts.data.provenance import code_revision
 from scripts.data.training_set import load_training_set
@@ -138,20 +138,31 @@ def measure(dataset_dir: Path, fold: int, grid: int, count: int, further: int, s
         found = find_copies(audit, extractor.cpu(), check_levels(None), lambda items, title: items)
     entries = []
     for index, (kind, patient, other, *_) in enumerate(planted):
-        flags = [check.key.removeprefix("memorisation_") for check in found.checks if check.flagged[index]]
-        scores = {
-            check.key.removeprefix("memorisation_"): round(float(check.samples[index]), 3) for check in found.checks
-        }
+        scores = {check.key: round(float(check.samples[index]), 4) for check in found.checks}
         named = found.copied(index)["case"] in (patient, other)
-        entries.append({"kind": kind, "patient": patient, "flags": flags, "named": named, "scores": scores})
-    real = np.any([check.real_flagged for check in found.checks], axis=0)[audit.judged]
+        entries.append({"kind": kind, "patient": patient, "named": named, "scores": scores})
+    real = {check.key: np.round(check.real[audit.judged], 4).tolist() for check in found.checks}
     return {
         "entries": entries,
-        "real": {"items": int(audit.judged.sum()), "flagged": int(real.sum())},
-        "thresholds": {check.key: float(check.thresholds[0]) for check in found.checks},
+        "real": {"patients": audit.real.groups[audit.judged].tolist(), "scores": real},
         "cpu_seconds": time.process_time() - started,
         "commit": code_revision(),
     }
+
+
+def judge(fold: dict) -> int:
+    """Write to every entry which checks flag it; the number of real items that thresholds of other patients flag."""
+    patients = np.array(fold["real"]["patients"])
+    flagged = np.zeros(len(patients), bool)
+    for entry in fold["entries"]:
+        entry["flags"] = []
+    for key, real in fold["real"]["scores"].items():
+        samples = np.array([entry["scores"][key] for entry in fold["entries"]])
+        check = Check(key, "", True, LEVELS[key], np.array(real), samples, patients, np.zeros(len(real), bool))
+        flagged |= check.real_flagged
+        for entry in np.array(fold["entries"])[check.flagged]:
+            entry["flags"].append(key)
+    return int(flagged.sum())
 
 
 def as_markdown(data: dict) -> str:
@@ -162,16 +173,19 @@ def as_markdown(data: dict) -> str:
         commits = sorted({fold["commit"][:7] for fold in folds.values()})
         entries = [entry for fold in folds.values() for entry in fold["entries"]]
         checks = list(entries[0]["scores"])
-        real = {key: sum(fold["real"][key] for fold in folds.values()) for key in ("items", "flagged")}
+        flagged = sum(judge(fold) for fold in folds.values())
+        real = sum(len(fold["real"]["patients"]) for fold in folds.values())
         lines += [
             f"## {name}",
             "",
             f"`{record['command']}`; folds {', '.join(folds)}, seed {record['seed']}, CPU, commits "
             f"{', '.join(commits)}. Caught: called a copy by any check. "
-            f"Named: the nearest case is one that it was made of. Of {real['items']} real training slices, each "
-            f"without its own patient, {real['flagged']} were called copies by thresholds of the others.",
+            f"Named: the nearest case is one that it was made of. Of {real} real training slices, each "
+            f"without its own patient, {flagged} were called copies by thresholds of the others.",
             "",
-            "| planted | caught | of | 95 % interval (Wilson) | named | " + " | ".join(checks) + " |",
+            "| planted | caught | of | 95 % interval (Wilson) | named | "
+            + " | ".join(key.removeprefix("memorisation_") for key in checks)
+            + " |",
             "|---|---|---|---|---|" + "---|" * len(checks),
         ]
         for kind in ["new", *GOAL, *FURTHER]:

@@ -8,7 +8,8 @@ validation set are planted as new ones. So every patient of the data set is new 
 
 - new: every slice with foreground of the validation patients, as it is
 - copy: training slices, flipped left to right, with noise of 2 % of the intensity range; and harder ones: blurred
-  (standard deviation of one pixel of the generator's grid), shifted (two pixels), turned (3 degrees) and enlarged (3 %)
+  (standard deviation of one pixel of the generator's grid), shifted (two pixels), turned (3 degrees) and enlarged
+  (3 %); `audit_copies.py` has more and larger changes
 - blank, outside, swapped: slices of validation patients without mask, with their mask moved to the darkest corner,
   and with the mask of a slice of another validation patient
 
@@ -36,7 +37,7 @@ sys.path.insert(0, str(ROOT))
 
 from scripts.audit.audit import run_audit  # noqa: E402
 from scripts.audit.result import AuditResult  # noqa: E402
-from scripts.audit.thresholds import patient_interval, wilson_interval  # noqa: E402
+from scripts.audit.thresholds import LEVELS, patient_interval, wilson_interval  # noqa: E402
 from scripts.data.cases import Case, open_cases  # noqa: E402
 from scripts.data.provenance import build_provenance, code_revision, package_versions  # noqa: E402
 from scripts.data.training_set import TrainingSet, load_training_set  # noqa: E402
@@ -44,7 +45,7 @@ from scripts.pool.writing import write_pool  # noqa: E402
 from scripts.runtime.files import write_json  # noqa: E402
 from scripts.sampling.sampler import Sampler  # noqa: E402
 
-MEMORISATION = {"memorisation_pixels", "memorisation_features"}
+MEMORISATION = {key for key in LEVELS if key.startswith("memorisation")}
 INTENDED = {
     "new": None,
     "copy": MEMORISATION,

@@ -184,46 +184,53 @@ class Structure:
         searched, within = _slices(items)[0], _slices(reference)[1]
         depth, count = within.shape[1], len(reference)
         fields = functional.avg_pool2d(gradient_fields(within.flatten(0, 1)), SIDE // CELLS)
-        known, square = fields.flatten(1).T.contiguous(), (fields**2).sum(dim=1).flatten(1).T.contiguous()
         matrices, names = coarse_places(), place_names()
-        steps = list(itertools.product(range(2 * REACH + 1), repeat=2))
+        shifts = torch.tensor([[right - REACH, down - REACH] for down, right in _SHIFTS]) * (2 / CELLS)
         patients, members = np.unique(reference.groups, return_inverse=True)
         of_slice = torch.from_numpy(members).repeat_interleave(depth)
         for start in track(list(range(0, len(items), CHUNK)), title):
             chosen = np.arange(start, min(start + CHUNK, len(items)))
             images = searched[start : start + CHUNK]
-            found = functional.pad(coarse_fields(images), [REACH] * 4)
-            best = torch.full((len(chosen), len(of_slice)), -1.0)
-            place = torch.zeros(best.shape, dtype=torch.int64)
-            for step, (down, right) in enumerate(steps):
-                here = found[..., down : down + CELLS, right : right + CELLS]
-                rows = here[:, :, :2].flatten(2)
-                inside = here[0, :, 2].flatten(1) @ square  # places and reference, the same for all items
-                cosines = rows.flatten(0, 1) @ known
-                cosines = cosines.unflatten(0, rows.shape[:2]) / _positive(inside).sqrt()
-                cosines, at = (cosines / _positive(rows.norm(dim=2, keepdim=True))).max(dim=1)
-                nearer = cosines > best
-                best[nearer], place[nearer] = cosines[nearer], at[nearer] * len(steps) + step
+            best, place = _coarse_cosines(images, fields)
             if apart:
                 own = torch.from_numpy(items.groups[chosen][:, None] == reference.groups[None])
                 best[own.repeat_interleave(depth, dim=1)] = -1
-            at, step = place // len(steps), place % len(steps)
-            # The best slice of each of the nearest patients.
-            by_patient = torch.stack(
-                [best.masked_fill(of_slice != i, -2).max(dim=1).indices for i in range(len(patients))], 1
-            )
+            at, shift = place // len(_SHIFTS), place % len(_SHIFTS)
+            tops = [best.masked_fill(of_slice != i, -2).argmax(dim=1) for i in range(len(patients))]
+            by_patient = torch.stack(tops, dim=1)  # the best slice of each
             order = best.gather(1, by_patient).argsort(dim=1, descending=True, stable=True)[:, :NEAREST]
             targets = by_patient.gather(1, order)
-            shifts = torch.tensor([[right - REACH, down - REACH] for down, right in steps]) * (2 / CELLS)
             finer = _fine_cosines(
-                images, matrices[at.gather(1, targets)], shifts[step.gather(1, targets)], fields[targets]
+                images, matrices[at.gather(1, targets)], shifts[shift.gather(1, targets)], fields[targets]
             )
-            if apart:
-                finer[best.gather(1, targets) == -1] = -1
+            finer[best.gather(1, targets) == -1] = -1
             best.scatter_reduce_(1, targets, finer, "amax")
-            best, at = best.unflatten(1, (count, depth)), at.unflatten(1, (count, depth))
-            best, which = best.max(dim=2)
-            yield chosen, (1 - best).numpy(), at.gather(2, which.unsqueeze(2)).squeeze(2).numpy(), names
+            best, which = best.unflatten(1, (count, depth)).max(dim=2)
+            at = at.unflatten(1, (count, depth)).gather(2, which.unsqueeze(2)).squeeze(2)
+            yield chosen, (1 - best).numpy(), at.numpy(), names
+
+
+_SHIFTS = list(itertools.product(range(2 * REACH + 1), repeat=2))  # down and right, in cells, from the furthest up
+
+
+def _coarse_cosines(images: Tensor, fields: Tensor) -> tuple[Tensor, Tensor]:
+    """Of images and fields (reference, 2, cells, cells): the best cosine, and at which place and shift.
+
+    The latter are one number, place * shifts + shift. Both are (items, reference).
+    """
+    known, square = fields.flatten(1).T.contiguous(), (fields**2).sum(dim=1).flatten(1).T.contiguous()
+    found = functional.pad(coarse_fields(images), [REACH] * 4)
+    best = torch.full((len(images), len(fields)), -1.0)
+    place = torch.zeros(best.shape, dtype=torch.int64)
+    for shift, (down, right) in enumerate(_SHIFTS):
+        here = found[..., down : down + CELLS, right : right + CELLS]
+        rows = here[:, :, :2].flatten(2)
+        lengths = _positive(here[0, :, 2].flatten(1) @ square).sqrt()  # of what is inside, at a place the same for all
+        cosines = (rows.flatten(0, 1) @ known).unflatten(0, rows.shape[:2]) / lengths
+        cosines, at = (cosines / _positive(rows.norm(dim=2, keepdim=True))).max(dim=1)
+        nearer = cosines > best
+        best[nearer], place[nearer] = cosines[nearer], at[nearer] * len(_SHIFTS) + shift
+    return best, place
 
 
 class Detail:

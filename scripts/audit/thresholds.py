@@ -12,7 +12,8 @@ import numpy as np
 from ..metrics.comparison import FEWEST_PATIENTS
 from ..runtime.errors import InputError, nearest
 
-# Which share of real items each check may drop.
+# Which share of real items each check may drop. Copies score far below any real item, and five checks look for them:
+# with fewer than 500 real items, the nearest pair of patients that was seen is the limit of each.
 LEVELS = {
     "fragments": 0.01,
     "largest_fragment": 0.01,
@@ -22,11 +23,11 @@ LEVELS = {
     "image_range": 0.01,
     "image_unlike": 0.01,
     "agreement": 0.05,
-    "memorisation_pixels": 0.01,
-    "memorisation_features": 0.01,
-    "memorisation_structure": 0.01,
-    "memorisation_detail": 0.01,
-    "memorisation_halves": 0.01,
+    "memorisation_pixels": 0.002,
+    "memorisation_features": 0.002,
+    "memorisation_structure": 0.002,
+    "memorisation_detail": 0.002,
+    "memorisation_halves": 0.002,
     "duplicates": 0.01,
 }
 

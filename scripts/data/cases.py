@@ -11,7 +11,6 @@ import nibabel as nib
 import numpy as np
 from nibabel.affines import voxel_sizes
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
-
 from nnunet_plugin.identity import Identity, identify
 
 from ..runtime.errors import InputError
@@ -169,9 +168,7 @@ class PreprocessedCases(Cases):
         if not path.is_file():
             found = sorted(p.stem for p in dataset_dir.glob("*Plans*.json"))
             raise InputError(
-                f"no plans file {path}",
-                f"one of {found}",
-                "give --plans, or run nnUNetv2_plan_and_preprocess",
+                f"no plans file {path}", f"one of {found}", "give --plans, or run nnUNetv2_plan_and_preprocess"
             )
         content = json.loads(path.read_text())
         if configuration not in content["configurations"]:

@@ -32,10 +32,7 @@ class PlainArrays:
 
 
 def write_prepared(
-    dataset_dir: str,
-    output_dir: str,
-    configurations: list | None = None,
-    plans: str = "nnUNetPlans",
+    dataset_dir: str, output_dir: str, configurations: list | None = None, plans: str = "nnUNetPlans"
 ) -> Path:
     """Copy a preprocessed data set as plain arrays, for machines without nnU-Net, blosc2 and SimpleITK.
 

@@ -103,12 +103,7 @@ def link_dataset(source: Path, target: Path) -> Path:
 
 
 def make_view(
-    source: Path,
-    folder: Path,
-    real: int | str,
-    plans: str,
-    configuration: str,
-    inner: dict[str, Any] | None = None,
+    source: Path, folder: Path, real: int | str, plans: str, configuration: str, inner: dict[str, Any] | None = None
 ) -> tuple[Path, list[dict[str, Any]]]:
     """The data set with `real` training patients in each fold; fewer are a part of more.
 

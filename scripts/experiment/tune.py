@@ -255,9 +255,7 @@ def _comparisons(output: Path, settings: dict[str, Any], done: list[str], comman
     from ..report.experiment_results import comparisons, read_results
 
     RunFolder.start(
-        output,
-        _with_arms(settings, done or [REAL]),
-        {"command": command, "started": time.strftime("%Y-%m-%d %H:%M")},
+        output, _with_arms(settings, done or [REAL]), {"command": command, "started": time.strftime("%Y-%m-%d %H:%M")}
     )
     found = comparisons(read_results(output), "validation") if done else {}
     names = ("difference", "interval", "level", "p", "p_holm", "family", "n", "better", "worse", "conclusion")

@@ -167,11 +167,7 @@ def _own_extractor(training: ItemSet, pool: OpenedPool, settings: EvaluationSett
     masks = masks_of(labels) if isinstance(labels, torch.Tensor) else labels.changed(masks_of)
     with bars.count("own extractor", settings.feature_steps) as advance:
         return train_segmentation_features(
-            training.images,
-            masks,
-            steps=settings.feature_steps,
-            seed=EXTRACTOR_SEED,
-            progress=lambda *_: advance(1),
+            training.images, masks, steps=settings.feature_steps, seed=EXTRACTOR_SEED, progress=lambda *_: advance(1)
         )
 
 

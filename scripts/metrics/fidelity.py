@@ -136,11 +136,7 @@ def random_items(candidates: int, reference: int, seed: int) -> np.ndarray:
 
 
 def pair_values(
-    measure: PairMeasure,
-    candidates: Tensor,
-    reference: Tensor | StoredRows,
-    chosen: np.ndarray,
-    batch_size: int = 64,
+    measure: PairMeasure, candidates: Tensor, reference: Tensor | StoredRows, chosen: np.ndarray, batch_size: int = 64
 ) -> np.ndarray:
     """The measure of each candidate with its chosen reference item: (draws, candidates) for such indices.
 

@@ -125,15 +125,7 @@ class HVAE(nn.Module):
         whole_weights(self)
         size = [spatial_size] * 2 if isinstance(spatial_size, int) else [int(side) for side in spatial_size]
         factor = 2 ** (len(channels) - 1)
-        _check_settings(
-            size,
-            factor,
-            channels,
-            norm_groups,
-            num_leapfrog_steps,
-            initial_step_size,
-            beta_zero,
-        )
+        _check_settings(size, factor, channels, norm_groups, num_leapfrog_steps, initial_step_size, beta_zero)
         if upsampling not in UPSAMPLING:
             raise InputError(f"upsampling {upsampling!r}", f"one of {list(UPSAMPLING)}", "set upsampling")
         if num_res_blocks < 1:

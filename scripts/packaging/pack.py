@@ -49,11 +49,7 @@ print("WRONG", wrong, written) if wrong or written else print("LOADED", len(stat
 
 
 def pack(
-    bundle: str,
-    output_dir: str,
-    checkpoint: str | None = None,
-    url: str | None = None,
-    overlays: list | None = None,
+    bundle: str, output_dir: str, checkpoint: str | None = None, url: str | None = None, overlays: list | None = None
 ) -> Path:
     """Pack a bundle as a zip file that runs where this project is not installed; prints its SHA-256 and its path.
 

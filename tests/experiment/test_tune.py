@@ -5,9 +5,9 @@ import pickle
 
 import numpy as np
 import pytest
+from nnunet_plugin.preprocessed import read_json
 from scipy.ndimage import gaussian_filter
 
-from nnunet_plugin.preprocessed import read_json
 from scripts.data.cases import open_cases
 from scripts.data.training_set import load_training_set
 from scripts.experiment import tune as module
