@@ -110,11 +110,7 @@ def float64_agreement(settings: dict) -> dict[str, float]:
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    return {
-        "median": round(statistics.median(values), 3),
-        "min": round(min(values), 3),
-        "max": round(max(values), 3),
-    }
+    return {"median": round(statistics.median(values), 3), "min": round(min(values), 3), "max": round(max(values), 3)}
 
 
 def main() -> None:
@@ -168,10 +164,7 @@ def main() -> None:
         "commit": code_revision(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "data": "uniform random numbers in [0, 1], seed 0",
-        "settings": {
-            **settings,
-            "parameters": sum(p.numel() for p in networks[True][0].parameters()),
-        },
+        "settings": {**settings, "parameters": sum(p.numel() for p in networks[True][0].parameters())},
         "rounds": arguments.rounds,
         "float64_relative_difference": float64_agreement(settings),
         "arms": results,

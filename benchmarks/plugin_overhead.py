@@ -179,9 +179,8 @@ def write_pool(pool: Path, raw: Path, base: Path) -> Path:
 
 def make_trainers(folder: Path, dataset: str, configuration: str) -> dict:
     """Return a trainer for each arm."""
-    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-
     from nnunet_plugin.trainer import nnUNetTrainerSynthAug
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
     os.environ["nnUNet_n_proc_DA"] = "0"
     base = folder / "preprocessed" / dataset

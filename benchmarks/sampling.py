@@ -119,10 +119,7 @@ def measure_alone(preset: str, name: str, device: str, full: bool) -> dict:
         torch.zeros(1, device=device)
     before = resident("VmRSS")
     network, spatial_size = build(bundle, overlays, device)
-    record = {
-        "parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "sample_shape": spatial_size,
-    }
+    record = {"parameters": sum(parameter.numel() for parameter in network.parameters()), "sample_shape": spatial_size}
     if preset == "paper" and not full:
         record["seconds_one_pass"] = one_pass(network, steps, device)
     else:

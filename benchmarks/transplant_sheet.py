@@ -12,7 +12,6 @@ import matplotlib
 import matplotlib.pyplot as plt
 import nibabel as nib
 import numpy as np
-
 from nnunet_plugin.transplant.making import make_bank
 from nnunet_plugin.transplant.paste import blend, relabel
 from nnunet_plugin.transplant.render import render

@@ -135,7 +135,5 @@ def load_checkpoint(file: Path) -> dict[str, Any]:
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         raise InputError(
-            f"{file}: {str(error)[:300]}",
-            "a checkpoint written by nnU-Net's training",
-            "train the fold again",
+            f"{file}: {str(error)[:300]}", "a checkpoint written by nnU-Net's training", "train the fold again"
         ) from None

@@ -226,9 +226,7 @@ def _checked_keys(block: object, kind: type, where: str) -> dict:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
             raise InputError(
-                f"unknown setting `{key}` in the {where} settings",
-                ", ".join(known),
-                f"did you mean `{near}`?",
+                f"unknown setting `{key}` in the {where} settings", ", ".join(known), f"did you mean `{near}`?"
             )
     return dict(block)
 

@@ -22,13 +22,7 @@ from .import_pool import read_import
 from .leakage import check_voxels, identify_cases
 from .mixing import check_shares, share_at, transplant_share_at
 from .precision import Float32Loss, autocast_dtype, memory_format
-from .preprocessed import (
-    PreprocessedDataset,
-    check_leakage,
-    check_space,
-    environment_folder,
-    resolve_configuration,
-)
+from .preprocessed import PreprocessedDataset, check_leakage, check_space, environment_folder, resolve_configuration
 from .seen import check_pretrained, check_seen, pretrained_file, read_seen, write_seen
 from .settings import parse_settings
 from .transplant.cases import TransplantCases

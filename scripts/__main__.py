@@ -215,13 +215,7 @@ def evaluate_pool(
     )  # fmt: skip
 
 
-def audit(
-    pool: str,
-    dataset_dir: str,
-    thresholds: dict | None = None,
-    dry_run: bool = False,
-    seed: int = 0,
-) -> str:
+def audit(pool: str, dataset_dir: str, thresholds: dict | None = None, dry_run: bool = False, seed: int = 0) -> str:
     """Judge every sample of a pool against real cases, and keep or drop it; writes pool.json, audit.json, audit.png.
 
     Args:
@@ -353,11 +347,7 @@ def verify(*bundles: str) -> str:
 
 
 def pack(
-    bundle: str,
-    output_dir: str,
-    checkpoint: str | None = None,
-    url: str | None = None,
-    overlays: list | None = None,
+    bundle: str, output_dir: str, checkpoint: str | None = None, url: str | None = None, overlays: list | None = None
 ) -> Path:
     """Pack a bundle as a zip file that runs where this project is not installed; prints its SHA-256 and its path.
 

@@ -8,8 +8,8 @@ import subprocess
 import sys
 
 import pytest
-
 from nnunet_plugin import command_line
+
 from scripts.__main__ import COMMANDS
 
 from .processes import ROOT, start, wait_until

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-
 from nnunet_plugin.identity import Identity, same_case
 from nnunet_plugin.leakage import seen_cases
+from torch import Tensor
 
 from ..data.cases import Case, open_cases_of_generator
 from ..data.scaling import sample_scaling

@@ -11,15 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..runtime.errors import InputError
-from .nifti import (
-    copy_checked,
-    open_nifti,
-    read_voxels,
-    refuse_labels,
-    refuse_missing,
-    refuse_other_grids,
-    write_like,
-)
+from .nifti import copy_checked, open_nifti, read_voxels, refuse_labels, refuse_missing, refuse_other_grids, write_like
 from .raw_dataset import Conversion, SourceCase
 
 

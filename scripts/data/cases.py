@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-
 from nnunet_plugin.identity import Identity, identify
 
 from ..runtime.errors import InputError
@@ -163,9 +162,7 @@ class PreprocessedCases(Cases):
         if not path.is_file():
             found = sorted(p.stem for p in dataset_dir.glob("*Plans*.json"))
             raise InputError(
-                f"no plans file {path}",
-                f"one of {found}",
-                "give --plans, or run nnUNetv2_plan_and_preprocess",
+                f"no plans file {path}", f"one of {found}", "give --plans, or run nnUNetv2_plan_and_preprocess"
             )
         content = json.loads(path.read_text())
         if configuration not in content["configurations"]:

@@ -179,9 +179,7 @@ def read_description(dataset_dir: str | Path) -> DatasetDescription:
     )
     if not description.foreground or description.labels.get("background") != 0:
         raise InputError(
-            f"{path} declares labels {labels}",
-            "background 0 and at least one foreground label",
-            "mend `labels`",
+            f"{path} declares labels {labels}", "background 0 and at least one foreground label", "mend `labels`"
         )
     is_list = isinstance(order, list) and all(isinstance(value, int) and 0 <= value <= 255 for value in order)
     if description.has_regions and not (is_list and len(order) == len(description.foreground)):

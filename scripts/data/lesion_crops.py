@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import ndimage
-
 from nnunet_plugin.transplant.anatomy import Anatomy
 from nnunet_plugin.transplant.bank import Bank
 from nnunet_plugin.transplant.making import make_bank
 from nnunet_plugin.transplant.render import render
+from scipy import ndimage
 
 from ..runtime.errors import InputError
 from .cases import Case, Cases

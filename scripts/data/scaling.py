@@ -86,12 +86,7 @@ class Scaling:
 
     def as_record(self) -> dict:
         """The fields that the provenance stores."""
-        return {
-            "low": list(self.low),
-            "high": list(self.high),
-            "per_case": self.per_case,
-            "masked": self.masked,
-        }
+        return {"low": list(self.low), "high": list(self.high), "per_case": self.per_case, "masked": self.masked}
 
     @classmethod
     def from_record(cls, record: dict) -> Scaling:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-
 from nnunet_plugin.leakage import check_held_out
 
 from ..runtime.errors import InputError

@@ -14,10 +14,7 @@ class PhaseState(NamedTuple):
 
 
 def leapfrog_step(
-    state: PhaseState,
-    gradient_here: Tensor,
-    grad_potential: Callable[[Tensor], Tensor],
-    step_size: Tensor | float,
+    state: PhaseState, gradient_here: Tensor, grad_potential: Callable[[Tensor], Tensor], step_size: Tensor | float
 ) -> tuple[PhaseState, Tensor]:
     """Move a state by one leapfrog step with unit mass (dHVAE, Kebaili et al. 2024, eq. 7).
 

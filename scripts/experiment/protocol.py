@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-
 from nnunet_plugin.settings import parse_settings
 
 from ..packaging.bundle_files import bundle_dir, known_settings

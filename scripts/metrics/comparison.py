@@ -190,9 +190,7 @@ def _conclusion(interval: tuple[float, float] | None, p: float | None, level: fl
     return "undecided"
 
 
-def mean_over_labels(
-    arms: Mapping[str, Mapping[int, Mapping[str, Mapping[str, float | None]]]],
-) -> dict[str, Runs]:
+def mean_over_labels(arms: Mapping[str, Mapping[int, Mapping[str, Mapping[str, float | None]]]]) -> dict[str, Runs]:
     """Average each patient over labels: {arm: LabelRuns} to {arm: {seed: {patient: mean}}}.
 
     A label that is NaN or None for a patient in any run of any arm is left out for that patient in all runs:

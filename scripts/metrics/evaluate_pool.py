@@ -162,11 +162,7 @@ def _own_extractor(training: ItemSet, pool: OpenedPool, settings: EvaluationSett
     masks = torch.from_numpy(pool.description.to_channels(training.labels)).movedim(0, 1)
     with bars.count("own extractor", settings.feature_steps) as advance:
         return train_segmentation_features(
-            training.images,
-            masks,
-            steps=settings.feature_steps,
-            seed=EXTRACTOR_SEED,
-            progress=lambda *_: advance(1),
+            training.images, masks, steps=settings.feature_steps, seed=EXTRACTOR_SEED, progress=lambda *_: advance(1)
         )
 
 

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-
 from nnunet_plugin.identity import same_case
 from nnunet_plugin.leakage import seen_cases
+from torch import Tensor
 
 from ..data.cases import Case, Cases, open_cases_of_generator
 from ..data.description import DatasetDescription
@@ -233,9 +232,7 @@ class _Builder:
         """The finished set."""
         if not self.ids:
             raise InputError(
-                f"no foreground in the {name} cases",
-                "annotated cases",
-                "check the labels, or evaluate on another fold",
+                f"no foreground in the {name} cases", "annotated cases", "check the labels, or evaluate on another fold"
             )
         groups = np.array(self.slice_groups, dtype=int)
         tumours = {key: np.array([found[key] for found in self.tumours]) for key in self.tumours[0]}

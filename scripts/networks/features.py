@@ -147,12 +147,7 @@ class SegmentationFeatures(FeatureExtractor):
     recipe: Tensor
 
     def __init__(
-        self,
-        image_channels: int,
-        labels: int,
-        channels: Sequence[int] = (16, 32, 64),
-        steps: int = 0,
-        seed: int = 0,
+        self, image_channels: int, labels: int, channels: Sequence[int] = (16, 32, 64), steps: int = 0, seed: int = 0
     ):
         super().__init__()
         with torch.random.fork_rng(devices=[]):  # PyTorch's own initialisation, drawn anew below

@@ -117,15 +117,7 @@ class HVAE(nn.Module):
         super().__init__()
         size = [spatial_size] * 2 if isinstance(spatial_size, int) else [int(side) for side in spatial_size]
         factor = 2 ** (len(channels) - 1)
-        _check_settings(
-            size,
-            factor,
-            channels,
-            norm_groups,
-            num_leapfrog_steps,
-            initial_step_size,
-            beta_zero,
-        )
+        _check_settings(size, factor, channels, norm_groups, num_leapfrog_steps, initial_step_size, beta_zero)
         if num_res_blocks < 1:
             raise InputError(f"num_res_blocks {num_res_blocks}", "1 or more", "use 2, as the paper")
         self.num_channels = num_channels

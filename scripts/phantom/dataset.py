@@ -21,12 +21,7 @@ _DATASETS = {
     ("flair", 1): {"channel_names": {"0": "FLAIR"}, "labels": {"background": 0, "tumor": 1}},
     ("flair", 4): {
         "channel_names": {str(i): name for i, name in enumerate(flair.SEQUENCES)},
-        "labels": {
-            "background": 0,
-            "whole_tumor": [1, 2, 3],
-            "tumor_core": [2, 3],
-            "enhancing_tumor": [3],
-        },
+        "labels": {"background": 0, "whole_tumor": [1, 2, 3], "tumor_core": [2, 3], "enhancing_tumor": [3]},
         # What a region leaves when the next is drawn over it: oedema, necrosis, enhancing tumour.
         "regions_class_order": [1, 2, 3],
     },

@@ -7,17 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from .fields import (
-    Array,
-    Case,
-    ellipsoid,
-    largest_part,
-    mirrored,
-    noise,
-    patient_grid,
-    soft,
-    tube,
-)
+from .fields import Array, Case, ellipsoid, largest_part, mirrored, noise, patient_grid, soft, tube
 
 FIELD_OF_VIEW = (192.0, 192.0, 110.0)  # mm, when the caller sets the grid
 SEQUENCES = ("T1", "T1c", "T2", "FLAIR")

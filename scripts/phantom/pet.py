@@ -5,17 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from .fields import (
-    Array,
-    Case,
-    ellipsoid,
-    largest_part,
-    mirrored,
-    noise,
-    patient_grid,
-    soft,
-    tube,
-)
+from .fields import Array, Case, ellipsoid, largest_part, mirrored, noise, patient_grid, soft, tube
 
 FIELD_OF_VIEW = (225.0, 225.0, 120.0)  # mm, when the caller sets the grid
 _MIN_VOXELS = 8
@@ -84,8 +74,7 @@ def _body(rng: np.random.Generator, coords: Array) -> dict[str, Array]:
     neck = tube(coords, [(0, -12, 30, 60 * width), (0, -8, -40, 56 * width), (0, -14, -110, 64 * width)])
     tissue = np.maximum(np.maximum(skull, face), neck)
     airway = tube(
-        coords,
-        [(0, 70, 20, 5), (0, 26, 24, 6), (0, 16, 12, 6), (0, 17, -20, 6), (0, 22, -46, 5), (0, 14, -110, 9)],
+        coords, [(0, 70, 20, 5), (0, 26, 24, 6), (0, 16, 12, 6), (0, 17, -20, 6), (0, 22, -46, 5), (0, 14, -110, 9)]
     )
     mouth = ellipsoid(coords, (0, 62, 6), (18, 20, 3))
     sinus = ellipsoid(pair, (27, 56, 22), (10, 14, 14))
@@ -127,10 +116,7 @@ def _uptake(rng: np.random.Generator, coords: Array, body: dict[str, Array]) -> 
     nape = ellipsoid(pair, (26, -58, -30), (17, 16, 75))
     paint(nape, muscle * 1.15 * texture)
     mastoid = tube(pair, [(60, -24, 16, 7), (46, -2, -30, 8), (22, 18, -90, 8)])
-    paint(
-        mastoid,
-        muscle * rng.choice([1.2, 2.6], p=[0.8, 0.2]) * (1 + 0.4 * rng.uniform() * np.sign(coords[0])),
-    )
+    paint(mastoid, muscle * rng.choice([1.2, 2.6], p=[0.8, 0.2]) * (1 + 0.4 * rng.uniform() * np.sign(coords[0])))
     tongue = ellipsoid(coords, (0, 42, -4), (20, 24, 12))
     paint(tongue, rng.uniform(1.2, 2.2) * texture)
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-
 from nnunet_plugin.leakage import cases_sha256
 
 from ..data.cases import Case, Cases, PreprocessedCases, array_axes, check_case, open_cases

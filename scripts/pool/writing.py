@@ -17,9 +17,8 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from torch.utils.data import IterableDataset
-
 from nnunet_plugin.pool_format import FORMAT, FORMAT_VERSION, files_sha256
+from torch.utils.data import IterableDataset
 
 from ..data.cases import array_axes
 from ..data.mask_features import mask_features

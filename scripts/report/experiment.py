@@ -7,15 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from .answer import (
-    comparison_words,
-    interval_words,
-    mean_and_spread,
-    p_words,
-    patients_words,
-    runs_words,
-    signed,
-)
+from .answer import comparison_words, interval_words, mean_and_spread, p_words, patients_words, runs_words, signed
 from .experiment_figures import Difference, Panel, Point, difference_figure, number_figure
 from .experiment_patients import paired_figures, patient_section
 from .experiment_pools import bad_pool_words, one_generator, pool_section, sheets
@@ -40,10 +32,7 @@ from .html import document, escaped, html_figure, html_table
 # Up to so many comparisons each has a paragraph of its own; more are told in groups.
 FEW = 3
 # Why arms have other numbers of steps where the protocol wants it so.
-BUDGETS = {
-    "real_exposures": "by arm, so that each sees a real item as often",
-    "epochs": "by arm, in equal epochs",
-}
+BUDGETS = {"real_exposures": "by arm, so that each sees a real item as often", "epochs": "by arm, in equal epochs"}
 _NAMES = {"dice": "DSC", "iou": "IoU", "hd95": "HD95 (mm)", "nsd": "NSD"}
 
 

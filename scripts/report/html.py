@@ -47,11 +47,7 @@ def escaped(value: Any) -> str:
 
 
 def html_table(
-    head: list[str],
-    rows: list[list[Any]],
-    caption: str = "",
-    numbers: tuple[int, ...] = (),
-    strong: bool = False,
+    head: list[str], rows: list[list[Any]], caption: str = "", numbers: tuple[int, ...] = (), strong: bool = False
 ) -> str:
     """Write a table whose first column heads its rows; `numbers`: columns set to the right."""
 

@@ -109,10 +109,7 @@ def loss_figure(series: Series, index: str = "iteration", title: str | None = No
 
 
 def paired_dice_figure(
-    reference: Runs,
-    other: Runs,
-    names: tuple[str, str] = ("real only", "real + synthetic"),
-    measure: str = "Dice",
+    reference: Runs, other: Runs, names: tuple[str, str] = ("real only", "real + synthetic"), measure: str = "Dice"
 ) -> Figure:
     """Draw each patient as a dot, one arm against the other, with the identity line.
 

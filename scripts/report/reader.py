@@ -33,12 +33,7 @@ class Picture(NamedTuple):
 
 
 def write_reader(
-    pool_dir: str | Path,
-    dataset_dir: str | Path,
-    output: str | Path,
-    count: int = 40,
-    slices: int = 1,
-    seed: int = 0,
+    pool_dir: str | Path, dataset_dir: str | Path, output: str | Path, count: int = 40, slices: int = 1, seed: int = 0
 ) -> Path:
     """Write a page on which a radiologist tells real images from synthetic ones, in an order that a seed shuffles.
 

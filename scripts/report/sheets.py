@@ -51,12 +51,7 @@ class SheetLayout(NamedTuple):
 
 
 def layout_sheet(
-    rows: Sequence[SheetRow],
-    tile: int,
-    columns: int,
-    header: int = 0,
-    footer: int = 0,
-    minimum_width: int = 0,
+    rows: Sequence[SheetRow], tile: int, columns: int, header: int = 0, footer: int = 0, minimum_width: int = 0
 ) -> SheetLayout:
     """Place the slices of all rows at one enlargement, so that sizes compare between rows."""
     longest = max(max(row.images.shape[2:]) for row in rows)

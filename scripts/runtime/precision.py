@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-
 from nnunet_plugin.precision import autocast_dtype
 
 from .errors import InputError

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import ndimage
-
 from nnunet_plugin.transplant.anatomy import Anatomy
 from nnunet_plugin.transplant.lesions import Lesion
 from nnunet_plugin.transplant.paste import Patch, make_patch, relabel
 from nnunet_plugin.transplant.render import render
 from nnunet_plugin.transplant.warp import draw_warp
+from scipy import ndimage
 
 from ..data.cases import PHANTOM_NAME, open_cases_of_generator
 from ..data.holes import BORDERS, hole_around

@@ -11,10 +11,9 @@ import nibabel as nib
 import numpy as np
 import torch
 from monai.inferers import SimpleInferer
-from scipy import ndimage
-
 from nnunet_plugin.transplant.anatomy import read_anatomy
 from nnunet_plugin.transplant.warp import draw_warp
+from scipy import ndimage
 
 from ..data.cases import array_axes
 from ..data.description import DatasetDescription

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import nibabel as nib
-
 from nnunet_plugin.mixing import draw
 from nnunet_plugin.pool_format import Pool, read_pool
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-
 from nnunet_plugin.identity import Identity
 from nnunet_plugin.leakage import check_split, check_voxels, seen_cases
 from nnunet_plugin.pool_format import Pool, read_pool, read_sample

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from torch.utils.data import Sampler
-
 from nnunet_plugin.mixing import REAL, draw, epoch_plan, share_at
 from nnunet_plugin.settings import SynthAugSettings
+from torch.utils.data import Sampler
 
 from ..runtime.errors import InputError
 from .transplants import STREAM, TransplantSettings

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-
 from nnunet_plugin.transplant.bank import Transplant
 from nnunet_plugin.transplant.making import LEAST_VARIATION, lesion_labels, make_bank, variation
 from nnunet_plugin.transplant.paste import blend, relabel

@@ -67,10 +67,7 @@ class LossLog:
             writer.writeheader()
             writer.writerows(self.rows)
         logger.info(
-            "epoch %d/%d: %s",
-            epoch,
-            engine.state.max_epochs,
-            ", ".join(f"{k} {v:.4g}" for k, v in means.items()),
+            "epoch %d/%d: %s", epoch, engine.state.max_epochs, ", ".join(f"{k} {v:.4g}" for k, v in means.items())
         )
 
 

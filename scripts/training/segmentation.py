@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from ignite.engine import Events
 from monai.utils import CommonKeys as Keys
-
 from nnunet_plugin.precision import memory_format
 
 from ..runtime.errors import InputError

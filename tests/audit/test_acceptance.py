@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
-
 from nnunet_plugin.pool_format import read_pool as read_by_plugin
+
 from scripts.audit.agreement import SegmenterSettings
 from scripts.audit.audit import audit_pool, run_audit
 from scripts.audit.thresholds import LEVELS

@@ -5,8 +5,8 @@ import json
 import shutil
 
 import pytest
-
 from nnunet_plugin.__main__ import run_commands
+
 from scripts.__main__ import COMMANDS
 from scripts.audit.agreement import SegmenterSettings
 from scripts.audit.audit import audit_pool

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-
 from nnunet_plugin.leakage import cases_sha256
 from nnunet_plugin.pool_format import FORMAT_VERSION, files_sha256
+
 from scripts.data.cases import Cases
 
 from .toy import toy_case, write_description

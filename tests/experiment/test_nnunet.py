@@ -5,8 +5,8 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
-
 from nnunet_plugin.pool_format import read_pool
+
 from scripts.data.description import DatasetDescription
 from scripts.experiment.nnunet import _compare, _first_samples
 from scripts.sampling.copy_paste import write_copy_paste

@@ -100,10 +100,7 @@ def test_equal_values_have_p_one():
 def test_undefined_patients_leave_both_arms_and_are_named():
     nan = float("nan")
     reference = {0: named([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, nan])}
-    other = {
-        0: named([0.1, None, 0.3, 0.4, 0.5, 0.6, 0.7, 0.9]),
-        1: named([nan, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]),
-    }
+    other = {0: named([0.1, None, 0.3, 0.4, 0.5, 0.6, 0.7, 0.9]), 1: named([nan, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8])}
     result = compare_paired(reference, other)
     assert result["excluded"] == ["p00", "p01", "p07"]
     assert result["n"] == result["reference"]["n"] == result["other"]["n"] == 5

@@ -73,10 +73,7 @@ def test_standardised_weights_are_centred_with_norm_one():
     for weight in network.standardised_weights():
         assert weight.mean(dim=(1, 2, 3)).abs().max() < 1e-15
         torch.testing.assert_close(
-            weight.square().sum(dim=(1, 2, 3)),
-            torch.ones(len(weight), dtype=torch.float64),
-            rtol=1e-4,
-            atol=0,
+            weight.square().sum(dim=(1, 2, 3)), torch.ones(len(weight), dtype=torch.float64), rtol=1e-4, atol=0
         )
 
 
@@ -87,9 +84,7 @@ def test_using_weights_standardises_nothing_inside_and_leaves_no_trace(monkeypat
     calls = []
     original = WeightStandardisedConv2d.standardised_weight
     monkeypatch.setattr(
-        WeightStandardisedConv2d,
-        "standardised_weight",
-        lambda convolution: calls.append(1) or original(convolution),
+        WeightStandardisedConv2d, "standardised_weight", lambda convolution: calls.append(1) or original(convolution)
     )
     weights = network.standardised_weights()
     assert len(calls) == len(weights)

@@ -72,13 +72,12 @@ def nnunet_template(tmp_path_factory):
     environment["nnUNet_n_proc_DA"] = "2"  # the planner sets its threads to this
     in_process = SimpleNamespace(Pool=ThreadPool)  # nnU-Net's own pools take seconds each to import torch
     with mock.patch.dict(os.environ, environment):
+        from nnunet_plugin.cpu_plans import write_cpu_plans
         from nnunetv2.experiment_planning.plan_and_preprocess_api import (
             extract_fingerprints,
             plan_experiments,
             preprocess,
         )
-
-        from nnunet_plugin.cpu_plans import write_cpu_plans
 
         with mock.patch("multiprocessing.get_context", lambda method=None: in_process):
             numbers = [901, 902, 903]
@@ -224,7 +223,6 @@ def make_trainer(nnunet):
 
     def make(configuration, fold=0, dataset=PLAIN, plans="nnUNetPlansCPUSynthAug", kind=None, resume=False):
         import torch
-
         from nnunet_plugin.trainer import nnUNetTrainerSynthAug
 
         base = nnunet / "preprocessed" / dataset

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from nnunet_plugin.command_line import describe, run_commands
 from nnunet_plugin.errors import InputError
 

@@ -4,11 +4,10 @@ import json
 import os
 from pathlib import Path
 
+import nnunet_plugin
 import numpy as np
 import pytest
 import torch
-
-import nnunet_plugin
 from nnunet_plugin.__main__ import main
 from nnunet_plugin.errors import InputError
 from nnunet_plugin.export import export_model

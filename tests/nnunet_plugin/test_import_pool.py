@@ -9,11 +9,10 @@ import sys
 from pathlib import Path
 
 import blosc2
+import nnunet_plugin
 import numpy as np
 import pytest
 import SimpleITK as sitk
-
-import nnunet_plugin
 from nnunet_plugin.__main__ import main
 from nnunet_plugin.cpu_plans import write_cpu_plans
 from nnunet_plugin.errors import InputError

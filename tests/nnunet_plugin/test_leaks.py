@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from nnunetv2.run.run_training import maybe_load_checkpoint
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-
 from nnunet_plugin.errors import InputError
 from nnunet_plugin.identity import Identity, identify, is_twin, label_agreement, same_case
 from nnunet_plugin.import_pool import add_pool
 from nnunet_plugin.leakage import cases_sha256
 from nnunet_plugin.pool_format import hash_pool, read_pool
+from nnunetv2.run.run_training import maybe_load_checkpoint
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from .conftest import PLAIN, REGIONS, rehash, training_cases
 

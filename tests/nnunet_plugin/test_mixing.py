@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-
 from nnunet_plugin.errors import InputError
 from nnunet_plugin.mixing import REAL, TRANSPLANT, check_shares, draw, epoch_plan, share_at
 from nnunet_plugin.settings import SynthAugSettings, TransplantSettings

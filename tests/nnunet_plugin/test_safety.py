@@ -12,7 +12,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-
 from nnunet_plugin.__main__ import main, run_commands
 from nnunet_plugin.cpu_plans import write_cpu_plans
 from nnunet_plugin.errors import InputError

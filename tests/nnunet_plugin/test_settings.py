@@ -3,7 +3,6 @@
 import json
 
 import pytest
-
 from nnunet_plugin.errors import InputError
 from nnunet_plugin.settings import parse_settings, settings_block
 

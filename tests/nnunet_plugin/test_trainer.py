@@ -16,18 +16,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
+import nnunet_plugin
 import numpy as np
 import pytest
 import torch
+from nnunet_plugin.errors import InputError
+from nnunet_plugin.import_pool import add_pool
+from nnunet_plugin.trainer import EPOCHS_FILE, SynthAugMixin, nnUNetTrainerSynthAug, read_epochs
 from nnunetv2.run.run_training import maybe_load_checkpoint
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoDA import nnUNetTrainerNoDA
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-
-import nnunet_plugin
-from nnunet_plugin.errors import InputError
-from nnunet_plugin.import_pool import add_pool
-from nnunet_plugin.trainer import EPOCHS_FILE, SynthAugMixin, nnUNetTrainerSynthAug, read_epochs
 
 from ..processes import start, wait_until
 

@@ -5,10 +5,10 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
-
 from nnunet_plugin.leakage import check_split
 from nnunet_plugin.pool_format import read_pool as plugin_pool
 from nnunet_plugin.pool_format import read_sample
+
 from scripts.data.cases import open_cases
 from scripts.data.folds import five_folds
 from scripts.metrics.item_sets import open_pool, read_cases, read_samples

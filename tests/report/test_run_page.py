@@ -179,8 +179,7 @@ def test_one_training_never_credits_the_synthetic_samples(tmp_path, shift, word)
 def test_several_trainings_are_listed_apart_from_the_interval(tmp_path):
     words = answer(run_of(tmp_path, 0.05, text=RUN.replace("seeds: [0]", "seeds: [0, 1]")))
     assert re.search(
-        r"not of training seeds; the difference by seed was \+0\.0\d\d \(seed 0\), \+0\.0\d\d \(seed 1\)\.",
-        words,
+        r"not of training seeds; the difference by seed was \+0\.0\d\d \(seed 0\), \+0\.0\d\d \(seed 1\)\.", words
     )
     (tmp_path / "folds").mkdir()
     words = answer(run_of(tmp_path / "folds", 0.05, text=RUN.replace("folds: [0]", "folds: [0, 1]")))

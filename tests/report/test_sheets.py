@@ -7,15 +7,7 @@ from PIL import Image
 from scipy.ndimage import binary_dilation, binary_erosion, zoom
 
 from scripts.report.figures import png_bytes
-from scripts.report.sheets import (
-    SheetRow,
-    _checked,
-    draw_sheet,
-    grey_window,
-    layout_sheet,
-    mask_contours,
-    sample_sheet,
-)
+from scripts.report.sheets import SheetRow, _checked, draw_sheet, grey_window, layout_sheet, mask_contours, sample_sheet
 from scripts.runtime.errors import InputError
 
 LABELS = {"background": 0, "tumour": 1, "oedema": 2}

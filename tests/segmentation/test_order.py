@@ -4,9 +4,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
-
 from nnunet_plugin.mixing import REAL, epoch_plan
 from nnunet_plugin.settings import SynthAugSettings
+
 from scripts.runtime.errors import InputError
 from scripts.segmentation.order import TRANSPLANT, MixedOrder
 from scripts.segmentation.transplants import TransplantSettings

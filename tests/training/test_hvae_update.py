@@ -91,10 +91,7 @@ def test_non_finite_term_is_named_and_weights_are_kept(setup):
     assert all(torch.equal(value, before[name]) for name, value in setup.network.state_dict().items())
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [{"beta": 1.0}, {"beta": 0.1}, {"autocast": "float16"}, {"first_order": "false"}],
-)
+@pytest.mark.parametrize("wrong", [{"beta": 1.0}, {"beta": 0.1}, {"autocast": "float16"}, {"first_order": "false"}])
 def test_settings_out_of_range(wrong):
     with pytest.raises(InputError):
         HVAEUpdate(1, torch.Generator(), **wrong)

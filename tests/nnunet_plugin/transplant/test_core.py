@@ -5,8 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy import ndimage
-
 from nnunet_plugin.errors import InputError
 from nnunet_plugin.transplant.anatomy import read_anatomy
 from nnunet_plugin.transplant.bank import Bank
@@ -19,6 +17,7 @@ from nnunet_plugin.transplant.paste import blend, make_patch, relabel
 from nnunet_plugin.transplant.render import render
 from nnunet_plugin.transplant.store import load_bank, save_bank
 from nnunet_plugin.transplant.warp import Warp, draw_warp, rotation
+from scipy import ndimage
 
 SHAPE, SPACING = (12, 48, 40), (3.0, 1.0, 1.5)
 

@@ -7,13 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-
 from nnunet_plugin.__main__ import main
 from nnunet_plugin.errors import InputError
 from nnunet_plugin.import_pool import add_pool
 from nnunet_plugin.trainer import EPOCHS_FILE, read_epochs
 from nnunet_plugin.transplant.command import add_transplants
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from ..test_trainer import IGNORE, PLAIN, REGIONS, SHORT, NoAugmentation, start_loaders, synthetic
 
