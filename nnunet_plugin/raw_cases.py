@@ -16,9 +16,12 @@ from .preprocessed import PreprocessedDataset, environment_folder
 
 
 def preprocessed_identities(
-    seen: Mapping[str, Identity], dataset: PreprocessedDataset, plans: dict[str, Any], configuration: dict[str, Any],
+    seen: Mapping[str, Identity],
+    dataset: PreprocessedDataset,
+    plans: dict[str, Any],
+    configuration: dict[str, Any],
     present: Mapping[str, Identity],
-) -> dict[str, Identity]:  # fmt: skip
+) -> dict[str, Identity]:
     """Return what nnU-Net's preprocessing makes of raw cases that are still those that were seen.
 
     Args:

@@ -2,11 +2,17 @@
 
 import json
 import shutil
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+import requests
+from scipy import ndimage
 
 from scripts.data.cases import open_cases
 
@@ -65,3 +71,67 @@ def test_training_and_inference_tasks(packed, tmp_path):
     assert np.array_equal(labels[2], voxels(bundle / "predictions/new.nii.gz")) and labels[2].any()
     assert np.allclose(nib.load(tmp_path / "label2.nii.gz").affine, nib.load(image).affine)
     assert not np.array_equal(labels[0], labels[1])
+
+
+APP = Path(sys.prefix, "monailabel/sample-apps/monaibundle")  # what `monailabel apps --download` copies
+
+
+@pytest.fixture
+def server(packed, tmp_path):
+    """Address of the server that the documented command starts, the packed bundle in its app, and what it says."""
+    bundle = shutil.copytree(packed, shutil.copytree(APP, tmp_path / "apps/monaibundle") / "model" / packed.name)
+    (tmp_path / "studies").mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = [
+        "start_server", "--app", tmp_path / "apps/monaibundle", "--studies", tmp_path / "studies",
+        "--conf", "models", packed.name, "--conf", "zoo_source", "local", "--host", "127.0.0.1", "--port", port,
+    ]  # fmt: skip
+    with open(tmp_path / "said", "w") as said:
+        command = [sys.executable, "-W", "ignore", "-m", "monailabel.main", *map(str, words)]
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=said, stderr=subprocess.STDOUT)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        while True:
+            assert process.poll() is None, (tmp_path / "said").read_text()[-4000:]
+            try:
+                requests.get(f"{url}/info/")
+                break
+            except requests.ConnectionError:
+                time.sleep(0.2)
+        yield url, bundle
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@pytest.mark.skipif(not APP.is_dir(), reason="the sample apps of MONAI Label are not installed")
+def test_server_segments_an_image_of_another_spacing_and_orientation(server, tmp_path):
+    """What a viewer gets is, to the voxel, the bundle's own prediction of the file, on the file's own grid."""
+    url, bundle = server
+    info = requests.get(f"{url}/info/").json()
+    assert list(info["models"]) == [bundle.name] and list(info["models"][bundle.name]["labels"]) == ["tumor"]
+
+    site = nib.load(write_site(tmp_path / "second", seed=2) / "imagesTs/flair_test_000_0000.nii.gz")
+    finer = ndimage.zoom(np.asarray(site.dataobj, dtype=np.float32), (1.5, 1.25, 1), order=1)
+    scale = np.diag([*(before / after for before, after in zip(site.shape, finer.shape, strict=True)), 1])
+    turned = nib.Nifti1Image(finer, site.affine @ scale).as_reoriented([[1, -1], [0, 1], [2, -1]])
+    image = tmp_path / "images/new_0000.nii.gz"
+    image.parent.mkdir()
+    nib.save(turned, image)
+
+    with open(image, "rb") as file:
+        sent = requests.put(f"{url}/datastore/", params={"image": "new"}, files={"file": (image.name, file)})
+    assert sent.status_code == 200, sent.text
+    answer = requests.post(
+        f"{url}/infer/{bundle.name}", params={"image": "new", "output": "image"}, data={"params": '{"device": "cpu"}'}
+    )
+    assert answer.status_code == 200, answer.text + (tmp_path / "said").read_text()[-4000:]
+    (tmp_path / "label.nii.gz").write_bytes(answer.content)
+    where = (f"--config_file={bundle}/configs/inference.json", f"--bundle_root={bundle}")
+    run("-m", "monai.bundle", "run", *where, f"--dataset_dir={image.parent}", cwd=tmp_path)
+    label = nib.load(tmp_path / "label.nii.gz")
+    assert label.shape == turned.shape and np.allclose(label.affine, turned.affine, atol=1e-4)
+    assert voxels(tmp_path / "label.nii.gz").any()
+    assert np.array_equal(voxels(tmp_path / "label.nii.gz"), voxels(bundle / "predictions/new.nii.gz"))

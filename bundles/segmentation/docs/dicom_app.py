@@ -21,8 +21,8 @@ from monai.deploy.operators import (
     DICOMSeriesToVolumeOperator,
     IOMapping,
     MonaiBundleInferenceOperator,
-    SegmentDescription,
 )
+from monai.deploy.operators.dicom_seg_writer_operator import SegmentDescription
 from pydicom.sr.codedict import codes
 
 
