@@ -18,7 +18,7 @@ import nibabel as nib
 import numpy as np
 
 from .errors import InputError
-from .preprocessed import write_json
+from .preprocessed import write_json, wrong_field
 
 FORMAT = "synthaug-pool"
 FORMAT_VERSION = 2
@@ -317,12 +317,8 @@ def _grid(image: nib.Nifti1Image) -> str:
 
 
 def _check_fields(file: Path, content: dict) -> None:
-    for path, kind in _REQUIRED.items():
-        value: Any = content
-        for key in path.split("."):
-            value = value.get(key) if isinstance(value, dict) else None
-        if not isinstance(value, kind):
-            raise _corrupt(file, f"`{path}` is {value!r}")
+    if wrong := wrong_field(content, _REQUIRED):
+        raise _corrupt(file, wrong)
     if content["dimension"] not in (2, 3):
         raise _corrupt(file, f"`dimension` is {content['dimension']}")
     if content["space"]["kind"] not in SPACES:

@@ -4,7 +4,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,17 @@ def read_json(file: Path, remedy: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{file} with a {type(content).__name__}", "a JSON object", remedy)
     return content
+
+
+def wrong_field(content: dict[str, Any], required: Mapping[str, type | tuple[type, ...]]) -> str | None:
+    """Name the first of the fields, such as `space.kind`, that is missing or of another kind; None if all are right."""
+    for path, kind in required.items():
+        value: Any = content
+        for key in path.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        if not isinstance(value, kind):
+            return f"`{path}` is {value!r}"
+    return None
 
 
 def write_json(file: Path, content: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,15 +11,24 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from nnunet_plugin.identity import Identity, identify
+from nnunet_plugin.preprocessed import wrong_field
 
 from ..runtime.errors import InputError
-from ..runtime.files import json_sha256
+from ..runtime.files import json_sha256, read_record
 from .description import DatasetDescription, read_description
 from .folds import Fold, read_fold
 from .prepared import plain_arrays
 from .raw_files import is_raw_dataset, raw_files
 
 PHANTOM_NAME = "Dataset801_PhantomFLAIR"
+PREPROCESS = "run nnUNetv2_plan_and_preprocess again"
+PLANS: dict[str, type | tuple[type, ...]] = {
+    "configurations": dict, "original_median_spacing_after_transp": list, "transpose_forward": list,
+    "foreground_intensity_properties_per_channel": dict,
+}  # fmt: skip
+CONFIGURATION: dict[str, type | tuple[type, ...]] = {
+    "data_identifier": str, "spacing": list, "normalization_schemes": list, "use_mask_for_norm": list,
+}  # fmt: skip
 
 
 def array_axes(slice_axis: int) -> tuple[int, int, int]:
@@ -152,8 +160,8 @@ class PreprocessedCases(Cases):
 
             self._reader = infer_dataset_class(str(self.folder))
         ids = self.identifiers()
-        expected = json.loads((dataset_dir / "dataset.json").read_text()).get("numTraining")
-        if expected is not None and len(ids) != int(expected):
+        expected = read_record(dataset_dir / "dataset.json", {}, "restore it").get("numTraining")
+        if expected is not None and str(len(ids)) != str(expected):
             raise InputError(
                 f"{len(ids)} preprocessed cases in {self.folder}",
                 f"{expected}, as numTraining of dataset.json says",
@@ -170,7 +178,7 @@ class PreprocessedCases(Cases):
             raise InputError(
                 f"no plans file {path}", f"one of {found}", "give --plans, or run nnUNetv2_plan_and_preprocess"
             )
-        content = json.loads(path.read_text())
+        content = read_record(path, PLANS, PREPROCESS)
         if configuration not in content["configurations"]:
             raise InputError(
                 f"configuration {configuration!r} is not in {path.name}",
@@ -178,10 +186,14 @@ class PreprocessedCases(Cases):
                 "give --configuration",
             )
         chosen = _resolve(content["configurations"], configuration, path)
-        spacing = [float(value) for value in chosen["spacing"]]
+        wrong, spacing = wrong_field(chosen, CONFIGURATION), chosen.get("spacing") or []
         is_3d = len(spacing) == 3
         if not is_3d:  # a 2d configuration does not resample the slice axis
-            spacing = [float(content["original_median_spacing_after_transp"][0]), *spacing]
+            spacing = [*content["original_median_spacing_after_transp"][:1], *spacing]
+        if wrong or len(spacing) != 3 or not all(type(value) in (int, float) for value in spacing):
+            wrong = wrong or f"the spacing {spacing}"
+            raise InputError(f"configuration {configuration} of {path}: {wrong}", "nnU-Net's plans", PREPROCESS)
+        spacing = [float(value) for value in spacing]
         space = {
             "kind": "nnunet_preprocessed",
             "plans_name": plans,
@@ -229,7 +241,7 @@ def _resolve(configurations: dict, name: str, path: Path) -> dict:
     chosen: dict = {}
     seen: list[str] = []
     while name is not None:
-        if name in seen or name not in configurations:
+        if name in seen or not isinstance(configurations.get(name), dict):
             raise InputError(
                 f"configuration {name!r} in the chain {seen} of {path.name}",
                 "configurations that exist",
@@ -383,6 +395,11 @@ def open_cases(
     return PreprocessedCases(folder, fold, plans, configuration)
 
 
+def _check_record(record: dict, required: dict[str, type | tuple[type, ...]]) -> None:
+    if wrong := wrong_field(record, required):
+        raise InputError(f"a pool.json in which {wrong}", "the file as it was written", "sample the pool again")
+
+
 def open_cases_of_pool(record: dict, dataset_dir: str | Path) -> Cases:
     """Open the cases of a pool's fold with its plans and configuration; whether they are the same, the caller checks.
 
@@ -390,6 +407,7 @@ def open_cases_of_pool(record: dict, dataset_dir: str | Path) -> Cases:
         record: content of `pool.json`.
         dataset_dir: as for `open_cases`.
     """
+    _check_record(record, {"space.kind": str, "provenance.fold": (int, str)})
     space = record["space"]
     plans = {name: space[key] for name, key in (("plans", "plans_name"), ("configuration", "configuration"))
              if key in space}  # fmt: skip
@@ -405,6 +423,7 @@ def open_cases_of_generator(record: dict, dataset_dir: str | Path) -> Cases:
     Raises:
         InputError: it has another space, other channels or labels, or lacks a training case.
     """
+    _check_record(record, {"space.sha256": str, "provenance.cases": list, "provenance.dataset": str})
     space, provenance = record["space"], record["provenance"]
     cases = open_cases_of_pool(record, dataset_dir)
     seen, known = [case["id"] for case in provenance["cases"]], {*cases.fold.train, *cases.fold.val}

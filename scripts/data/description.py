@@ -163,19 +163,22 @@ def read_description(dataset_dir: str | Path) -> DatasetDescription:
         integers = [v for value in labels.values() for v in (value if isinstance(value, list) else [value])]
         if not all(isinstance(v, int) and 0 <= v <= 255 for v in integers):
             raise ValueError(f"labels {labels} are not whole numbers from 0 to 255")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{path} cannot be used ({type(error).__name__}: {error})",
             "JSON with channel_names and labels, as nnU-Net v2 writes it",
             "mend the file; see nnU-Net's documentation/dataset_format.md",
         ) from error
+    ending = content.get("file_ending", ".nii.gz")
+    if not isinstance(ending, str) or not ending.startswith("."):
+        raise InputError(f"{path} with file_ending {ending!r}", "such as .nii.gz", "mend `file_ending`")
     order = content.get("regions_class_order")
     description = DatasetDescription(
         name=Path(dataset_dir).resolve().name,
         channel_names=channel_names,
         labels=labels,
         regions_class_order=order,
-        file_ending=content.get("file_ending", ".nii.gz"),
+        file_ending=ending,
     )
     if not description.foreground or description.labels.get("background") != 0:
         raise InputError(

@@ -101,12 +101,27 @@ def listed_cases(dataset_dir: str | Path, seen: list[str], case_ids: list[str]) 
 
 
 def _splits(path: Path, case_ids: list[str]) -> list[dict[str, list[str]]]:
-    if not path.is_file():
-        return crossval_folds(case_ids)
+    return read_splits(path) if path.is_file() else crossval_folds(case_ids)
+
+
+def read_splits(path: Path) -> list[dict[str, list[str]]]:
+    """The folds of `splits_final.json`.
+
+    Raises:
+        InputError: it is no list of training and validation ids.
+    """
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is not JSON ({error})", "nnU-Net's splits", "restore or delete it") from error
+        splits = json.loads(path.read_text())
+        ids = [case for split in splits for part in ("train", "val") for case in split[part]]
+        whole = isinstance(splits, list) and all(isinstance(case, str) for case in ids)
+        whole = whole and all(isinstance(split[part], list) for split in splits for part in ("train", "val"))
+    except (ValueError, TypeError, KeyError, RecursionError):
+        whole = False
+    if not whole:
+        raise InputError(
+            f"{path} cannot be used", 'nnU-Net\'s splits: [{"train": [ids], "val": [ids]}, ...]', "restore or delete it"
+        )
+    return splits
 
 
 def _fold(name: int | str, train: list[str], val: list[str]) -> Fold:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from nnunet_plugin.leakage import cases_sha256
 
 from ..runtime.errors import InputError
-from ..runtime.files import file_sha256, write_json
+from ..runtime.files import file_sha256, read_record, write_json
 from ..runtime.packed import FILE as PACKED
 from ..runtime.running import checkpoint_being_loaded
 
@@ -99,7 +99,8 @@ def read_provenance(path: str | Path, checkpoint: str | Path | None = None) -> d
             "the models folder that a finished training leaves",
             "train first: python -m monai.bundle run --config_file configs/train.json",
         )
-    provenance = json.loads(path.read_text())
+    remedy = "restore the models folder, or train again"
+    provenance = read_record(path, {"format_version": int, "weights_sha256": str}, remedy)
     if provenance.get("format_version") != FORMAT_VERSION:
         raise InputError(
             f"{path} has format version {provenance.get('format_version')}",
@@ -134,4 +135,8 @@ def trained(path: str | Path, name: str, default: Any, before: Any = None) -> An
         before: of networks whose record is older than the argument.
     """
     path = record_of_weights(path)
-    return json.loads(path.read_text())["network"].get(name, before) if path.is_file() else default
+    if not path.is_file():
+        return default
+    required = {f"network.{name}": type(default)} if before is None else {"network": dict}
+    record = read_record(path, required, "restore the models folder, or train again")
+    return record["network"].get(name, before)

@@ -17,7 +17,7 @@ def lists_its_files(dataset_dir: Path) -> bool:
     """Whether `dataset` of dataset.json names the files of every case, as nnU-Net allows."""
     try:
         return "dataset" in json.loads((dataset_dir / "dataset.json").read_text())
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return False
 
 

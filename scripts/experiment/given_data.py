@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..data.description import DatasetDescription, read_description
+from ..data.folds import read_splits
 from ..data.raw_files import is_raw_dataset, lists_its_files, raw_files
 from ..runtime.errors import InputError
 from ..runtime.files import file_sha256, json_sha256
@@ -90,7 +91,7 @@ def _identity(folder: Path, files: Mapping[str, list[Path]], records: tuple[str,
 
 def _check_folds(folds: list[Any], folder: Path) -> None:
     file = folder / SPLITS
-    count = len(json.loads(file.read_text())) if file.is_file() else 5
+    count = len(read_splits(file)) if file.is_file() else 5
     if wrong := [fold for fold in folds if fold != "all" and fold >= count]:
         raise InputError(f"fold {wrong[0]} of {folder}", f"0 to {count - 1}, or all", "choose one of its folds")
 

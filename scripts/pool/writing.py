@@ -26,9 +26,12 @@ from torch.utils.data import IterableDataset
 from ..data.cases import array_axes
 from ..data.mask_features import mask_features
 from ..runtime.errors import InputError
-from ..runtime.files import write_json, write_text
+from ..runtime.files import read_record, write_json, write_text
 from ..runtime.ranks import PeerError, Ranks
 
+FIELDS: dict[str, type | tuple[type, ...]] = {
+    "dimension": int, "dataset": dict, "space": dict, "provenance": dict, "samples": list,
+}  # fmt: skip
 RECORDS = "records.jsonl"
 SETTINGS = "settings.json"
 
@@ -50,13 +53,16 @@ def read_pool(pool_dir: str | Path) -> dict:
                 "run the same sampling command again: it goes on where it stopped",
             )
         raise InputError(f"no pool.json in {folder}", "a pool folder", "sample a pool with configs/inference.json")
-    record = json.loads(path.read_text())
+    record = read_record(path, {}, "restore it, or sample the pool again")
     if record.get("format") != FORMAT or record.get("format_version") != FORMAT_VERSION:
         raise InputError(
             f"{path} is of format {record.get('format')} {record.get('format_version')}",
             f"{FORMAT} {FORMAT_VERSION}",
             f"run: synthaug hash-pool {folder}" if record.get("format_version") == 1 else "sample the pool again",
         )
+    read_record(path, FIELDS, "restore it, or sample the pool again")
+    if not all(isinstance(sample, dict) and isinstance(sample.get("id"), str) for sample in record["samples"]):
+        raise InputError(f"{path} with samples that have no id", "a record a sample", "sample the pool again")
     return record
 
 

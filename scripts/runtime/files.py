@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from nnunet_plugin.preprocessed import read_json, wrong_field
+
+from .errors import InputError
 
 
 @contextmanager
@@ -22,6 +26,23 @@ def replacing(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_record(path: str | Path, required: Mapping[str, type | tuple[type, ...]], remedy: str) -> dict[str, Any]:
+    """A JSON object of a file that somebody may have damaged.
+
+    Args:
+        path: of the file.
+        required: kinds of its fields, such as `{"space.kind": str}`.
+        remedy: what to do about another one.
+
+    Raises:
+        InputError: no JSON object, or a field is missing or of another kind.
+    """
+    content = read_json(Path(path), remedy)
+    if wrong := wrong_field(content, required):
+        raise InputError(f"{path}: {str(wrong)[:200]}", "the file as it was written", remedy)
+    return content
 
 
 def write_text(path: str | Path, text: str) -> Path:

@@ -18,10 +18,15 @@ from ..data.geometry import geometry_from_record
 from ..data.provenance import read_provenance
 from ..data.scaling import Scaling
 from ..runtime.errors import InputError
+from ..runtime.files import read_record
 from ..runtime.precision import autocast_dtype
 
 # A generator that makes fewer than one usable sample in this many is not sampled on and on.
 MAX_CANDIDATES_PER_SAMPLE = 50
+FIELDS: dict[str, type | tuple[type, ...]] = {  # of the record, beside what says whose it is
+    "description.name": str, "description.channel_names": dict, "description.labels": dict, "scaling.low": list,
+    "scaling.high": list, "geometry.spatial_size": list, "geometry.field_of_view": list, "space.kind": str,
+}  # fmt: skip
 
 
 def latent_noise(shape: Sequence[int], seed: int, index: int) -> torch.Tensor:
@@ -86,6 +91,7 @@ class Sampler:
         self.device = torch.device(device)
         self.autocast_dtype = autocast_dtype(autocast, self.device)
         self.provenance = read_provenance(provenance, checkpoint)
+        read_record(provenance, FIELDS, "restore the models folder, or train again")
         load_weights(network, checkpoint, self.provenance)
         self.network = network.to(self.device).eval()
         self.inferer = SimpleInferer() if inferer is None else inferer

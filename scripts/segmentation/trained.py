@@ -9,12 +9,13 @@ from typing import Any
 
 from ..data.provenance import read_provenance, record_of_weights
 from ..runtime.errors import InputError, refuse_changes
+from ..runtime.files import read_record
 
 
 def trained_channels(ckpt_dir: str | Path) -> dict[str, int]:
     """`in_channels` and `out_channels` of the network in a models folder; one each before any training."""
     path = record_of_weights(Path(ckpt_dir) / "provenance.json")
-    network = json.loads(path.read_text())["network"] if path.is_file() else {}
+    network = read_record(path, {"network": dict}, "restore the models folder")["network"] if path.is_file() else {}
     return {name: network.get(name, 1) for name in ("in_channels", "out_channels")}
 
 

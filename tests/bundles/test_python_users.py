@@ -88,7 +88,8 @@ def test_weights_are_loaded_whole_or_refused(name, tmp_path, monkeypatch):
     models.mkdir(parents=True)
     (tmp_path / name / "configs").symlink_to(bundle_dir(name) / "configs")
     torch.save(trained, models / "model.pt")
-    (models / "provenance.json").write_text(json.dumps({"network": known}))
+    sizes = {"spatial_size": parser.get_parsed_content("spatial_size")}
+    (models / "provenance.json").write_text(json.dumps({"network": {**known, **sizes}}))
     monkeypatch.chdir(tmp_path)
 
     def load(**more):

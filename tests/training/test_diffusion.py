@@ -22,7 +22,7 @@ def tiny(**settings):
 
 def training_set(n=5):
     items = torch.rand(n, 2, 16, 16, generator=torch.Generator().manual_seed(3))
-    return SimpleNamespace(training=[{"image": item} for item in items])
+    return SimpleNamespace(training=[{"image": item} for item in items], training_tensor=lambda: items)
 
 
 def engine(network, lr=0.0, iteration=1):
