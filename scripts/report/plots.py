@@ -74,8 +74,8 @@ def loss_figure(series: Series, index: str = "iteration", title: str | None = No
     Faint: the rows as logged; dark: their running median over a twentieth of the rows, from 40 rows on.
     A panel is logarithmic where all values are positive and span more than a factor of 30, and says so.
 
-    series: as of `read_series`. Columns that hold no finite value are left out; of those that are empty in most rows,
-    the rows in between.
+    series: as of `read_series`. Columns that hold no finite value are left out, and of those that
+    have one now and then the rows between them.
     """
     names = [name for name in series if name != index and np.isfinite(series[name]).any()]
     if not names:
@@ -91,9 +91,10 @@ def loss_figure(series: Series, index: str = "iteration", title: str | None = No
             axes.set_axis_off()
         for axes, name in zip(grid, names, strict=False):
             x, y = series[index], np.where(np.isfinite(series[name]), series[name], np.nan)
-            seen = y[~np.isnan(y)]
-            if len(seen) < len(y) / 2:  # measured now and then, as held-out figures are
-                x, y = x[~np.isnan(y)], seen
+            there = ~np.isnan(y)
+            seen = y[there]
+            if (there[1:] & there[:-1]).sum() < len(seen) / 2:  # measured now and then, as held-out figures are
+                x, y = x[there], seen
             logarithmic = seen.min() > 0 and seen.max() > 30 * seen.min()
             smooth = len(y) >= 40
             axes.plot(x, y, color=_LINE, linewidth=0.7, alpha=0.3 if smooth else 1.0)

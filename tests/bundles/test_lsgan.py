@@ -136,13 +136,13 @@ def test_resumed_training_is_the_uninterrupted_one(dataset, tmp_path):
     model = torch.load(tmp_path / "straight/models/model.pt", weights_only=True)
     a, b = (torch.load(tmp_path / n / "models/checkpoint.pt", weights_only=True) for n in ("straight", "resumed"))
     assert {"network", "optimizer", "discriminator", "discriminator_optimizer", "average"} < set(a)
-    for name in ("network", "discriminator", "average"):
+    for name in ("network", "discriminator", "average", "best"):
         assert all(torch.equal(a[name][key], b[name][key]) for key in a[name]), name
     for name in ("optimizer", "discriminator_optimizer"):
         for ours, theirs in zip(a[name]["state"].values(), b[name]["state"].values(), strict=True):
             assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
-    # what is sampled from is the average, not the last weights
-    assert all(torch.equal(model[key], a["average"][f"module.{key}"]) for key in model)
+    # what is sampled from is the average where held-out items liked it best, not the last weights
+    assert all(torch.equal(model[key], a["best"][f"model.{key}"]) for key in model)
     assert not all(torch.equal(model[key], a["network"][key]) for key in model)
     assert rows(tmp_path / "straight") == rows(tmp_path / "resumed") and len(rows(tmp_path / "straight")) == 4
     assert all(math.isfinite(float(row["loss"])) for row in rows(tmp_path / "resumed"))

@@ -48,10 +48,12 @@ def test_losses_get_a_panel_each_and_the_wide_one_is_logarithmic():
     late = np.where(iteration < 40, np.nan, 0.5 - iteration)
     series = {"iteration": iteration, "elbo": 1e5 * np.exp(-iteration / 10), "adversarial": late}
     series["never"] = np.full(100, np.nan)
+    series["val"] = np.where(iteration % 5 == 4, iteration, np.nan)  # every fifth epoch
     figure = loss_figure(series)
     panels = [axes for axes in figure.axes if axes.axison]
-    assert [axes.get_title(loc="left") for axes in panels] == ["elbo (log scale)", "adversarial"]
-    assert [axes.get_yscale() for axes in panels] == ["log", "linear"]
+    assert [axes.get_title(loc="left") for axes in panels] == ["elbo (log scale)", "adversarial", "val"]
+    assert [axes.get_yscale() for axes in panels] == ["log", "linear", "linear"]
+    np.testing.assert_array_equal(panels[2].lines[0].get_xydata(), np.repeat(iteration[4::5, None], 2, axis=1))
     raw, smooth = (line.get_ydata() for line in panels[1].lines)
     np.testing.assert_array_equal(raw, late)
     np.testing.assert_array_equal(np.isnan(smooth), np.isnan(late))
