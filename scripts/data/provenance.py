@@ -100,13 +100,14 @@ def read_provenance(path: str | Path, checkpoint: str | Path | None = None) -> d
             "train first: python -m monai.bundle run --config_file configs/train.json",
         )
     remedy = "restore the models folder, or train again"
-    provenance = read_record(path, {"format_version": int, "weights_sha256": str}, remedy)
-    if provenance.get("format_version") != FORMAT_VERSION:
+    provenance = read_record(path, {"format_version": int}, remedy)
+    if provenance["format_version"] != FORMAT_VERSION:
         raise InputError(
-            f"{path} has format version {provenance.get('format_version')}",
+            f"{path} has format version {provenance['format_version']}",
             f"{FORMAT_VERSION}",
             "train again with this version, or install the one that wrote it",
         )
+    provenance = read_record(path, {"weights_sha256": str}, remedy)
     if checkpoint is not None and file_sha256(checkpoint) != provenance["weights_sha256"]:
         raise InputError(
             f"{checkpoint} is not the checkpoint that {path} describes",
