@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ..metrics.distributions import frechet_distance, kernel_distance
-from ..metrics.extractors import in_batches, pooled_features
-from ..metrics.item_sets import open_pool, read_cases, read_samples
+from ..metrics.extractors import pooled_features
+from ..metrics.item_sets import mask_channels, open_pool, read_cases, read_samples
 from ..metrics.prdc import prdc
 from ..networks.features import FeatureExtractor, SegmentationFeatures, VGG16Features, train_segmentation_features
 from ..runtime.errors import InputError
@@ -20,6 +19,7 @@ from .memorisation import find_copies
 from .thresholds import LEVELS
 
 NEIGHBOURS = 5
+BATCH = 32
 
 
 class PoolQuality:
@@ -59,7 +59,7 @@ class PoolQuality:
             self._prepare(pool)
         assert self.own is not None and self.judge is not None
         samples = read_samples(pool, _silent)
-        found = self._against(pooled_features(self.judge, in_batches(samples.images)))
+        found = self._against(pooled_features(self.judge, samples.images.split(BATCH)))
         audit = load_audit_data(pool_dir, self.dataset_dir, _silent)
         copies = find_copies(audit, self.own, LEVELS, _silent).closeness < 1
         return {"samples": len(samples.ids), **found, "copies": float(copies.mean())}
@@ -69,12 +69,12 @@ class PoolQuality:
             read_cases(pool, name, ids, _silent)
             for name, ids in (("training", pool.training), ("held-out", pool.held_out))
         )
-        masks = torch.from_numpy(pool.description.to_channels(training.labels)).movedim(0, 1)
+        masks = mask_channels(training, pool.description)
         seed = EXTRACTOR_SEED + self.seed  # not that of the generator's own loss
         self.own = train_segmentation_features(training.images, masks, steps=self.steps, seed=seed)
         self.judge = self.judge or self.own
-        self.held_out = pooled_features(self.judge, in_batches(held_out.images))
-        self.real = self._against(pooled_features(self.judge, in_batches(training.images)))
+        self.held_out = pooled_features(self.judge, held_out.images.split(BATCH))
+        self.real = self._against(pooled_features(self.judge, training.images.split(BATCH)))
 
     def _against(self, features: np.ndarray) -> dict[str, float]:
         ones = np.ones((1, len(features))), np.ones((1, len(self.held_out)))

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from ..data.provenance import code_revision, package_versions
@@ -32,7 +31,7 @@ from .fidelity import (
     random_items,
     ssim,
 )
-from .item_sets import ItemSet, OpenedPool, open_pool, read_cases, read_samples
+from .item_sets import ItemSet, OpenedPool, mask_channels, open_pool, read_cases, read_samples
 from .masks import SMOOTHING, empty_share, feature_distance, feature_unit, mask_divergences
 from .prdc import prdc
 from .resampling import Bootstrap
@@ -160,11 +159,7 @@ def evaluate_pool(
 
 
 def _own_extractor(training: ItemSet, pool: OpenedPool, settings: EvaluationSettings, bars: _Progress):
-    def masks_of(labels: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(pool.description.to_channels(labels.numpy())).movedim(0, 1)
-
-    labels = training.labels
-    masks = masks_of(labels) if isinstance(labels, torch.Tensor) else labels.changed(masks_of)
+    masks = mask_channels(training, pool.description)
     with bars.count("own extractor", settings.feature_steps) as advance:
         return train_segmentation_features(
             training.images, masks, steps=settings.feature_steps, seed=EXTRACTOR_SEED, progress=lambda *_: advance(1)

@@ -239,3 +239,12 @@ class _Builder:
         tumours = {key: np.array([found[key] for found in self.tumours]) for key in self.tumours[0]}
         images, labels, masks = (store.rows() for store in (self.images, self.labels, self.masks))
         return ItemSet(name, self.ids, images, labels, groups, masks, np.array(self.mask_groups), tumours)
+
+
+def mask_channels(items: ItemSet, description: DatasetDescription) -> Tensor | StoredRows:
+    """Masks (slices, labels or regions, height, width) of a set's label maps."""
+
+    def channels(labels: Tensor) -> Tensor:
+        return torch.from_numpy(description.to_channels(labels.numpy())).movedim(0, 1)
+
+    return channels(items.labels) if isinstance(items.labels, Tensor) else items.labels.changed(channels)
