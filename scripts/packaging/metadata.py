@@ -72,12 +72,13 @@ def built_network(configs: Mapping[str, dict], trained: Mapping[str, Any], weigh
     parser = ConfigParser({**configs["inference.json"], "ckpt_dir": str(weights.parent), "device": "cpu"})
     key = "network_record" if "network_record" in configs["inference.json"] else "network_arguments"
     network, record = parser.get_parsed_content("network_def"), parser.get_parsed_content(key)
-    record = json.loads(json.dumps(record))
+    # an argument that the record lacks is younger than it, and the configs know what its absence means
+    record = {name: value for name, value in json.loads(json.dumps(record)).items() if name in trained["network"]}
     remedy = (
         """give the config files of the training, such as --overlays '["volume.json"]', or your own with its settings"""
     )
     refuse_changes(
-        {name: trained["network"].get(name) for name in record}, record, f"{weights} holds a network",
+        {name: trained["network"][name] for name in record}, record, f"{weights} holds a network",
         "the network that was trained", remedy,
     )  # fmt: skip
     state = torch.load(weights, map_location="cpu", weights_only=True)

@@ -39,7 +39,9 @@ def test_p_is_scipys_and_interval_is_the_bootstrap_of_patients():
     result = compare_paired({0: named(a)}, {0: named(b)}, seed=7)
     assert result["p"] == pytest.approx(stats.wilcoxon(b - a).pvalue)
     assert result["sd_difference"] == pytest.approx(np.std(b - a, ddof=1))
-    scipys = stats.bootstrap((b - a,), np.mean, n_resamples=20_000, method="percentile", rng=3).confidence_interval
+    scipys = stats.bootstrap(
+        (b - a,), np.mean, n_resamples=20_000, method="percentile", random_state=np.random.default_rng(3)
+    ).confidence_interval
     assert result["interval"] == pytest.approx([scipys.low, scipys.high], abs=0.004)
     assert result == compare_paired({0: named(a)}, {0: named(b)}, seed=7)
     assert result["interval"] != compare_paired({0: named(a)}, {0: named(b)}, seed=8)["interval"]
