@@ -119,7 +119,7 @@ def demo(output_dir: str = "synthaug_demo", seed: int = 0, processes: int | None
     Example:
         synthaug demo --output_dir synthaug_demo
     """
-    print("synthaug demo: the whole chain on a phantom, about 6 minutes on two cores", flush=True)
+    print("synthaug demo: the whole chain on a phantom, about 8 minutes on two cores", flush=True)
     from .experiment.run import run_demo
 
     return run_demo(output_dir, seed, processes=processes, command=_command())
