@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from nnunet_plugin.leakage import check_held_out
 
 from ..runtime.errors import InputError
 from ..runtime.tensor_store import StoredRows, TensorStore
-from .cases import Case, Cases
+from .cases import Case, Cases, open_cases
 from .geometry import SliceGeometry, VolumeGeometry, fit_geometry, own_grid
 from .scaling import Scaling
 
@@ -249,9 +250,22 @@ class _Collected:
 
 def own_size(cases: Cases, volumes: bool) -> list[int]:
     """The largest height and width of the fold's training cases, and for volumes their median depth."""
-    shapes = np.array([case.label.shape for case in cases.training()])
-    plane = shapes[:, 1:].max(axis=0).tolist()
-    return [*plane, sorted(shapes[:, 0].tolist())[len(shapes) // 2]] if volumes else plane
+    return own_grid([case.label.shape for case in cases.training()], [sys.maxsize] * (3 if volumes else 2))
+
+
+def load_own_items(
+    dataset_dir: str | Path,
+    fold: int | str,
+    plans: str,
+    configuration: str,
+    spatial_size: Sequence[int] | None,
+    background_share: float,
+    seed: int,
+) -> TrainingSet:
+    """The training set of a data set for pools made of real items: by default at the cases' own size."""
+    cases = open_cases(dataset_dir, fold, plans, configuration)
+    size = own_size(cases, cases.is_3d) if spatial_size is None else list(spatial_size)
+    return load_training_set(cases, size, background_share, seed)
 
 
 def _on_grid(

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..data.cases import open_cases
 from ..data.provenance import build_provenance, package_versions
-from ..data.training_set import TrainingSet, item_name, load_training_set, own_size
+from ..data.training_set import TrainingSet, item_name, load_own_items
 from ..pool.from_real import CLASSICAL, DUPLICATES
 from ..pool.writing import write_pool
 from ..runtime.files import json_sha256
@@ -74,7 +73,5 @@ def write_repeats(
     spatial_size: Sequence[int] | None = None,
 ) -> Path:
     """Write a pool of `duplicates` or `classical` copies, see `scripts.sampling.copy_paste.write_copy_paste`."""
-    cases = open_cases(dataset_dir, fold, plans, configuration)
-    size = own_size(cases, cases.is_3d) if spatial_size is None else list(spatial_size)
-    data = load_training_set(cases, size, 0.0, seed)
+    data = load_own_items(dataset_dir, fold, plans, configuration, spatial_size, 0.0, seed)
     return write_pool(RepeatSampler(data, kind == CLASSICAL, seed), pool_dir, num_samples, seed)

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..data.cases import open_cases
 from ..data.provenance import build_provenance, package_versions
-from ..data.training_set import TrainingSet, item_name, load_training_set, own_size
+from ..data.training_set import TrainingSet, item_name, load_own_items
 from ..pool.writing import write_pool
 from ..runtime.errors import InputError
 from ..runtime.files import json_sha256
@@ -117,7 +116,5 @@ def write_copy_paste(
     Raises:
         InputError: the data set or a setting cannot be used.
     """
-    cases = open_cases(dataset_dir, fold, plans, configuration)
-    size = own_size(cases, cases.is_3d) if spatial_size is None else list(spatial_size)
-    data = load_training_set(cases, size, BACKGROUND_SHARE, seed)
+    data = load_own_items(dataset_dir, fold, plans, configuration, spatial_size, BACKGROUND_SHARE, seed)
     return write_pool(CopyPasteSampler(data, seed), pool_dir, num_samples, seed)
