@@ -169,6 +169,9 @@ class Bank:
     @cached_property
     def _index(self) -> np.ndarray:
         """Lesion, place and whether it covers another lesion, of every fit: (fits, 3)."""
+        stored = getattr(self.fits, "columns", None)  # of a bank on disk: a large one has millions of fits
+        if stored is not None:
+            return np.stack([stored[name] for name in ("lesion", "where", "covers")], axis=1).astype(int)
         return np.array([(fit.lesion, fit.where, fit.covers) for fit in self.fits], int).reshape(-1, 3)
 
     @cached_property
@@ -189,4 +192,9 @@ class Bank:
         return [lesion for lesion, rows in healthy.items() if len(np.unique(self._case_of(rows))) >= 2]
 
     def _case_of(self, rows: np.ndarray) -> np.ndarray:
-        return np.array([place.case for place in self.places], int)[self._index[rows, 1]]
+        return self._cases[self._index[rows, 1]]
+
+    @cached_property
+    def _cases(self) -> np.ndarray:
+        """The case of every place."""
+        return np.array([place.case for place in self.places], int)

@@ -15,6 +15,7 @@ from .render import render
 from .store import load_bank
 
 MOST_LOCATIONS = 10_000  # voxels of a class that nnU-Net keeps, and that are kept of a lesion
+MOST_OPEN = 64  # cases that a worker keeps open, since to open one takes a fifth of a transplant's time
 
 
 class TransplantCases:
@@ -47,9 +48,10 @@ class TransplantCases:
         self._patch_size, self._classes = tuple(patch_size), tuple(classes)
         self._decoys, self._seed, self._rank = decoys, seed, rank
         self._bank: Bank | None = None  # every worker maps the files itself
+        self._opened: dict[int, tuple[Any, Any, Any, dict]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_bank": None}
+        return {**self.__dict__, "_bank": None, "_opened": {}}
 
     @property
     def bank(self) -> Bank:
@@ -67,13 +69,18 @@ class TransplantCases:
         transplant = self.bank.draw(rng, self._decoys)
         if transplant is None:
             return None
-        data, seg, _, properties = self._cases.load_case(self._names[transplant.case])
-        source = None
-        if transplant.is_decoy:
-            source = self._cases.load_case(self._names[transplant.source])[0]
+        data, seg, _, properties = self._open(transplant.case)
+        source = self._open(transplant.source)[0] if transplant.is_decoy else None
         if self.bank.dimension == 2:
             return self._plane(transplant, data, seg, source)
         return self._volume(transplant, data, seg, source, properties["class_locations"])
+
+    def _open(self, case: int) -> tuple[Any, Any, Any, dict]:
+        if case not in self._opened:
+            if len(self._opened) == MOST_OPEN:
+                del self._opened[next(iter(self._opened))]
+            self._opened[case] = self._cases.load_case(self._names[case])
+        return self._opened[case]
 
     def _plane(self, transplant: Transplant, data: Any, seg: Any, source: Any) -> tuple[Any, Any, None, dict]:
         plane = transplant.plane

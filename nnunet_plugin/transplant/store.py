@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
+from functools import lru_cache
+from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +20,7 @@ from .warp import Warp
 T = TypeVar("T", Lesion, Anatomy, Fit)
 # Parts that are records themselves; and fields whose size differs from one to the next (others are a row of a table).
 _PARTS: dict[str, Any] = {"around": Surroundings, "warp": Warp}
+MOST_MADE = 1024  # lesions, anatomies and fits that are kept once made; they hold views alone
 _LESION_ARRAYS = {"image": np.float32, "distance": np.float16, "labels": np.int16}
 _ANATOMY_ARRAYS = {"image": np.float16, "labels": np.int16, "depth": np.float16, "boxes": np.float32}
 
@@ -60,33 +63,48 @@ def load_bank(folder: Path) -> Bank:
 
 
 class Stored(Sequence[T]):
-    """Lesions or anatomies in a folder, made of the mapped arrays when one is asked for."""
+    """Lesions, anatomies or fits in a folder, made of the mapped arrays when one is asked for.
+
+    `columns` holds a field of all of them.
+    """
 
     def __init__(self, folder: Path, name: str, kind: type[T], arrays: dict[str, Any]):
         self._kind: Any = kind
-        self._table = np.load(folder / f"{name}.npy")
-        self._arrays = {key: np.load(folder / f"{name}_{key}.npy", mmap_mode="r") for key in arrays}
+        table = np.load(folder / f"{name}.npy")
+        self._count = len(table)
+        # Views as plain arrays: a slice of a `memmap`, and a field of a record, take several times as long.
+        self._arrays = {
+            key: (np.asarray(np.load(folder / f"{name}_{key}.npy", mmap_mode="r")), table[f"{key}_start"], shapes)
+            for key, shapes in ((key, table[f"{key}_shape"]) for key in arrays)
+        }
+        self.columns = {key: table[key] for key in table.dtype.names if not key.endswith(("_start", "_shape"))}
+        self._parts: dict[str, tuple[Any, list[str]]] = {}
+        for key, part in _PARTS.items():
+            names = [f"{key}_{field.name}" for field in fields(part)]
+            if names[0] in self.columns:
+                self._parts[key] = (part, names)
+        self._made: Any = lru_cache(MOST_MADE)(self._make)
 
     def __len__(self) -> int:
-        return len(self._table)
+        return self._count
 
     def __getitem__(self, number: Any) -> Any:
         """Return one of them by its number."""
-        row = self._table[int(number)]
-        values: dict[str, Any] = {}
-        for key in row.dtype.names:
-            if not key.endswith(("_start", "_shape")):
-                values[key] = row[key] if row[key].ndim else row[key].item()
-        for key, flat in self._arrays.items():
-            start, shape = int(row[f"{key}_start"]), row[f"{key}_shape"]
-            shape = shape[shape >= 0]
-            values[key] = flat[start : start + int(np.prod(shape))].reshape(shape)
-        for key, kind in _PARTS.items():
-            if f"{key}_{fields(kind)[0].name}" in values:
-                values[key] = kind(*(values.pop(f"{key}_{field.name}") for field in fields(kind)))
+        return self._made(int(number))
+
+    def _make(self, number: int) -> T:
+        values: dict[str, Any] = {
+            key: column[number] if column.ndim > 1 else column[number].item() for key, column in self.columns.items()
+        }
+        for key, (flat, starts, shapes) in self._arrays.items():
+            start, shape = int(starts[number]), [size for size in shapes[number].tolist() if size >= 0]
+            values[key] = flat[start : start + prod(shape)].reshape(shape)
+        for key, (part, names) in self._parts.items():
+            values[key] = part(*[values.pop(name) for name in names])
         if self._kind is Anatomy:
             values["planes"] = tuple(values["planes"])
-        return self._kind(**values)
+        made: T = self._kind(**values)
+        return made
 
 
 def _save(folder: Path, name: str, items: Sequence[Any], arrays: dict[str, Any]) -> None:

@@ -81,9 +81,6 @@ def rotation(angle: float, axis: np.ndarray | None) -> np.ndarray:
 def _spline_basis(position: np.ndarray) -> np.ndarray:
     """Return `(points, knots)` weights of the cubic B-splines at positions in [-1, 1], clipped to it."""
     place = (np.clip(position, -1, 1) + 1) / 2 * INTERVALS
-    first = np.minimum(place.astype(int), INTERVALS - 1)
-    t = place - first
-    weights = np.stack([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3], axis=1) / 6
-    basis = np.zeros((len(position), INTERVALS + 3))
-    np.put_along_axis(basis, first[:, None] + np.arange(4), weights, axis=1)
-    return basis
+    away = np.abs(place[:, None] - np.arange(-1, INTERVALS + 2))
+    outer, inner = np.maximum(2 - away, 0), np.maximum(1 - away, 0)
+    return (outer * outer * outer - 4 * (inner * inner * inner)) / 6
