@@ -7,7 +7,7 @@ import pytest
 from scripts.report.experiment import write_experiment_report
 from scripts.report.experiment_headline import headline
 from scripts.report.experiment_results import Row, comparisons, read_results
-from scripts.report.experiment_scorecard import HEAD, scorecards
+from scripts.report.experiment_scorecard import HEAD, _figure, scorecards
 
 from ..experiment.fake import finish, start, write_result
 
@@ -63,6 +63,10 @@ def test_scorecards_hold_five_figures_of_each_pool(tmp_path):
     card = cards["model, all real, fold 0"]
     assert card["copies"] == "4.0 % [1.0, 20.0] of 25" and card["usefulness"] == "0.70 [0.60, 0.80] (below 0.85)"
     assert card["fidelity"] == "3 [2, 4.5]" and card["coverage"] == "not measured"
+    ceiling = {"comparison": "held-out vs training", "metric": "fid", "value": 1.0, "interval": None}
+    pool = {**ceiling, "comparison": "synthetic vs training", "value": 3.0, "n": [9, 40]}
+    assert _figure([pool, {**ceiling, "n": [9, 40]}], "fid") == "3; real 1"
+    assert _figure([pool, {**ceiling, "n": [52, 40]}], "fid") == "3; real 1 (of 52 items, not 9: another scale)"
     c = found[Row("validation", "U-Net", "all", "model", 20)]
     assert f"{c['difference']:+.3f} Dice" in card["gain"] and "model, 20" in card["gain"] and "n = 16" in card["gain"]
     assert cards["pasted, all real, fold 1"]["copies"] == "not audited"
