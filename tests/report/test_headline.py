@@ -12,13 +12,14 @@ from scripts.report.experiment_scorecard import HEAD, _figure, scorecards
 from ..experiment.fake import finish, start, write_result
 
 
-def compared(difference, interval, conclusion, family=1):
+def compared(difference, interval, conclusion, family=1, had=()):
     return {"names": ["real only", "x"], "difference": difference, "interval": interval, "level": 0.95, "p": 0.01,
-            "p_holm": 0.02, "family": family, "n": 8, "runs": [(0, 0)], "conclusion": conclusion}  # fmt: skip
+            "p_holm": 0.02, "family": family, "n": 8, "runs": [(0, 0)], "had": list(had),
+            "conclusion": conclusion}  # fmt: skip
 
 
-def row(arm):
-    return Row("test", "U-Net", "all", arm, 0)
+def row(arm, num_synthetic=0):
+    return Row("test", "U-Net", "all", arm, num_synthetic)
 
 
 @pytest.mark.parametrize("conclusion, verb", [
@@ -31,6 +32,12 @@ def test_one_arm(conclusion, verb):
     assert words.startswith(f"“x” {verb} “real only”: Dice +0.030 (")
     assert "n = 8 patients, 1 training an arm" in words and "Holm" not in words
     assert ("+0.010 to +0.050" in words) == (interval is not None)
+
+
+@pytest.mark.parametrize("had, told", [([9], "the 9 samples"), ([9, 40], "the 9 or 40 samples"), ([40], None)])
+def test_samples_that_are_fewer_than_the_name_says_are_told(had, told):
+    words = headline({row("x", 40): compared(0.03, [0.01, 0.05], "higher", had=had)})
+    assert (told is None) == ("samples that the audit left" not in words) and (told or "") in words
 
 
 def test_several_arms():
