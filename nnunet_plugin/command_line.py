@@ -57,7 +57,7 @@ def run_commands(commands: Commands, name: str, argv: Sequence[str] | None = Non
             print(describe(command, title), flush=True)
             return 0
         result = _bind(_loaded(command), title, words[1:])()
-        print("\n".join(f"{key}: {value}" for key, value in result.items()) if isinstance(result, dict) else result)
+        print(_told(result))
         sys.stdout.flush()
     except BrokenPipeError:  # `| head` has seen enough; what is left in the buffer goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -154,6 +154,14 @@ def _usage(function: Command, name: str) -> str:
 
 def _is_plain(parameter: inspect.Parameter) -> bool:
     return parameter.kind is parameter.VAR_POSITIONAL or parameter.default is parameter.empty
+
+
+def _told(result: Any) -> str:
+    """What a command returned: of a dict a line each, whose lists are told without the marks of a program."""
+    if not isinstance(result, dict):
+        return str(result)
+    told = {key: ", ".join(map(str, value)) if isinstance(value, list) else value for key, value in result.items()}
+    return "\n".join(f"{key}: {value}" for key, value in told.items())
 
 
 def _shown(parameter: inspect.Parameter) -> str:

@@ -359,7 +359,7 @@ def insert(
     Args:
         image: A NIfTI file; of several channels CASE_0000.nii.gz, with the others beside it.
         out: The NIfTI file to write; of several channels OUT_0000.nii.gz and so on.
-        bundle_root: Where a training of the bundle lesion_flow left its models; by default the weights that it ships.
+        bundle_root: Where a training of the bundle lesion_flow left its models; by default the bundle's own folder.
         mask: A label map on the image's grid: the lesion that is wanted, or with --remove the one to take away.
         volume: Instead of a mask, mm3 of a lesion to draw.
         centre: Where, as a voxel index, such as '[30,42,18]'.
@@ -367,7 +367,7 @@ def insert(
         seed: The seed of shape and noise.
 
     Example:
-        synthaug insert patient_0000.nii.gz with_lesion.nii.gz --volume 9000 --centre '[30,42,18]'
+        synthaug insert patient_0000.nii.gz with_lesion.nii.gz --bundle_root ~/flow --volume 9000 --centre '[30,42,18]'
     """
     from .packaging.bundle_files import bundle_dir
     from .report.insertion import insert as insert_into

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from tqdm import tqdm
+
 from ..errors import InputError
 from ..import_pool import TRAINER, _check_name, _merged_plans, _only_writer, check_plans_name
 from ..leakage import identify_cases
@@ -47,8 +49,9 @@ def add_transplants(
 
     The lesions of each fold's training cases go to nnUNet_preprocessed/DATASET/synthaug, once for any number of
     configurations; the transplants are made while training. Data sets whose labels are organs are refused. The same
-    command twice changes nothing. Returns `configuration`, `plans`, `plans_file`, `folders`, `lesions` (how many, for
-    each fold), `fitting` (how many of them find a place in another patient) and `train_command`.
+    command twice changes nothing. Returns `configuration`, `plans`, `plans_file`, for each fold `folders`, `made`
+    (False when it was there already), `lesions` (how many) and `fitting` (how many of them find a place in another
+    patient), the `lesion_labels`, and `train_command`.
 
     Args:
         dataset: Number or name of the data set, such as 501.
@@ -113,7 +116,7 @@ def add_transplants(
     with _only_writer(found):
         merged = _merged_plans(source, plans_file, base, name, block, overwrite)
         records = {}
-        for of in folds:
+        for of in tqdm(folds, desc="finding lesions and their places", unit="fold"):
             cases = {case: seen[case] for case in splits[of][0]}
             records[of] = make_fold(found, source, resolved, of, cases, chosen[of], overwrite)
         _, _, all_splits, is_new = splits[folds[0]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,7 @@ def run_audit(
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise InputError(f"--seed {seed!r}", "a whole number of at least 0", "mend --seed")
 
-    def track(items: list, title: str) -> Iterable:
+    def track(items: Sequence, title: str) -> Iterable:
         return tqdm(items, desc=title, disable=not progress)
 
     settings = replace(segmenter or SegmenterSettings(), seed=seed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from ..data.training_set import TrainingSet, item_name, load_training_set
 from ..pool.writing import load_sample, read_pool
 from ..runtime.errors import InputError
 
-Track = Callable[[list, str], Iterable]  # passes a list through and shows a bar of that name
+Track = Callable[[Sequence, str], Iterable]  # passes a sequence through and shows a bar of that name
 
 
 @dataclass(frozen=True)

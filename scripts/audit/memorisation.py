@@ -51,7 +51,9 @@ class Nearest(NamedTuple):
 class Comparison(Protocol):
     """A way to compare items with those of the training cases."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What its check and figures are called."""
 
     def distances(self, items: Items, reference: Items, track: Track, title: str, apart: bool) -> Found:
         """For some items at a time: their numbers, distances (items, reference), and which change they are smallest at.

@@ -83,7 +83,7 @@ def audit_figure(result: AuditResult) -> Figure:
                 y + 28,
                 result.audit.samples,
                 index,
-                f"{result.names[index]}\n{verdict}, {found['relative_distance']:.2f} in {found['by']}",
+                f"{result.names[index]}\n{verdict}, {found['by']} {found['relative_distance']:.2f}",
             )
             draw(x, y + 28 + row, training, found["index"], found["of"].replace(", slice", "\nslice"), found["flipped"])
         y += 40 + 2 * row

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,5 +87,5 @@ class PoolQuality:
         return {name: float(figures[name][0]) for name in ("fid", "kid", "precision", "recall")}
 
 
-def _silent(items: list, title: str) -> list:
+def _silent(items: Sequence, title: str) -> Sequence:
     return items

@@ -57,9 +57,9 @@ def write_prepared(
     opened = {name: PreprocessedCases(source, 0, plans, name) for name in chosen}  # writes the folds where none are
     target.mkdir(parents=True, exist_ok=True)
     (target / MANIFEST).unlink(missing_ok=True)
-    for file in ("dataset.json", "splits_final.json", f"{plans}.json"):
-        with replacing(target / file) as temporary:
-            shutil.copyfile(source / file, temporary)
+    for name in ("dataset.json", "splits_final.json", f"{plans}.json"):
+        with replacing(target / name) as temporary:
+            shutil.copyfile(source / name, temporary)
     for cases in opened.values():
         folder = target / cases.space["data_identifier"]
         for case_id in cases.identifiers():

@@ -30,14 +30,14 @@ def data_settings(settings: dict[str, Any], dataset_dir: Any, raw_dir: Any) -> d
     Raises:
         InputError: the data cannot be used, or a test case is a training case.
     """
-    paths = {"dataset_dir": dataset_dir, "raw_dir": raw_dir}
-    paths = {name: None if value is None else str(absolute(value)) for name, value in paths.items()}
+    given = {"dataset_dir": dataset_dir, "raw_dir": raw_dir}
+    given = {name: None if value is None else str(absolute(value)) for name, value in given.items()}
     if dataset_dir is None:
         if raw_dir is not None:
             raise InputError(
                 f"--raw_dir {raw_dir} without a data set", "both, or neither: a phantom", "give --dataset_dir"
             )
-        return paths
+        return given
     folder = absolute(dataset_dir)
     description = read_description(folder)
     is_raw = is_raw_dataset(folder)
@@ -51,7 +51,7 @@ def data_settings(settings: dict[str, Any], dataset_dir: Any, raw_dir: Any) -> d
             )
     inner = settings.get("inner")
     _check_folds(settings["folds"] if inner is None else [inner["fold"]], folder)
-    found: dict[str, Any] = {**paths, "space": space}
+    found: dict[str, Any] = {**given, "space": space}
     raw = folder if is_raw else None if raw_dir is None else absolute(raw_dir)
     if "test" in settings["evaluate"] and settings["segmenters"]:
         if raw is None or not all((raw / name).is_dir() for name in ("imagesTs", "labelsTs")):

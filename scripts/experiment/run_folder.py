@@ -18,7 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ..runtime.errors import InputError
-from ..runtime.files import write_json
+from ..runtime.files import json_sha256, write_json
 from .cells import Cell, cell_hashes, plan_cells
 
 FORMAT, FORMAT_VERSION = "synthaug-experiment", 2
@@ -47,7 +47,8 @@ class RunFolder:
     def start(cls, path: str | Path, settings: dict[str, Any], facts: dict[str, Any]) -> RunFolder:
         """Open a folder for an experiment, a new one or one that goes on, be it with other settings.
 
-        Cells whose settings changed, and those that need them, are set aside; all others stay.
+        Cells whose settings changed, and those that need them, are set aside; all others stay, and with the same
+        settings the time that it was first started.
 
         Raises:
             InputError: it holds another protocol's experiment, or something else.
@@ -56,6 +57,9 @@ class RunFolder:
         check_folder(folder, settings["name"])
         cells = plan_cells(settings)
         content = {"format": FORMAT, "format_version": FORMAT_VERSION, **facts, "settings": settings}
+        before = read_run(folder) if (folder / "run.json").is_file() else None
+        if before and json_sha256(before["settings"]) == json_sha256(settings):
+            content["started"] = before["started"]
         content["cells"] = [
             {"id": cell.id, "kind": cell.kind, "settings": cell.settings, "needs": cell.needs} for cell in cells
         ]

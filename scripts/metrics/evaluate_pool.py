@@ -175,10 +175,11 @@ def _comparisons(sets: list[ItemSet], seed: int) -> list[Comparison]:
     held_out = sets[2]
     ceiling = "real against real: what a perfect generator would reach with as many items"
     found.append(Comparison("held-out vs training", held_out, training, ceiling))
-    wanted = min(len(held_out.masks), len(synthetic.ids))
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(synthetic.ids))[:wanted])
-    matched = "a random part of the pool of the held-out cases' size, to compare with the ceiling"
-    found.append(Comparison("synthetic (n of held-out) vs training", synthetic.subset(chosen), training, matched))
+    wanted = len(held_out.masks)
+    if wanted <= len(synthetic.ids):  # the figures of fewer samples than held-out items do not compare with theirs
+        chosen = np.sort(np.random.default_rng(seed).permutation(len(synthetic.ids))[:wanted])
+        matched = "a random part of the pool of the held-out cases' size, to compare with the ceiling"
+        found.append(Comparison("synthetic (n of held-out) vs training", synthetic.subset(chosen), training, matched))
     unseen = "the pool against cases that its generator never saw; copies of training cases gain nothing here"
     return [*found, Comparison("synthetic vs held-out", synthetic, held_out, unseen)]
 

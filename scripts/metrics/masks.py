@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from scipy.stats import wasserstein_distance
+from torch import Tensor
 
 from ..data.mask_features import mask_features
 from ..runtime.tensor_store import StoredRows
@@ -17,7 +18,7 @@ from .resampling import weighted_mean
 # Added to the count of every class at every pixel before KLD (Jeffreys' prior): a class that one set never shows
 # somewhere would make it infinite.
 SMOOTHING = 0.5
-Masks = np.ndarray | StoredRows
+Masks = np.ndarray | Tensor | StoredRows
 _AXES = ("depth", "height", "width")
 _CHUNK = 4096  # pixels at once
 

@@ -2,8 +2,14 @@
 
 # No `from __future__ import annotations`: torch.jit reads the annotations of `forward` as they stand.
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from .latent_diffusion import LatentDiffusion
+    from .lesion_flow import LesionFlow
 
 
 class ScriptedDiffusion(nn.Module):
@@ -21,7 +27,7 @@ class ScriptedDiffusion(nn.Module):
 
     steps: Tensor
 
-    def __init__(self, network: nn.Module, steps: Tensor):
+    def __init__(self, network: "LatentDiffusion", steps: Tensor):
         super().__init__()
         z = _example(network, *network.latent_shape)
         self.network = _traced(network, {"ddim_step": (z, steps[0]), "decode_latents": (z,)})
@@ -45,7 +51,7 @@ class ScriptedPainting(nn.Module):
 
     times: Tensor
 
-    def __init__(self, network: nn.Module, times: Tensor):
+    def __init__(self, network: "LesionFlow", times: Tensor):
         super().__init__()
         x = _example(network, network.num_input_channels, *network.spatial_size)
         parts = network.parts(x)

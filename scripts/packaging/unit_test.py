@@ -11,6 +11,7 @@ import shutil
 import sys
 import tempfile
 import unittest
+from typing import Any
 
 from monai.bundle import ConfigWorkflow, load
 from parameterized import parameterized
@@ -59,6 +60,9 @@ def run(files, workflow_type, **overrides):
 class TestBundle(unittest.TestCase):
     """Each test trains, evaluates and infers in a folder of its own; the folder of the bundle is left as it is."""
 
+    data: str
+    dataset_dir: str
+
     @classmethod
     def setUpClass(cls):
         """Phantoms, made by the bundle itself."""
@@ -95,7 +99,7 @@ class TestBundle(unittest.TestCase):
 
     def test_weights_load(self):
         """The weights that come with the bundle fill its network."""
-        network = load(BUNDLE, bundle_dir=os.path.dirname(ROOT), source="github", workflow_type="inference")
+        network: Any = load(BUNDLE, bundle_dir=os.path.dirname(ROOT), source="github", workflow_type="inference")
         self.assertGreater(sum(p.numel() for p in network.parameters()), 0)
 
 

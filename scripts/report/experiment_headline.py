@@ -43,5 +43,7 @@ def _difference(row: Row, c: Mapping[str, Any], several: bool = True) -> str:
     tests = f", {'Holm ' * (c['family'] > 1)}{p_words(c['p_holm'])}" if c["p"] is not None else ""
     runs = len(c["runs"])
     trainings = f"{runs} training{'s' * (runs > 1)} an arm"
+    if any(number < row.num_synthetic for number in c["had"]):
+        where.append(f"with the {' or '.join(map(str, c['had']))} samples that the audit left")
     words = ", ".join([*where, patients_words(c["n"]), trainings])
     return f"Dice {signed(c['difference'])} ({interval_words(c)}{tests}; {words})"

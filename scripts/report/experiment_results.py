@@ -235,7 +235,8 @@ def compare_rows(
     """Rows against others by Dice, over the folds and seeds that both have; pairs without any are left out.
 
     As `compare_paired`, patients being averaged over seeds (and folds) first, with "p_holm" (over all of these),
-    "family" (how many), "runs" (folds and seeds), "difference_by_seed", and "conclusion" by the adjusted p.
+    "family" (how many), "runs" (folds and seeds), "had" (synthetic samples that the first had), "difference_by_seed",
+    and "conclusion" by the adjusted p.
     """
     table = results.patients(PRIMARY, split)
     found: dict[tuple[Row, Row], dict[str, Any]] = {}
@@ -254,7 +255,7 @@ def compare_rows(
                 differences = np.array([b[patient] - a[patient] for patient in a])
                 by[-1][value] = float("nan") if np.isnan(differences).all() else float(np.nanmean(differences))
         by_words = {"difference_by_seed": by[0], "difference_by_fold": by[1]}
-        found[row, other] = {**compared, "runs": both, "family": 0, **by_words}
+        found[row, other] = {**compared, "runs": both, "family": 0, "had": num_samples(results, row), **by_words}
     tested = [c for c in found.values() if c["p"] is not None]
     for c, p in zip(tested, holm([c["p"] for c in tested]), strict=True):
         c |= {"p_holm": p, "family": len(tested)}

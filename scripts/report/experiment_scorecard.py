@@ -80,7 +80,11 @@ def _figure(figures: list[dict[str, Any]], metric: str) -> str:
     if one is None:
         return "not measured"
     words = f"{one['value']:.3g}" + (" [{:.3g}, {:.3g}]".format(*one["interval"]) if one["interval"] else "")
-    return words + (f"; real {found[CEILING]['value']:.3g}" if CEILING in found else "")
+    if CEILING not in found:
+        return words
+    ceiling = found[CEILING]
+    more = "" if ceiling["n"][0] == one["n"][0] else f" (of {ceiling['n'][0]} items, not {one['n'][0]}: another scale)"
+    return f"{words}; real {ceiling['value']:.3g}{more}"
 
 
 def _copies(copies: Mapping[str, Any] | None) -> str:

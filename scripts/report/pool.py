@@ -54,6 +54,7 @@ def pool_sheet(
     number = min(count if slices else -(-count // 2), len(samples))
     chosen = [samples[i]["id"] for i in np.linspace(0, len(samples) - 1, number).astype(int)]
     pairs = [load_sample(pool_dir, name, description.num_image_channels) for name in chosen]
+    spacing = [float(value or 1.0) for value in record["space"]["spacing"]]
     name, masked = f"synthetic (seed {record['sampling']['seed']}, spread evenly over the pool)", _masked(record)
     if slices:
         shape = np.max([label.shape[1:] for _, label in pairs], axis=0).tolist()
@@ -62,11 +63,11 @@ def pool_sheet(
         rows = [SheetRow(name, images, labels, chosen)]
         if cases is not None:
             rows.insert(0, _real_row(cases, images.shape[2:], len(chosen)))
+        rows = [row._replace(images=_true(row.images, spacing), labels=_true(row.labels, spacing)) for row in rows]
     else:
         volumes = [_Volume(i, *pair, _fill(pair[0], masked)) for i, pair in zip(chosen, pairs, strict=True)]
         real = [] if cases is None else [_real_volume(case, cases) for case in _spread(cases, len(chosen))]
         shape = np.max([volume.label.shape for volume in [*real, *volumes]], axis=0).tolist()
-        spacing = [float(value or 1.0) for value in record["space"]["spacing"]]
         named = {"real (training cases)": real, name: volumes}
         rows = [_volume_row(title, group, shape, spacing) for title, group in named.items() if group]
     if masked:
@@ -145,10 +146,16 @@ def _planes(
         panel = _centre(x.take(at[axis], axis=axis + 1), [shape[i] for i in across], fill)
         if axis:
             panel = panel[:, ::-1]
-        rows, columns = (_square(shape[i], spacing[i] / min(spacing)) for i in across)
-        panels.append(panel[:, rows][:, :, columns])
+        panels.append(_true(panel, [spacing[i] for i in across], min(spacing)))
     height = max(panel.shape[1] for panel in panels)
     return np.concatenate([_centre(p, (height, p.shape[2] + _GAP), fill) for p in panels], axis=2)[..., 1:-1]
+
+
+def _true(x: np.ndarray, spacing: Sequence[float], pixel: float | None = None) -> np.ndarray:
+    """Slices `(..., height, width)` in square pixels, of `pixel` mm or else the smaller spacing of their plane."""
+    plane = spacing[-2:]
+    rows, columns = (_square(n, mm / (pixel or min(plane))) for n, mm in zip(x.shape[-2:], plane, strict=True))
+    return x[..., rows, :][..., columns]
 
 
 def _square(length: int, stretch: float) -> np.ndarray:

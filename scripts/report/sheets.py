@@ -208,7 +208,8 @@ def draw_sheet(
     minimum_width = 560
     draft = layout_sheet(groups, tile, columns, minimum_width=minimum_width)
     lines = textwrap.wrap(caption, width=int((draft.width - 2 * _MARGIN) / 6.6))
-    header = (34 if title else 0) + 30
+    heading = textwrap.wrap(title or "", width=int((draft.width - 2 * _MARGIN) / 12))
+    header = 34 * len(heading) + 30
     layout = layout_sheet(groups, tile, columns, header, 17 * len(lines) + 6, minimum_width)
 
     canvas = np.full((layout.height, layout.width), BACKGROUND, dtype=np.uint8)
@@ -232,7 +233,7 @@ def draw_sheet(
         axes.set_axis_off()
         for index, lines_of_label in enumerate(contours):
             axes.add_collection(LineCollection(lines_of_label, **_line(index)), autolim=False)
-        _write_texts(axes, groups, layout, title, [name for name, _ in outlines], channel_names, lines, unit)
+        _write_texts(axes, groups, layout, heading, [name for name, _ in outlines], channel_names, lines, unit)
     return figure
 
 
@@ -246,7 +247,7 @@ def _write_texts(
     axes: Axes,
     rows: Sequence[SheetRow],
     layout: SheetLayout,
-    title: str | None,
+    title: Sequence[str],
     names: Sequence[str],
     channel_names: Sequence[str],
     caption: Sequence[str],
@@ -258,8 +259,8 @@ def _write_texts(
         axes.text(x, y, text, fontsize=points(size), color=colour, va="top", parse_math=False, **more)
 
     top = _MARGIN
-    if title:
-        write(_MARGIN, top, title, 19, weight="bold")
+    for line in title:
+        write(_MARGIN, top, line, 19, weight="bold")
         top += 34
     x = float(_MARGIN)
     for index, name in enumerate(names):

@@ -51,7 +51,7 @@ class TensorStore:
                 Path(self._folder).mkdir(parents=True, exist_ok=True)
             self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)
             weakref.finalize(self, self._file.close)
-        content = memoryview(tensor.contiguous().numpy()).cast("B")
+        content = tensor.contiguous().numpy().data.cast("B")
         while content:
             content = content[self._file.write(content) :]
         self._offsets.append(self._written)

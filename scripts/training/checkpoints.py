@@ -125,5 +125,5 @@ class Checkpoints:
         return found["training"].get("iterations") == iterations and found["weights_sha256"] == file_sha256(model)
 
     def _write(self, name: str, state: Any) -> None:
-        with replacing(self.ckpt_dir / name) as temporary:
-            torch.save(state, temporary)
+        with replacing(self.ckpt_dir / name) as temporary, open(temporary, "wb") as file:
+            torch.save(state, file)  # given a path, it would write its name, and so the process, into the file

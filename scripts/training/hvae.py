@@ -115,7 +115,7 @@ class HVAEUpdate:
             if self.discriminator is not None and step > self.discriminator_start:
                 fake = probabilities
                 named["generator"] = generator_loss(self.discriminator, fake)
-                weight = self.beta
+                weight: float | Tensor = self.beta
                 if self.adaptive_weight:
                     named["balance"] = weight = gradient_ratio(told, named["generator"], terms.logits)
                 loss = loss + weight * self.discriminator_weight * named["generator"]

@@ -72,6 +72,13 @@ def test_every_cell_once_after_those_that_it_needs(slots, tmp_path, capsys):
     assert f"{len(run.cells)} cells, {len(run.cells)} of them finished before" in capsys.readouterr().out
 
 
+def test_what_goes_on_was_started_when_it_began(tmp_path):
+    run = start(tmp_path)
+    for text, started in ((PROTOCOL, "today"), (PROTOCOL.replace("audit: true", "audit: false"), "tomorrow")):
+        RunFolder.start(run.path, settings(tmp_path, text), {"command": "synthaug ...", "started": "tomorrow"})
+        assert json.loads((run.path / "run.json").read_text())["started"] == started
+
+
 def test_a_failure_stops_what_needs_it_and_nothing_else(tmp_path, capsys):
     run = start(tmp_path)
     bad = "generator/model_real-all_fold0"

@@ -126,6 +126,14 @@ def test_held_out_cases_are_the_ceiling_and_never_training_cases(data, tmp_path)
     assert comparisons["held-out vs training"] == [len(cases.fold.val), len(cases.fold.train)]
 
 
+@pytest.mark.parametrize("missing", [0, 1])
+def test_only_a_pool_as_large_as_the_held_out_cases_is_held_against_them(missing, data, tmp_path):
+    cases = open_cases(data)
+    held_out = list(slices_of(cases, cases.fold.val))
+    record = run(write_pool(tmp_path / "pool", cases, held_out[missing:]), data)
+    assert ("synthetic (n of held-out) vs training" in {c["key"] for c in record["comparisons"]}) == (not missing)
+
+
 def test_training_cases_are_those_of_the_pool_whatever_the_split_says_now(data, tmp_path):
     cases = open_cases(data)
     pool = write_pool(tmp_path / "pool", cases, slices_of(cases, cases.fold.train[:3]))

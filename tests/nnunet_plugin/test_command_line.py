@@ -53,7 +53,13 @@ def check(*bundles: str) -> str:
     return " ".join(bundles)
 
 
-COMMANDS = {"measure": measure, "fail": fail, "check": check, "late": "nnunet_plugin.import_pool:add_pool"}
+def report() -> dict[str, Any]:
+    """Return what a command has done."""
+    return {"folders": [Path("a"), Path("b")], "made": [True, False], "labels": []}
+
+
+LATE = "nnunet_plugin.import_pool:add_pool"
+COMMANDS = {"report": report, "measure": measure, "fail": fail, "check": check, "late": LATE}
 FOUR = ["measure", "pool", "501", "2d", "0"]
 
 
@@ -172,3 +178,8 @@ def test_input_error_is_what_a_user_reads(capsys):
 
     assert run_commands({"refuse": refuse}, "tool", ["refuse"]) == 1
     assert capsys.readouterr().err == "error: x\n  allowed: y\n  remedy:  z\n"
+
+
+def test_what_is_told_can_be_copied(capsys):
+    assert tool("report") == 0
+    assert capsys.readouterr().out == "folders: a, b\nmade: True, False\nlabels: \n"

@@ -7,18 +7,19 @@ import pytest
 from scripts.report.experiment import write_experiment_report
 from scripts.report.experiment_headline import headline
 from scripts.report.experiment_results import Row, comparisons, read_results
-from scripts.report.experiment_scorecard import HEAD, scorecards
+from scripts.report.experiment_scorecard import HEAD, _figure, scorecards
 
 from ..experiment.fake import finish, start, write_result
 
 
-def compared(difference, interval, conclusion, family=1):
+def compared(difference, interval, conclusion, family=1, had=()):
     return {"names": ["real only", "x"], "difference": difference, "interval": interval, "level": 0.95, "p": 0.01,
-            "p_holm": 0.02, "family": family, "n": 8, "runs": [(0, 0)], "conclusion": conclusion}  # fmt: skip
+            "p_holm": 0.02, "family": family, "n": 8, "runs": [(0, 0)], "had": list(had),
+            "conclusion": conclusion}  # fmt: skip
 
 
-def row(arm):
-    return Row("test", "U-Net", "all", arm, 0)
+def row(arm, num_synthetic=0):
+    return Row("test", "U-Net", "all", arm, num_synthetic)
 
 
 @pytest.mark.parametrize("conclusion, verb", [
@@ -31,6 +32,12 @@ def test_one_arm(conclusion, verb):
     assert words.startswith(f"“x” {verb} “real only”: Dice +0.030 (")
     assert "n = 8 patients, 1 training an arm" in words and "Holm" not in words
     assert ("+0.010 to +0.050" in words) == (interval is not None)
+
+
+@pytest.mark.parametrize("had, told", [([9], "the 9 samples"), ([9, 40], "the 9 or 40 samples"), ([40], None)])
+def test_samples_that_are_fewer_than_the_name_says_are_told(had, told):
+    words = headline({row("x", 40): compared(0.03, [0.01, 0.05], "higher", had=had)})
+    assert (told is None) == ("samples that the audit left" not in words) and (told or "") in words
 
 
 def test_several_arms():
@@ -63,6 +70,10 @@ def test_scorecards_hold_five_figures_of_each_pool(tmp_path):
     card = cards["model, all real, fold 0"]
     assert card["copies"] == "4.0 % [1.0, 20.0] of 25" and card["usefulness"] == "0.70 [0.60, 0.80] (below 0.85)"
     assert card["fidelity"] == "3 [2, 4.5]" and card["coverage"] == "not measured"
+    ceiling = {"comparison": "held-out vs training", "metric": "fid", "value": 1.0, "interval": None}
+    pool = {**ceiling, "comparison": "synthetic vs training", "value": 3.0, "n": [9, 40]}
+    assert _figure([pool, {**ceiling, "n": [9, 40]}], "fid") == "3; real 1"
+    assert _figure([pool, {**ceiling, "n": [52, 40]}], "fid") == "3; real 1 (of 52 items, not 9: another scale)"
     c = found[Row("validation", "U-Net", "all", "model", 20)]
     assert f"{c['difference']:+.3f} Dice" in card["gain"] and "model, 20" in card["gain"] and "n = 16" in card["gain"]
     assert cards["pasted, all real, fold 1"]["copies"] == "not audited"

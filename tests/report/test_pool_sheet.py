@@ -8,7 +8,7 @@ import pytest
 from scripts.data.cases import open_cases
 from scripts.pool.writing import load_sample, read_pool, write_pool
 from scripts.report import pool as pool_module
-from scripts.report.pool import _planes, pool_sheet
+from scripts.report.pool import _planes, _true, pool_sheet
 from scripts.report.sheets import draw_sheet
 
 from ..data.toy import write_preprocessed
@@ -38,6 +38,16 @@ def test_planes_have_true_proportions():
         places = np.argwhere(picture[:, start : start + width])
         assert np.allclose(np.ptp(places, axis=0) + 1, 24, atol=3)  # a circle; voxels are up to 3 mm
         assert np.allclose(places.mean(axis=0), [23.5, width / 2], atol=1.5)
+
+
+def test_slices_have_true_proportions():
+    spacing = (5.0, 2.0, 3.0)  # of the slices' axis, then height and width
+    places = (np.moveaxis(np.indices((40, 30)), 0, -1) + 0.5) * spacing[1:]
+    disc = (((places - (40, 45)) ** 2).sum(axis=-1) <= 30**2)[None, None]
+    shown = _true(disc, spacing)[0, 0]
+    assert shown.shape == (40, 45)  # at 2 mm a pixel
+    assert np.allclose(np.ptp(np.argwhere(shown), axis=0) + 1, 30, atol=2)
+    assert np.array_equal(_true(disc, (5.0, 1.0, 1.0)), disc)
 
 
 def test_last_slice_is_at_the_top_and_planes_go_through_the_given_place():
@@ -103,7 +113,9 @@ def test_slices_are_shown_whole(tmp_path, sheets):
     assert settings["columns"] == 4 and "unit" not in settings and synthetic.captions[0] == "syn_000000"
     for caption, image, label in zip(synthetic.captions, synthetic.images, synthetic.labels, strict=True):
         expected = load_sample(folder, caption, 1)
-        assert np.array_equal(image, expected[0][:, 0]) and np.array_equal(label, expected[1][0])
+        spacing = read_pool(folder)["space"]["spacing"]
+        assert np.array_equal(image, _true(expected[0][:, 0], spacing)) and np.isin(expected[0], image).all()
+        assert np.array_equal(label, _true(expected[1][0], spacing))
     assert len(real.images) == len(synthetic.images) == 3
 
 

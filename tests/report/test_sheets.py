@@ -3,6 +3,7 @@
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from scipy.ndimage import binary_dilation, binary_erosion, zoom
 
@@ -73,6 +74,14 @@ def test_each_label_has_its_colour(rows, tmp_path):
     upper, lower = outlined[:56], outlined[120:]
     assert (upper[coloured(upper)] @ [-1, 0, 1] > 0).all()  # oedema: sky blue
     assert (lower[coloured(lower)] @ [1, 0, -1] > 0).all()  # tumour: orange
+
+
+def test_a_long_title_stays_on_the_sheet(rows):
+    figure = draw_sheet(rows, LABELS, title="a generator, trained on fold 0 of Dataset502_SomeLongName, " * 2)
+    renderer, whole = FigureCanvasAgg(figure).get_renderer(), figure.bbox
+    for text in figure.axes[0].texts:
+        box = text.get_window_extent(renderer)
+        assert whole.x0 <= box.x0 and box.x1 <= whole.x1, text.get_text()
 
 
 def test_contour_of_one_pixel_and_of_a_mask_at_the_edge():

@@ -99,6 +99,17 @@ def test_model_file_holds_the_given_model(tmp_path):
         assert torch.equal(whole["network"]["weight"], network.weight)
 
 
+def test_the_same_training_leaves_the_same_bytes_whatever_its_process(tmp_path, monkeypatch):
+    network, left = nn.Linear(2, 2), []
+    for process in (7, 12345):
+        monkeypatch.setattr("os.getpid", lambda process=process: process)
+        engine = Engine(lambda *_: None)
+        Checkpoints(tmp_path / str(process), {"network": network}).attach(engine)
+        engine.run([0], max_epochs=1)
+        left.append((tmp_path / str(process) / "model.pt").read_bytes())
+    assert left[0] == left[1]
+
+
 def test_an_epoch_is_saved_when_every_handler_is_done_with_it(tmp_path):
     """A training killed in a later handler, such as the log of the losses, runs the epoch again."""
     engine, died = Engine(lambda *_: None), []
