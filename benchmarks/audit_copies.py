@@ -221,7 +221,8 @@ def as_markdown(data: dict) -> str:
             lines.append(f"| {title} | {count} | {len(chosen)} | {low} to {high} % | {named} | {of_checks} |")
         lines.append("")
     lines += [
-        "Sizes that the checks were looked at with while they were written, on fold 0 of Dataset501_LGG and of the phantom: "
+        "Sizes that the checks were looked at with while they were written, on fold 0 of Dataset501_LGG and the "
+        "phantom: "
         + "; ".join(TUNED_ON)
         + ". Pixels are those of the data set; smooth is the standard deviation of the Gaussian in pixels, and the "
         "size the largest displacement. Shifts go along both axes. Together: gamma 1.3, turned by 20 degrees, scaled "
@@ -249,7 +250,8 @@ def main() -> None:
     record = data.setdefault(name, {"folds": {}})
     record |= {"grid": arguments.grid, "seed": arguments.seed}
     record["command"] = (
-        f"python benchmarks/audit_copies.py {arguments.dataset_dir.name} --count {arguments.count} --further "
+        f"python benchmarks/audit_copies.py {arguments.dataset_dir.name} --folds "
+        f"{' '.join(map(str, arguments.folds))} --count {arguments.count} --further "
         f"{arguments.further}{' --background' * arguments.background}"
     )
     for fold in arguments.folds:
