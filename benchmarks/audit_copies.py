@@ -116,6 +116,7 @@ FURTHER = [
     "blend 50 %", "noise 20 %", "shifted 15 %", "turned 37 degrees", "gamma 2.5", "scaled 0.55", "scaled 1.5",
     "mosaic 35 % rows", "elastic 10 pixels, smooth 10", "blend 60 %", "together",
 ]  # fmt: skip
+BACKGROUND = ", changed with its background"
 TUNED_ON = [
     "noise 6 %", "shifted 6 %", "turned 25 degrees", "turned 160 degrees", "gamma 0.65", "scaled 0.8", "scaled 1.25",
     "mosaic 50 % rows", "elastic 5 pixels, smooth 8", "elastic 7 pixels, smooth 12", "blend 75 %", "blend 65 %",
@@ -123,8 +124,8 @@ TUNED_ON = [
 ]  # fmt: skip
 
 
-def measure(dataset_dir: Path, fold: int, grid: int, count: int, further: int, seed: int) -> dict:
-    """Plant and compare; what flags each planted slice."""
+def measure(dataset_dir: Path, fold: int, grid: int, count: int, further: int, seed: int, background: bool) -> dict:
+    """Plant and compare; what flags each planted slice. `background`: it is changed as well, also where it is 0."""
     rng = np.random.default_rng([seed, fold])
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -140,7 +141,7 @@ def measure(dataset_dir: Path, fold: int, grid: int, count: int, further: int, s
                 other, y, _ = seen[rng.choice([i for i, (p, *_) in enumerate(seen) if p != patient])]
                 fill = 0 if masked else y.min()
                 y = np.stack([centred(channel - fill, m.shape) + fill for channel in y])
-                way = change_masked if masked else change
+                way = change_masked if masked and not background else change
                 planted.append((kind, patient, other, way(kind, x, y, span, rng), m))
         pairs = [(np.ascontiguousarray(x, np.float32), m.astype(np.uint8)) for *_, x, m in planted]
         pool = write_pool(PlantedSampler(alone, pairs), folder / "pool", len(pairs), progress=False)
@@ -220,7 +221,8 @@ def as_markdown(data: dict) -> str:
             lines.append(f"| {title} | {count} | {len(chosen)} | {low} to {high} % | {named} | {of_checks} |")
         lines.append("")
     lines += [
-        "Sizes that the checks were looked at with while they were written, on fold 0 of Dataset501_LGG: "
+        "Sizes that the checks were looked at with while they were written, on fold 0 of Dataset501_LGG and the "
+        "phantom: "
         + "; ".join(TUNED_ON)
         + ". Pixels are those of the data set; smooth is the standard deviation of the Gaussian in pixels, and the "
         "size the largest displacement. Shifts go along both axes. Together: gamma 1.3, turned by 20 degrees, scaled "
@@ -239,19 +241,28 @@ def main() -> None:
     parser.add_argument("--further", type=int, default=5, help="the same of the further ones")
     parser.add_argument("--grid", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--background", action="store_true", help="change it as well where it is 0 and no intensity")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results/audit_copies.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     data = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
-    name = arguments.dataset_dir.name
+    name = arguments.dataset_dir.name + (BACKGROUND if arguments.background else "")
     record = data.setdefault(name, {"folds": {}})
     record |= {"grid": arguments.grid, "seed": arguments.seed}
     record["command"] = (
-        f"python benchmarks/audit_copies.py {name} --count {arguments.count} --further {arguments.further}"
+        f"python benchmarks/audit_copies.py {arguments.dataset_dir.name} --folds "
+        f"{' '.join(map(str, arguments.folds))} --count {arguments.count} --further "
+        f"{arguments.further}{' --background' * arguments.background}"
     )
     for fold in arguments.folds:
         record["folds"][str(fold)] = measure(
-            arguments.dataset_dir, fold, arguments.grid, arguments.count, arguments.further, arguments.seed
+            arguments.dataset_dir,
+            fold,
+            arguments.grid,
+            arguments.count,
+            arguments.further,
+            arguments.seed,
+            arguments.background,
         )
         arguments.output.write_text(json.dumps(data) + "\n")
         arguments.output.with_suffix(".md").write_text(as_markdown(data))

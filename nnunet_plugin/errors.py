@@ -7,11 +7,12 @@ class InputError(ValueError):
     """Input that cannot be used: what was got, what is allowed, and how to mend it.
 
     Raised before any long work starts, so that nothing is half-written. The command line prints it without
-    a traceback and exits with status 1.
+    a traceback, in one line, and exits with status 1.
     """
 
     def __init__(self, got: str, allowed: str, remedy: str):
-        super().__init__(f"{got}\n  allowed: {allowed}\n  remedy:  {remedy}")
+        super().__init__(f"{got}; allowed: {allowed}; remedy: {remedy}")
+        self.got = got
 
 
 def plain_words(error: BaseException) -> InputError | None:

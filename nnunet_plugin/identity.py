@@ -7,6 +7,7 @@ shows the same patient; the array of another patient under the same name does no
 import base64
 import hashlib
 from functools import lru_cache
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -65,7 +66,7 @@ def image_distance(first: str, second: str) -> float:
     In standard deviations: 0 for the same image at any brightness and contrast, about 1.4 for unrelated ones. Infinite
     when the numbers of channels differ.
     """
-    a, b = (_decode(text)[:-1].view(np.int8).astype(float) / _STEPS for text in (first, second))
+    a, b = _image(first), _image(second)
     return float(np.sqrt(((a - b) ** 2).mean(axis=1)).max()) if a.shape == b.shape else float("inf")
 
 
@@ -96,8 +97,17 @@ def same_image(first: Identity, second: Identity, tolerance: float = SAME_IMAGE)
 
 
 def is_twin(first: Identity, second: Identity) -> bool:
-    """Whether two cases of different names show one image."""
-    return same_image(first, second, TWIN_IMAGE)
+    """Whether two cases of different names show one image, be it mirrored, turned by 90 degrees or inverted."""
+    if first.sha256 == second.sha256:
+        return True
+    if first.fingerprint is None or second.fingerprint is None:
+        return False
+    a, others = _image(first.fingerprint), _turned(second.fingerprint)
+    if a.shape != others.shape[1:]:
+        return False
+    # An image and its inverse are told by the sign alone, as fingerprints have a mean of 0.
+    nearest = [np.sqrt(((others - sign * a) ** 2).mean(axis=2)).max(axis=1).min() for sign in (1, -1)]
+    return bool(min(nearest) <= TWIN_IMAGE)
 
 
 def _means(volume: np.ndarray) -> np.ndarray:
@@ -109,6 +119,19 @@ def _means(volume: np.ndarray) -> np.ndarray:
             [volume.take(range(start, stop), axis).mean(axis, dtype=np.float64) for start, stop in edges], axis
         )
     return volume
+
+
+def _image(text: str) -> np.ndarray:
+    """Return float `(channels, 576)`, in standard deviations."""
+    return _decode(text)[:-1].view(np.int8).astype(float) / _STEPS
+
+
+@lru_cache(maxsize=1024)
+def _turned(text: str) -> np.ndarray:
+    """Return the image of a fingerprint mirrored along any axes, as it is and turned: (16, channels, 576)."""
+    whole = _image(text).reshape(-1, *GRID)
+    ways = [way[:, ::z, ::y, ::x] for way in (whole, whole.swapaxes(2, 3)) for z, y, x in product((1, -1), repeat=3)]
+    return np.stack(ways).reshape(len(ways), len(whole), -1)
 
 
 @lru_cache(maxsize=4096)

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
@@ -35,18 +36,24 @@ FINE_TURNS = (-5.0, 0.0, 5.0)  # degrees
 FINE_SIZES = (1.2 ** (-1 / 3), 1.0, 1.2 ** (1 / 3))
 SEAM = 2  # pixels beside a cut that are not compared: the cut is an edge of its own
 FLAT = 0.05  # weight of places that are flat in all images, as a share of the mean energy
+CONSTANT = 0.02  # of an image's range: neighbours that differ by less are constant
+LINE = 5  # pixels of the items' grid: what is thinner, between constants, is a line
+SMALLEST_BODY = 0.05  # share of an image that is taken for a body
+RIM = 2  # pixels that are taken off a body: outlines are much the same in all patients, and the strongest edges
+OVERLAP = 0.6  # of a slice's edges that must lie in the other's body; what lacks counts as an edge that is elsewhere
 CHUNK = 8
 
 Found = Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]]
 
 
-def gradient_fields(images: Tensor) -> Tensor:
+def gradient_fields(images: Tensor, within: Tensor) -> Tensor:
     """Directions of edges, (items, 2, side, side): cosine and sine of the doubled angle, times a strength below 1.
 
     Channels are summed as squared gradients (Di Zenzo 1986), so a field has as many numbers for one as for four.
 
     Args:
         images: (items, channels, side, side), in any scale.
+        within: (items, 1, side, side), 1 where edges tell how strong one is in this image, 0 elsewhere.
     """
     smooth, slope = _gaussian(1.0, 0), _gaussian(1.0, 1)
     across, down = _filter(images, smooth, slope), _filter(images, slope, smooth)
@@ -54,7 +61,7 @@ def gradient_fields(images: Tensor) -> Tensor:
     tensor = _filter(torch.stack([part.sum(dim=1) for part in parts], dim=1), *[_gaussian(0.7, 0)] * 2)
     energy = tensor[:, 2:]
     # Edges of all strengths count much the same, and those that are weak in this image, such as noise, little.
-    typical = energy.mean(dim=(2, 3), keepdim=True)
+    typical = (energy * within).mean(dim=(2, 3), keepdim=True) / _positive(within.mean(dim=(2, 3), keepdim=True))
     return tensor[:, :2] / ((energy * (energy + typical)).sqrt() + 1e-12)
 
 
@@ -82,6 +89,33 @@ def squared(images: Tensor) -> Tensor:
     small = functional.interpolate(images.float(), sizes, mode="area")
     rest = [SIDE - size for size in reversed(sizes)]
     return functional.pad(small, [side for room in rest for side in (room // 2, room - room // 2)], mode="replicate")
+
+
+def with_bodies(images: Tensor) -> Tensor:
+    """Images (items, channels, height, width) with one channel more: 1 in the body, 0 outside.
+
+    Outside is what is constant around the body, and lines between constants: where an image was moved or padded, its
+    frame is an edge of its own, and stronger than any in the body. Where nothing else is left, all is body.
+    """
+    images = images.float()
+    high, low = (functional.max_pool2d(x, 3, 1, padding=1) for x in (images, -images))
+    span = (images.amax(dim=(2, 3), keepdim=True) - images.amin(dim=(2, 3), keepdim=True)).clamp(min=1e-6)
+    textured = ((high + low) > CONSTANT * span).any(dim=1).numpy()
+    bodies = np.stack([ndimage.binary_fill_holes(ndimage.binary_opening(x, np.ones((LINE, LINE)))) for x in textured])
+    bodies[bodies.mean(axis=(1, 2)) < SMALLEST_BODY] = True
+    return torch.cat([images, torch.from_numpy(bodies).unsqueeze(1).to(images)], dim=1)
+
+
+def _fields_in_bodies(images: Tensor, inside: Tensor) -> Tensor:
+    """Fields, 0 outside of the bodies without their rims; and 1 there: (items, 3, side, side).
+
+    Args:
+        images: (items, channels + 1, side, side), the last channel as `with_bodies` gives it.
+        inside: (items, 1, side, side), where there is an image.
+    """
+    body = functional.pad((images[:, -1:] >= 0.5).to(images) * inside, [RIM] * 4)
+    within = -functional.max_pool2d(-body, 2 * RIM + 1, 1)
+    return torch.cat([gradient_fields(images[:, :-1], within) * within, within], dim=1)
 
 
 def coarse_places() -> Tensor:
@@ -118,12 +152,12 @@ def place_names() -> list[str]:
 
 
 def coarse_fields(images: Tensor) -> Tensor:
-    """Fields at every coarse place, (items, places, 3, cells, cells): the field, and the share that is in the image.
+    """Fields at every coarse place, (items, places, 3, cells, cells): the field, and 1 in the body.
 
     Gradients are taken at each size and mirror image, and these fields are then turned.
 
     Args:
-        images: (items, channels, `SIDE`, `SIDE`).
+        images: (items, channels + 1, `SIDE`, `SIDE`), with bodies.
     """
     start = torch.stack([torch.diag(torch.tensor([s * m, s])) for m in (1.0, -1.0) for s in SIZES])
     scaled = placed_fields(images.repeat_interleave(len(start), dim=0), _affine(start).repeat(len(images), 1, 1))
@@ -137,7 +171,13 @@ def coarse_fields(images: Tensor) -> Tensor:
     twice = 2 * torch.tensor(angles).view(1, -1, 1, 1)
     x, y, inside = turned.unbind(dim=1)
     fields = torch.stack([x * twice.cos() + y * twice.sin(), y * twice.cos() - x * twice.sin(), inside], dim=2)
-    return fields.unflatten(0, (len(images), len(start))).flatten(1, 2)
+    return _whole_cells(fields.unflatten(0, (len(images), len(start))).flatten(1, 2))
+
+
+def _whole_cells(fields: Tensor) -> Tensor:
+    """Fields (..., 3, cells, cells) where at least half of a cell is in the body, and 0 elsewhere."""
+    inside = (fields[..., 2:, :, :] >= 0.5).to(fields)
+    return torch.cat([fields[..., :2, :, :] * inside, inside], dim=-3)
 
 
 def _affine(matrices: Tensor, shifts: Tensor | None = None) -> Tensor:
@@ -147,20 +187,19 @@ def _affine(matrices: Tensor, shifts: Tensor | None = None) -> Tensor:
 
 
 def placed_fields(images: Tensor, affine: Tensor) -> Tensor:
-    """Fields of images (n, channels, side, side) seen through maps (n, 2, 3), 0 outside; and where that is not."""
+    """Fields of images with bodies (n, channels + 1, side, side) seen through maps (n, 2, 3), see above."""
     grid = functional.affine_grid(affine, list(images.shape), align_corners=False)
     seen = functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
-    inside = (grid.abs() <= 1).all(dim=3).unsqueeze(1)
-    return torch.cat([gradient_fields(seen) * inside, inside.float()], dim=1)
+    return _fields_in_bodies(seen, (grid.abs() <= 1).all(dim=3).unsqueeze(1))
 
 
 def _slices(items: Items) -> tuple[Tensor, Tensor]:
-    """What is searched for, a slice an item, and what it is searched in, (items, slices, ...): squared images."""
+    """What is searched for, a slice an item, and what it is searched in, (items, slices, ...): squared, with bodies."""
     if items.images.ndim == 4:
-        small = squared(items.images)
+        small = squared(with_bodies(items.images))
         return small, small.unsqueeze(1)
     depth = items.images.shape[4]
-    every = squared(items.images.movedim(4, 1).flatten(0, 1)).unflatten(0, (-1, depth))
+    every = squared(with_bodies(items.images.movedim(4, 1).flatten(0, 1))).unflatten(0, (-1, depth))
     area = items.foreground.sum(dim=(1, 2))
     chosen = torch.where(area.any(dim=1), area.argmax(dim=1), depth // 2)
     return every[torch.arange(len(items)), chosen], every
@@ -172,7 +211,7 @@ class Structure:
     name = "structure"
 
     def distances(self, items: Items, reference: Items, track: Track, title: str, apart: bool) -> Found:
-        """Distances, 1 less the cosine of the two fields where both are, see `memorisation.Comparison`.
+        """Distances, 1 less the cosine of the two fields in both bodies, see `memorisation.Comparison`.
 
         Args:
             items: whatever is judged.
@@ -183,7 +222,9 @@ class Structure:
         """
         searched, within = _slices(items)[0], _slices(reference)[1]
         depth, count = within.shape[1], len(reference)
-        fields = functional.avg_pool2d(gradient_fields(within.flatten(0, 1)), SIDE // CELLS)
+        fields = _fields_in_bodies(within.flatten(0, 1), torch.ones(1))
+        fields = _whole_cells(functional.avg_pool2d(fields, SIDE // CELLS))
+        usual = fields[:, 2].sum(dim=(1, 2)).mean()  # cells of a body
         matrices, names = coarse_places(), place_names()
         shifts = torch.tensor([[right - REACH, down - REACH] for down, right in _SHIFTS]) * (2 / CELLS)
         patients, members = np.unique(reference.groups, return_inverse=True)
@@ -191,7 +232,7 @@ class Structure:
         for start in track(list(range(0, len(items), CHUNK)), title):
             chosen = np.arange(start, min(start + CHUNK, len(items)))
             images = searched[start : start + CHUNK]
-            best, place = _coarse_cosines(images, fields)
+            best, place = _coarse_cosines(images, fields, usual)
             if apart:
                 own = torch.from_numpy(items.groups[chosen][:, None] == reference.groups[None])
                 best[own.repeat_interleave(depth, dim=1)] = -1
@@ -201,7 +242,7 @@ class Structure:
             order = best.gather(1, by_patient).argsort(dim=1, descending=True, stable=True)[:, :NEAREST]
             targets = by_patient.gather(1, order)
             finer = _fine_cosines(
-                images, matrices[at.gather(1, targets)], shifts[shift.gather(1, targets)], fields[targets]
+                images, matrices[at.gather(1, targets)], shifts[shift.gather(1, targets)], fields[targets], usual
             )
             finer[best.gather(1, targets) == -1] = -1
             best.scatter_reduce_(1, targets, finer, "amax")
@@ -213,21 +254,23 @@ class Structure:
 _SHIFTS = list(itertools.product(range(2 * REACH + 1), repeat=2))  # down and right, in cells, from the furthest up
 
 
-def _coarse_cosines(images: Tensor, fields: Tensor) -> tuple[Tensor, Tensor]:
-    """Of images and fields (reference, 2, cells, cells): the best cosine, and at which place and shift.
+def _coarse_cosines(images: Tensor, fields: Tensor, usual: Tensor) -> tuple[Tensor, Tensor]:
+    """Of images and fields (reference, 3, cells, cells): the best cosine, and at which place and shift.
 
     The latter are one number, place * shifts + shift. Both are (items, reference).
     """
-    known, square = fields.flatten(1).T.contiguous(), (fields**2).sum(dim=1).flatten(1).T.contiguous()
+    known, body = fields[:, :2].flatten(1).T.contiguous(), fields[:, 2].flatten(1).T.contiguous()
+    square = (fields[:, :2] ** 2).sum(dim=1).flatten(1).T.contiguous()
+    least = OVERLAP * square.sum(dim=0)
     found = functional.pad(coarse_fields(images), [REACH] * 4)
     best = torch.full((len(images), len(fields)), -1.0)
     place = torch.zeros(best.shape, dtype=torch.int64)
     for shift, (down, right) in enumerate(_SHIFTS):
         here = found[..., down : down + CELLS, right : right + CELLS]
-        rows = here[:, :, :2].flatten(2)
-        lengths = _positive(here[0, :, 2].flatten(1) @ square).sqrt()  # of what is inside, at a place the same for all
-        cosines = (rows.flatten(0, 1) @ known).unflatten(0, rows.shape[:2]) / lengths
-        cosines, at = (cosines / _positive(rows.norm(dim=2, keepdim=True))).max(dim=1)
+        own, inside = (here[:, :, :2] ** 2).sum(dim=2).flatten(2), here[:, :, 2].flatten(2)
+        lengths = torch.maximum(own @ body, _least_own(own, inside, usual))
+        lengths = lengths * torch.maximum(inside @ square, least)
+        cosines, at = ((here[:, :, :2].flatten(2) @ known) / _positive(lengths).sqrt()).max(dim=1)
         nearer = cosines > best
         best[nearer], place[nearer] = cosines[nearer], at[nearer] * len(_SHIFTS) + shift
     return best, place
@@ -246,7 +289,7 @@ class Detail:
 
     def distances(self, items: Items, reference: Items, track: Track, title: str, apart: bool) -> Found:
         """Distances, 1 less the cosine, be it of an inverted image, see `memorisation.Comparison`."""
-        searched, within = _slices(items)[0], _slices(reference)[1]
+        searched, within = _slices(items)[0][:, :-1], _slices(reference)[1][:, :, :-1]
         depth, count = within.shape[1], len(reference)
         detail = _detail(within.flatten(0, 1))
         energy = _filter((detail**2).mean(dim=(0, 1), keepdim=True), *[_gaussian(1.0, 0)] * 2)
@@ -287,13 +330,14 @@ def _positive(values: Tensor) -> Tensor:
     return values.clamp(min=1e-6)
 
 
-def _fine_cosines(images: Tensor, matrices: Tensor, shifts: Tensor, targets: Tensor) -> Tensor:
+def _fine_cosines(images: Tensor, matrices: Tensor, shifts: Tensor, targets: Tensor, usual: Tensor) -> Tensor:
     """The best cosine around each place, (items, places).
 
     Args:
         images: (items, channels, side, side).
         matrices, shifts: (items, places, 2, 2), (items, places, 2).
-        targets: the fields that are compared, (items, places, 2, cells, cells).
+        targets: the fields that are compared, (items, places, 3, cells, cells).
+        usual: cells of a body.
     """
     around = torch.stack([size * _turn(math.radians(turn)) for turn in FINE_TURNS for size in FINE_SIZES])
     count, places = matrices.shape[:2]
@@ -301,13 +345,25 @@ def _fine_cosines(images: Tensor, matrices: Tensor, shifts: Tensor, targets: Ten
     moved = shifts.unsqueeze(2).expand(-1, -1, len(around), -1).flatten(0, 2)
     repeated = images.repeat_interleave(places * len(around), dim=0)
     fields = functional.pad(placed_fields(repeated, _affine(finer, moved)), [1] * 4)
-    wanted = targets.unsqueeze(2)
+    v, body = targets[:, :, None, :2], targets[:, :, None, 2:]
+    least = OVERLAP * (v**2).sum(dim=(3, 4, 5))
     best = torch.full((count, places), -1.0)
     for down, right in itertools.product(range(3), repeat=2):
         here = functional.avg_pool2d(fields[..., down : down + SIDE, right : right + SIDE], SIDE // CELLS)
-        here = here.unflatten(0, (count, places, len(around)))
+        here = _whole_cells(here).unflatten(0, (count, places, len(around)))
         u, inside = here[:, :, :, :2], here[:, :, :, 2:]
-        dot = (u * wanted).sum(dim=(3, 4, 5))
-        norms = (u**2).sum(dim=(3, 4, 5)) * (inside * wanted**2).sum(dim=(3, 4, 5))
+        dot = (u * v).sum(dim=(3, 4, 5))
+        own, inside = (u**2).sum(dim=3).flatten(3), inside.flatten(3)
+        norms = torch.maximum((body * u**2).sum(dim=(3, 4, 5)), _least_own(own, inside, usual).squeeze(3))
+        norms = norms * torch.maximum((inside * (v**2).sum(dim=3).flatten(3)).sum(dim=3), least)
         best = torch.maximum(best, (dot / _positive(norms).sqrt()).amax(dim=2))
     return best
+
+
+def _least_own(own: Tensor, inside: Tensor, usual: Tensor) -> Tensor:
+    """What the squares of a sample's edges (..., cells) are taken to be at least, (..., 1).
+
+    Where more than the usual is body, as where noise fills the background, only a part of it can be in another's.
+    """
+    share = (usual / _positive(inside.sum(dim=-1, keepdim=True))).clamp(max=1)
+    return OVERLAP * share * own.sum(dim=-1, keepdim=True)

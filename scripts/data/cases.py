@@ -253,6 +253,9 @@ def _resolve(configurations: dict, name: str, path: Path) -> dict:
     return chosen
 
 
+NIFTI_ENDINGS = (".nii.gz", ".nii", ".NII.GZ", ".NII")  # as nibabel takes them
+
+
 class RawCases(Cases):
     """Raw volumes in the scanner's units, read through MONAI; the slice axis is the one with the largest spacing.
 
@@ -266,6 +269,12 @@ class RawCases(Cases):
 
     def __init__(self, dataset_dir: Path, fold: int | str):
         self.description = read_description(dataset_dir)
+        if (ending := self.description.file_ending) not in NIFTI_ENDINGS:
+            raise InputError(
+                f"file_ending {ending} of {dataset_dir / 'dataset.json'}",
+                f"{NIFTI_ENDINGS[0]} or {NIFTI_ENDINGS[1]} where raw volumes are read",
+                "let nnU-Net preprocess the data set, whatever its format, and give its folder in nnUNet_preprocessed",
+            )
         self.dataset_dir = Path(dataset_dir)
         self._files = raw_files(dataset_dir, self.description)
         labels = list(self._files)

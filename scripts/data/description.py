@@ -167,7 +167,8 @@ def read_description(dataset_dir: str | Path) -> DatasetDescription:
         raise InputError(
             f"{path} cannot be used ({type(error).__name__}: {error})",
             "JSON with channel_names and labels, as nnU-Net v2 writes it",
-            "mend the file; see nnU-Net's documentation/dataset_format.md",
+            "mend the file, see nnU-Net's documentation/dataset_format.md; data sets of nnU-Net v1: "
+            "nnUNetv2_convert_old_nnUNet_dataset",
         ) from error
     ending = content.get("file_ending", ".nii.gz")
     if not isinstance(ending, str) or not ending.startswith("."):

@@ -111,15 +111,18 @@ def read_splits(path: Path) -> list[dict[str, list[str]]]:
         InputError: it is no list of training and validation ids.
     """
     try:
+        wrong = "no such lists"
         splits = json.loads(path.read_text())
         ids = [case for split in splits for part in ("train", "val") for case in split[part]]
         whole = isinstance(splits, list) and all(isinstance(case, str) for case in ids)
         whole = whole and all(isinstance(split[part], list) for split in splits for part in ("train", "val"))
-    except (ValueError, TypeError, KeyError, RecursionError):
-        whole = False
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        whole, wrong = False, f"{type(error).__name__}: {error}"
     if not whole:
         raise InputError(
-            f"{path} cannot be used", 'nnU-Net\'s splits: [{"train": [ids], "val": [ids]}, ...]', "restore or delete it"
+            f"{path} cannot be used ({wrong})",
+            'nnU-Net\'s splits: [{"train": [ids], "val": [ids]}, ...]',
+            "restore or delete it",
         )
     return splits
 

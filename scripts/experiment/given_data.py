@@ -187,12 +187,13 @@ def _shape(path: Path) -> tuple[int, ...]:
 def _voxels(path: Path) -> np.ndarray:
     """The array of an image file as it lies there."""
     try:
-        if path.name.endswith((".nii", ".nii.gz")):
+        if path.name.lower().endswith((".nii", ".nii.gz")):
             import nibabel as nib
 
             return np.asanyarray(nib.Nifti1Image.from_filename(path).dataobj)
-        from monai.transforms import LoadImage
+        from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_file_ending
 
-        return np.asarray(LoadImage(image_only=True)(str(path)))
+        reader = determine_reader_writer_from_file_ending(path.suffix, str(path), verbose=False)
+        return np.asarray(reader().read_images((str(path),))[0])
     except Exception as error:  # readers raise many kinds
         raise InputError(f"{path} cannot be read ({error})", "a readable image", "restore the file") from error

@@ -205,7 +205,7 @@ def _training_cases(
     try:
         choose_labels({label: [volumes[case][label] for case in train] for label in volumes[train[0]]}, None)
     except InputError as error:
-        return train, str(error).splitlines()[0]
+        return train, error.got
     return train, None
 
 

@@ -65,8 +65,8 @@ class Ranks:
             dist.all_gather_object(items, item)
         except RuntimeError as error:
             raise PeerError(
-                f"another of the {self.size} processes has ended\n"
-                "  remedy:  see what it said, or whether memory ran out; the same command goes on where it stopped"
+                f"another of the {self.size} processes has ended; "
+                "remedy: see what it said, or whether memory ran out; the same command goes on where it stopped"
             ) from error
         return items
 

@@ -290,10 +290,11 @@ def _check_override(name: str, value: Any, config: dict, files: Any) -> None:
             known |= {"_disabled_", "_requires_", "_desc_", "_mode_"}
         if part not in known:
             near = nearest(part, known)
+            meant = "#".join([*name.split("#")[:depth], near]) if near else nearest(name.replace("#", "_"), config)
             raise InputError(
                 f"unknown setting --{name}",
-                f"a setting of {files}",
-                f"did you mean --{'#'.join([*name.split('#')[:depth], near])}?" if near else "see the config file",
+                f"a setting of {files}" + (f": {', '.join(sorted(known))}" if depth else ""),
+                f"did you mean --{meant}?" if meant else "see the config file",
             )
         level = (
             level[part] if isinstance(level, dict) and part in level else level[int(part)] if part.isdigit() else None

@@ -16,6 +16,8 @@ from scripts.audit.structure import (
     gradient_fields,
     place_names,
     placed_fields,
+    squared,
+    with_bodies,
 )
 
 PATIENTS = 10
@@ -45,13 +47,17 @@ def items(images: np.ndarray, groups) -> Items:
     return Items(tensor, masks, np.asarray(groups), [f"{group}, {i}" for i, group in enumerate(groups)])
 
 
-def moved(image: np.ndarray, turn: float = 0, zoom: float = 1, shift: float = 0) -> np.ndarray:
-    """Turned by degrees, enlarged, and shifted along both axes by a share of the side."""
+def moved(
+    image: np.ndarray, turn: float = 0, zoom: float = 1, shift: float = 0, around: float | None = None
+) -> np.ndarray:
+    """Turned by degrees, enlarged, and shifted along both axes by a share of the side; `around` it another ground."""
     angle = np.deg2rad(turn)
     matrix = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / zoom
     centre = (np.array(image.shape) - 1) / 2
     offset = centre - matrix @ (centre + shift * np.array(image.shape))
-    return ndimage.affine_transform(image, matrix, offset, order=1, cval=float(image.min()))
+    return ndimage.affine_transform(
+        image, matrix, offset, order=1, cval=float(image.min()) if around is None else around
+    )
 
 
 def bent(image: np.ndarray, pixels: float, seed: int = 0) -> np.ndarray:
@@ -64,15 +70,16 @@ def bent(image: np.ndarray, pixels: float, seed: int = 0) -> np.ndarray:
 
 def test_fields_see_neither_brightness_nor_its_sign():
     images = torch.from_numpy(heads(2, (SIDE, SIDE), 0)).unsqueeze(1).float()
-    fields = gradient_fields(images)
+    everywhere = torch.ones(1, 1, SIDE, SIDE)
+    fields = gradient_fields(images, everywhere)
     assert fields.shape == (2, 2, SIDE, SIDE) and fields.norm(dim=1).max() <= 1
     for other in (0.7 - images, 30 * images + 5, images.expand(-1, 3, -1, -1)):
-        torch.testing.assert_close(gradient_fields(other), fields, atol=1e-4, rtol=1e-3)
-    assert gradient_fields(torch.ones(1, 1, SIDE, SIDE)).abs().max() < 1e-3
+        torch.testing.assert_close(gradient_fields(other, everywhere), fields, atol=1e-4, rtol=1e-3)
+    assert gradient_fields(everywhere, everywhere).abs().max() < 1e-3
 
 
 def test_turned_fields_are_those_of_turned_images():
-    images = torch.from_numpy(heads(2, (SIDE, SIDE), 1, 0.6)).unsqueeze(1).float()
+    images = with_bodies(torch.from_numpy(heads(2, (SIDE, SIDE), 1, 0.6)).unsqueeze(1))
     places = coarse_places()
     found = coarse_fields(images)
     assert found.shape[:3] == (2, len(places), 3)
@@ -85,13 +92,23 @@ def test_turned_fields_are_those_of_turned_images():
 
 
 def test_places_without_turn_or_scale_are_the_flips():
-    images = torch.from_numpy(heads(1, (SIDE, SIDE), 2)).unsqueeze(1).float()
+    images = with_bodies(torch.from_numpy(heads(1, (SIDE, SIDE), 2)).unsqueeze(1))
     names, found = place_names(), coarse_fields(images)[0]
     assert len(names) == len(coarse_places())
     for name, flipped in flips(images):
-        wanted = torch.nn.functional.avg_pool2d(gradient_fields(flipped), 2)
+        wanted = torch.nn.functional.avg_pool2d(placed_fields(flipped, torch.eye(2, 3)[None])[:, :2], 2)
         index = names.index("up-down and left-right" if " and " in name else name)
         assert torch.cosine_similarity(found[index, :2].flatten(), wanted.flatten(), dim=0) > 0.95
+
+
+def test_frames_and_outlines_have_no_edges():
+    images = torch.from_numpy(heads(3, (64, 64), 6, 0.6)).unsqueeze(1).float()
+    framed = images.clone()
+    framed[..., :4, :], framed[..., -6:] = 0.4, 0.3  # within the range, which is what constants are measured by
+    plain, other = (placed_fields(squared(with_bodies(x)), torch.eye(2, 3).repeat(3, 1, 1)) for x in (images, framed))
+    torch.testing.assert_close(other, plain)
+    assert (plain[:, 2].mean(dim=(1, 2)) < 0.3).all() and plain[:, 2].any(dim=2).any(dim=1).all()
+    assert with_bodies(torch.ones(1, 1, 64, 64))[:, 1].all(), "without a body, all is looked at"
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +129,9 @@ CHANGES = {
     "inverted": lambda x: 1 - x,
     "bent by 5 pixels": lambda x: bent(x, 5),
     "noise of 10 %": lambda x: x + 0.1 * np.random.default_rng(0).normal(size=x.shape),
+    "turned in a frame": lambda x: moved(x, turn=25, around=0.3),
+    "shifted in a frame": lambda x: moved(x, shift=-0.1, around=1),
+    "inverted in a frame": lambda x: np.pad(moved(1 - x, zoom=0.9)[4:60, 4:60], 4),
     "flipped, turned and scaled": lambda x: moved(x[:, ::-1], turn=160, zoom=0.9),
 }
 

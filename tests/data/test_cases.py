@@ -311,6 +311,13 @@ def test_one_file_for_three_channels_is_refused_in_words(tmp_path):
         open_cases(raw)
 
 
+@pytest.mark.parametrize("ending", [".mha", ".nrrd", ".tif", ".Nii.gz"])
+def test_raw_volumes_of_other_formats_are_for_nnunet_to_preprocess(tmp_path, ending):
+    raw = write_raw(tmp_path / "Dataset901_Toy", file_ending=ending)
+    with pytest.raises(InputError, match=rf"file_ending \{ending}.*allowed: .nii.gz or .nii.*nnUNet_preprocessed"):
+        open_cases(raw)
+
+
 def test_a_folder_that_cannot_be_written_is_read_all_the_same(tmp_path, monkeypatch, caplog):
     folder = write_preprocessed(tmp_path / "Dataset901_Toy")
 

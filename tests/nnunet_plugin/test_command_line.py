@@ -177,7 +177,7 @@ def test_input_error_is_what_a_user_reads(capsys):
         raise InputError("x", "y", "z")
 
     assert run_commands({"refuse": refuse}, "tool", ["refuse"]) == 1
-    assert capsys.readouterr().err == "error: x\n  allowed: y\n  remedy:  z\n"
+    assert capsys.readouterr().err == "error: x; allowed: y; remedy: z\n"
 
 
 def test_what_is_told_can_be_copied(capsys):

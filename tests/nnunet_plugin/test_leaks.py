@@ -55,6 +55,10 @@ def test_identity_survives_other_bits_and_tells_patients_apart():
         assert not same_case(known, identify(changed, label))
     assert not same_case(known, identify(image, patient(2)[1]))  # another's annotation
     assert is_twin(known, identify(image, patient(2)[1]))
+    for changed in (image[..., ::-1], image[:, ::-1, ::-1], image.swapaxes(2, 3)[..., ::-1], -image):
+        assert is_twin(known, identify(changed, label)), "under another name, one image however it is turned"
+    for seed in range(1, 20):
+        assert not is_twin(known, identify(*patient(seed)))
     assert not same_case(Identity("0", None), Identity("1", known.fingerprint))
     assert identify(0 * image, label).is_readable() and not Identity("0", "no base64!").is_readable()
     assert label_agreement(identify(image, 0 * label).fingerprint, identify(image, 0 * label).fingerprint) == 1

@@ -11,6 +11,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK
 
 from scripts.data.cases import open_cases
 from scripts.data.description import read_description
@@ -230,6 +231,20 @@ def test_a_training_case_is_known_by_its_voxels(raw, change):
     rescaled(image, raw / "imagesTs/toy_001_0000.nii.gz", **change)
     with pytest.raises(InputError, match="training images.*toy_003"):
         check_test_cases(raw, description)
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".mha"])
+def test_a_training_case_is_known_in_every_format_that_nnunet_reads(raw, ending):
+    for path in sorted(raw.glob("*T[rs]/*.nii.gz")):
+        values = nib.Nifti1Image.from_filename(path).get_fdata().T
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(values), path.with_name(path.name[: -len(".nii.gz")] + ending))
+        path.unlink()
+    content = json.loads((raw / "dataset.json").read_text())
+    (raw / "dataset.json").write_text(json.dumps({**content, "file_ending": ending}))
+    check_test_cases(raw, read_description(raw))
+    shutil.copy(raw / f"imagesTr/toy_003_0000{ending}", raw / f"imagesTs/toy_001_0000{ending}")
+    with pytest.raises(InputError, match="training images.*toy_003"):
+        check_test_cases(raw, read_description(raw))
 
 
 def test_like_patients_are_not_the_same(raw):
