@@ -53,13 +53,13 @@ class PreprocessedDataset:
         return self.folder / "synthaug" / pool / f"fold_{fold}"
 
 
-def environment_folder(variable: str) -> Path:
+def environment_folder(variable: str, must_exist: bool = True) -> Path:
     """Return the folder that an environment variable of nnU-Net names; `InputError` when unset or missing."""
     value = os.environ.get(variable)
-    if not value or not Path(value).is_dir():
+    if not value or (must_exist and not Path(value).is_dir()):
         raise InputError(
             f"environment variable {variable} = {value!r}",
-            "an existing folder",
+            "an existing folder" if must_exist else "a folder",
             f"export {variable}=/path/to/{variable}",
         )
     return Path(value)

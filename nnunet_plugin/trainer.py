@@ -46,8 +46,8 @@ class SynthAugMixin(nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net reads this signature)
     ):
-        for variable in ("nnUNet_preprocessed", "nnUNet_results"):
-            environment_folder(variable)
+        environment_folder("nnUNet_preprocessed")
+        environment_folder("nnUNet_results", must_exist=False)  # nnU-Net makes it
         block = resolve_configuration(plans, configuration).get("synthaug")
         if block is None:
             raise InputError(

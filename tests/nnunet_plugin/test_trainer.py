@@ -414,6 +414,8 @@ def test_refusals_at_construction(mixed, make_trainer, nnunet, monkeypatch):
             patch.delenv(variable)
             with pytest.raises(InputError, match=f"export {variable}="):
                 make_trainer("2d_syn50")
+    monkeypatch.setenv("nnUNet_results", str(nnunet / "made by nnU-Net"))
+    make_trainer("2d_syn50")
 
 
 def test_refusals_at_training_start(mixed, make_trainer, make_pool, nnunet):
