@@ -378,7 +378,8 @@ class LearntCases(Cases):
         self.record = record
         self.description = DatasetDescription(**record["description"])
         names = [case["id"] for case in record["cases"]]
-        self.fold = Fold(record["fold"], names, record["validation"], record["split_sha256"])
+        validation = record.get("validation", [])  # older records do not say it
+        self.fold = Fold(record["fold"], names, validation, record["split_sha256"])
         self.space, self.directions = record["space"], record.get("directions")
 
 

@@ -96,7 +96,7 @@ def test_weights_are_loaded_whole_or_refused(name, kind, tmp_path, monkeypatch):
     sizes = {"spatial_size": parser.get_parsed_content("spatial_size")}
     record = {
         "format_version": 1, "weights_sha256": "", "network": {**known, **sizes}, "cases": [], "fold": 0,
-        "validation": [], "split_sha256": "", "space": {},
+        "split_sha256": "", "space": {},
         "description": {"name": "Dataset7_Two", "channel_names": {"0": "A", "1": "B", "2": "C"},
                         "labels": {"background": 0, "a": 1, "b": 2}, "regions_class_order": None},
         "scaling": {"low": [0.0] * 3, "high": [1.0] * 3, "per_case": False, "masked": False},
