@@ -15,9 +15,11 @@ from nnunet_plugin.preprocessed import wrong_field
 
 from ..runtime.errors import InputError
 from ..runtime.files import json_sha256, read_record
+from ..runtime.running import checkpoint_being_loaded
 from .description import DatasetDescription, read_description
 from .folds import Fold, read_fold
 from .prepared import plain_arrays
+from .provenance import read_provenance
 from .raw_files import is_raw_dataset, raw_files
 
 PHANTOM_NAME = "Dataset801_PhantomFLAIR"
@@ -365,6 +367,22 @@ class RawCases(Cases):
         return Case(case_id, image, label, np.ones(label.shape, bool))
 
 
+class LearntCases(Cases):
+    """What the record of weights says of the cases that they learnt from, none of which is at hand.
+
+    Attributes:
+        record: the whole of it.
+    """
+
+    def __init__(self, record: dict):
+        self.record = record
+        self.description = DatasetDescription(**record["description"])
+        names = [case["id"] for case in record["cases"]]
+        validation = record.get("validation", [])  # older records do not say it
+        self.fold = Fold(record["fold"], names, validation, record["split_sha256"])
+        self.space, self.directions = record["space"], record.get("directions")
+
+
 def open_cases(
     dataset_dir: str | Path | None,
     fold: int | str = 0,
@@ -373,6 +391,8 @@ def open_cases(
     phantom_dir: str | Path = "phantom",
 ) -> Cases:
     """Open the cases of one fold.
+
+    `monai.bundle.load` asks for a network alone: without a data set it gets those that the weights have learnt from.
 
     Args:
         dataset_dir: an nnU-Net preprocessed data set folder (holds plans and `DATA_IDENTIFIER/`), an nnU-Net raw
@@ -385,6 +405,8 @@ def open_cases(
         InputError: the folder, plans, configuration, fold or a file of it cannot be used.
     """
     if dataset_dir is None or str(dataset_dir) == "":
+        if (weights := checkpoint_being_loaded()) is not None:
+            return LearntCases(read_provenance(weights.with_name("provenance.json")))
         from filelock import FileLock
 
         from ..phantom.dataset import write_phantom

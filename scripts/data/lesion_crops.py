@@ -16,12 +16,12 @@ from nnunet_plugin.transplant.render import render
 from scipy import ndimage
 
 from ..runtime.errors import InputError
-from .cases import Case, Cases
+from .cases import Case, Cases, LearntCases
 from .description import DatasetDescription
 from .geometry import fit_geometry
 from .holes import FRAME, Intensities, Window
 from .scaling import Scaling
-from .training_set import Items, TrainingSet, own_size
+from .training_set import Items, TrainingSet, own_size, recorded
 
 logger = logging.getLogger(__name__)
 
@@ -133,6 +133,9 @@ def load_lesion_crops(
     Raises:
         InputError: a case or a setting cannot be used, or nothing holds a lesion.
     """
+    if isinstance(cases, LearntCases):
+        windows = cases.record["training"]["windows"]
+        return LesionCrops(**recorded(cases), values=np.array(windows["values"]), steps=tuple(windows["steps"]))
     if not 0 <= healthy_share < 1:
         raise InputError(f"healthy_share {healthy_share}", "a number in [0, 1)", "set --healthy_share")
     dimension = len(spatial_size)

@@ -16,8 +16,8 @@ from nnunet_plugin.leakage import check_held_out
 
 from ..runtime.errors import InputError
 from ..runtime.tensor_store import StoredRows, TensorStore
-from .cases import Case, Cases, open_cases
-from .geometry import SliceGeometry, VolumeGeometry, fit_geometry, own_grid
+from .cases import Case, Cases, LearntCases, open_cases
+from .geometry import SliceGeometry, VolumeGeometry, fit_geometry, geometry_from_record, own_grid
 from .scaling import Scaling
 
 logger = logging.getLogger(__name__)
@@ -110,6 +110,15 @@ class TrainingSet:
         return self.training.images
 
 
+def recorded(cases: LearntCases) -> dict[str, Any]:
+    """The attributes of the `TrainingSet` that weights have learnt from, without its items."""
+    record, none = cases.record, Items.of([])
+    return {
+        "training": none, "validation": none, "cases": cases, "seen": record["cases"],
+        "scaling": Scaling.from_record(record["scaling"]), "geometry": geometry_from_record(record["geometry"]),
+    }  # fmt: skip
+
+
 def item_name(item: dict[str, Any]) -> str:
     """What a reader finds an item of a training set by."""
     return f"{item['case']}, slice {item['slice']}" if "slice" in item else str(item["case"])
@@ -144,6 +153,8 @@ def load_training_set(
         InputError: a case or a setting cannot be used, nothing holds foreground, or an image is in training and, under
             another name, in validation.
     """
+    if isinstance(cases, LearntCases):
+        return TrainingSet(**recorded(cases))
     if background_share is not None and not 0 <= background_share < 1:
         raise InputError(
             f"background_share {background_share}", "a number in [0, 1), or null", "set --background_share"

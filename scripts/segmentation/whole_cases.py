@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from glob import escape
 from pathlib import Path
@@ -9,7 +13,8 @@ from typing import Any
 
 from monai.transforms import Transform
 
-from ..data.cases import PHANTOM_NAME, Cases, PreprocessedCases, RawCases, open_cases
+from ..data.cases import PHANTOM_NAME, Cases, PreprocessedCases, RawCases
+from ..phantom.dataset import write_phantom
 from ..runtime.errors import InputError
 
 SPLITS = ("validation", "test")
@@ -22,14 +27,14 @@ def image_items(dataset_dir: str | Path | None, phantom_dir: str | Path) -> list
     Args:
         dataset_dir: a folder with CASE_0000.nii.gz, CASE_0001.nii.gz, ... (one a channel), an nnU-Net raw data set
             (its imagesTs), a folder of arrays that nnU-Net preprocessed, or None for the phantom's test cases.
-        phantom_dir: folder for the phantom, which is made there when it is missing.
+        phantom_dir: where a training made the phantom; without one it is made elsewhere, while this process runs.
 
     Raises:
         InputError: the folder holds no images.
     """
     if dataset_dir is None:
-        open_cases(None, phantom_dir=phantom_dir)
-        dataset_dir = Path(phantom_dir) / PHANTOM_NAME
+        made = Path(phantom_dir) / PHANTOM_NAME
+        dataset_dir = made if made.is_dir() else _passing_phantom()
     folder = Path(dataset_dir)
     if (folder / "imagesTs").is_dir():
         folder = folder / "imagesTs"
@@ -45,6 +50,14 @@ def image_items(dataset_dir: str | Path | None, phantom_dir: str | Path) -> list
             "check --dataset_dir",
         )
     return items
+
+
+@functools.cache
+def _passing_phantom() -> Path:
+    """The phantom for this process alone: who asks for predictions does not ask for a data set beside them."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return write_phantom(Path(folder) / PHANTOM_NAME)
 
 
 def labelled_items(cases: Cases, split: str, raw_dir: str | Path | None = None) -> list[dict[str, Any]]:

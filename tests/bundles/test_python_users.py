@@ -75,9 +75,14 @@ def test_unknown_settings_are_refused_in_python_too(trained, tmp_path):
     create_workflow("scripts.runtime.workflow.StrictWorkflow", **wrong, num_samples=2, **trained)
 
 
+@pytest.mark.parametrize("kind", ["train", "inference"])
 @pytest.mark.parametrize("name", sorted(path.parents[1].name for path in ROOT.glob("bundles/*/configs/inference.json")))
-def test_weights_are_loaded_whole_or_refused(name, tmp_path, monkeypatch):
-    """`monai.bundle.load` copies what fits and leaves the rest at random: from any folder it is all, or an error."""
+def test_weights_are_loaded_whole_or_refused(name, kind, tmp_path, monkeypatch):
+    """`monai.bundle.load` copies what fits and leaves the rest at random: from any folder it is all, or an error.
+
+    By default it takes train.json, which before packing knows inference.json in the bundle's own folder alone; data it
+    neither has nor makes.
+    """
     counts = {"num_channels": 5, "num_labels": 2} if name != "segmentation" else {"in_channels": 3, "out_channels": 2}
     parser = ConfigParser()
     parser.read_config(config(name))
@@ -89,14 +94,27 @@ def test_weights_are_loaded_whole_or_refused(name, tmp_path, monkeypatch):
     (tmp_path / name / "configs").symlink_to(bundle_dir(name) / "configs")
     torch.save(trained, models / "model.pt")
     sizes = {"spatial_size": parser.get_parsed_content("spatial_size")}
-    (models / "provenance.json").write_text(json.dumps({"network": {**known, **sizes}}))
-    monkeypatch.chdir(tmp_path)
+    record = {
+        "format_version": 1, "weights_sha256": "", "network": {**known, **sizes}, "cases": [], "fold": 0,
+        "split_sha256": "", "space": {},
+        "description": {"name": "Dataset7_Two", "channel_names": {"0": "A", "1": "B", "2": "C"},
+                        "labels": {"background": 0, "a": 1, "b": 2}, "regions_class_order": None},
+        "scaling": {"low": [0.0] * 3, "high": [1.0] * 3, "per_case": False, "masked": False},
+        "geometry": {**sizes, "field_of_view": [96, 96], "depth": 16},
+        "training": {"windows": {"values": [[0.0] * 3, [1.0] * 3], "steps": [1.0, 1.0]}},
+    }  # fmt: skip
+    (models / "provenance.json").write_text(json.dumps(record))
+    monkeypatch.chdir(tmp_path / name if kind == "train" else tmp_path)
+    before = sorted(tmp_path.rglob("*"))
 
     def load(**more):
-        return monai_load(name, bundle_dir=str(tmp_path), workflow_type="inference", source="github", **more)
+        return monai_load(name, bundle_dir=str(tmp_path), workflow_type=kind, source="github", **more)
 
     found = load().state_dict()
     assert all(torch.equal(value, found[key]) for key, value in trained.items()) and len(found) == len(trained)
+    assert sorted(tmp_path.rglob("*")) == before
     (models / "provenance.json").unlink()
-    with pytest.raises(InputError, match="no weights of the right shape for"):
+    with pytest.raises((InputError, RuntimeError)) as caught:  # of train.json MONAI tells the chain
         load()
+    words = "no weights of the right shape for" if kind == "inference" else "no trained generator in"
+    assert words in str(caught.value) + str(caught.value.__cause__)

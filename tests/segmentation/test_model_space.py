@@ -3,6 +3,7 @@
 import json
 import pickle
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import blosc2
@@ -16,10 +17,12 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
-from scripts.data.cases import open_cases
+from scripts.data.cases import PHANTOM_NAME, open_cases
 from scripts.data.provenance import build_provenance
 from scripts.data.training_set import load_training_set
+from scripts.phantom.dataset import write_phantom
 from scripts.runtime.errors import InputError
+from scripts.segmentation import whole_cases
 from scripts.segmentation.model_space import ImageReader, ModelSpace, ToGridd, ToLabelMapd
 from scripts.segmentation.normalisation import Normalise
 from scripts.segmentation.trained import check_trained, trained_channels
@@ -270,6 +273,14 @@ def test_items_of_folders(tmp_path):
     assert [item["case"] for item in image_items(pre / "nnUNetPlans_2d", tmp_path)] == [f"toy_00{i}" for i in range(6)]
     assert case_name({"filename_or_obj": "/a/toy.1_0000.nii.gz"}, None)["subject"] == "toy.1"
     assert case_name({"filename_or_obj": "/a/toy_001.b2nd"}, None)["subject"] == "toy_001"
+
+
+def test_the_phantom_is_predicted_without_a_data_set_in_the_users_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(whole_cases, "write_phantom", partial(write_phantom, cases=5, test_cases=1))
+    (item,) = image_items(None, tmp_path)
+    assert Path(item["image"][0]).is_file() and not list(tmp_path.iterdir())
+    made = write_phantom(tmp_path / PHANTOM_NAME, cases=5, test_cases=2)  # as a training leaves it
+    assert [Path(item["image"][0]).parent for item in image_items(None, tmp_path)] == [made / "imagesTs"] * 2
 
 
 @pytest.mark.parametrize("case", ["p_0000", "p_0000_0000", "p_0001", "a[0]_0000"])
