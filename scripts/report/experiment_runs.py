@@ -51,7 +51,9 @@ def run_section(results: Results) -> list[str]:
     limits += _limits(results)
     parts = ["<h2>Limits</h2>", "<ul>" + "".join(f"<li>{escaped(words)}</li>" for words in limits) + "</ul>"]
     parts += ["<h2>What was run</h2>", f"<pre>{escaped(results.content['command'])}</pre>", _time_table(results)]
-    shown = {key: value for key, value in results.settings.items() if key not in ("name", "title", "question")}
+    phantom = ["dataset"] if results.settings["dataset_dir"] else []  # of which nothing was used
+    hidden = ("name", "title", "question", *phantom)
+    shown = {key: value for key, value in results.settings.items() if key not in hidden}
     parts += ["<h3>Settings</h3>", html_table([], setting_rows(shown))]
     return [*parts, "<h3>Versions</h3>", html_table([], setting_rows(_versions(results)))]
 
@@ -59,8 +61,8 @@ def run_section(results: Results) -> list[str]:
 def _limits(results: Results) -> list[str]:
     """What follows from the results themselves."""
     limits = []
-    few = {len(cases) for runs in results.rows.values() for cases in runs.values() if len(cases) < FEW_PATIENTS}
-    if few:
+    patients = [len(set().union(*runs.values())) for runs in results.rows.values() if runs]
+    if few := [n for n in patients if n < FEW_PATIENTS]:
         limits.append(
             f"n = {max(few)} patients: with so few, bootstrap percentile intervals are shorter than they say (a "
             "nominal 95 % covers about 89 % for 8 normal values); a difference is named only where the rank test "

@@ -196,6 +196,16 @@ def test_too_few_patients(tmp_path):
     assert "too few for an interval" in answer(run_of(tmp_path, 0.05, patients=3))
 
 
+def test_few_patients_are_counted_over_all_folds(tmp_path):
+    run = run_of(tmp_path, text=RUN.replace("folds: [0]", "folds: [0, 1]"))
+    for cell in run.cells.values():
+        if cell.kind == "evaluate" and cell.settings["fold"] == 1:
+            found = run.result(cell.id)["values"]
+            others = {f"another {case}": measured for case, measured in found["cases"].items()}
+            write_result(run, cell.id, {**found, "cases": others})
+    assert "n = 16 patients: with so few" in page_of(run)
+
+
 def test_unequal_steps_are_said(tmp_path):
     run = run_of(tmp_path)
     cell = next(cell for cell in run.cells.values() if cell.kind == "train" and cell.settings["arm"] == "real only")
