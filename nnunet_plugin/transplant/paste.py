@@ -74,11 +74,15 @@ def make_patch(
     # The distance grows with the scale; the free-form deformation changes it by little.
     distance = lesion.distance.astype(np.float32) * warp.scale
     grid = tuple(len(axis) for axis in axes)
-    near = _near(distance, points, grid, width + warp.scale * np.linalg.norm(STEP * spacing))
+    near = _near(distance, points, grid, width + 2 * (STEP // 2) * np.linalg.norm(spacing))
     points = points.reshape(len(points), -1)[:, near]
-    inside = covered(lesion, points)
-    away = np.zeros(len(near), np.float32)
-    away[~inside] = ndimage.map_coordinates(distance, points[:, ~inside], order=1, mode="nearest")
+    away = ndimage.map_coordinates(distance, points, order=1, mode="nearest")
+    # Whether the mask covers a point by half is a question only at its surface; distances go from voxel to voxel by two
+    # voxels at most (from inside to outside), and by one elsewhere.
+    inside = away < 0
+    surface = np.abs(away) < 2 * warp.scale * np.linalg.norm(lesion.spacing)
+    inside[surface] = covered(lesion, points[:, surface])
+    away[inside] = 0
     touched = away < width
     near, points, away, inside = near[touched], points[:, touched], away[touched], inside[touched]
     soft = np.clip(1 - away / width, 0, 1)
@@ -102,7 +106,8 @@ def covered(lesion: Lesion, points: np.ndarray) -> np.ndarray:
 def _near(distance: np.ndarray, points: np.ndarray, grid: tuple[int, ...], reach: float) -> np.ndarray:
     """Return the flat indices of a grid's points that may lie within `reach` mm, judged by every third along an axis.
 
-    Most of a volume's box is farther away, and to look at every point is what takes time.
+    Most of a volume's box is farther away, and to look at every point is what takes time. `reach` has to leave room for
+    a block's own points, which lie one step from its middle.
     """
     every = tuple(slice(STEP // 2, None, STEP) if size > STEP else slice(None, None, STEP) for size in grid)
     coarse = ndimage.map_coordinates(distance, points[(slice(None), *every)], order=1, mode="nearest") < reach

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 
@@ -39,11 +40,10 @@ class Warp:
         offsets = self.knots
         for weights in basis:  # each turn consumes the first grid axis and appends the new one
             offsets = np.tensordot(offsets, weights, axes=(1, 1))
-        for new, axis in enumerate(axes):
-            shape = [1] * len(axes)
-            shape[new] = -1
-            for old in range(len(axes)):
-                offsets[old] += (self.matrix[old, new] * axis).reshape(shape)
+        for old, row in enumerate(self.matrix):
+            *linear, last = (weight * axis for weight, axis in zip(row, axes, strict=True))
+            offsets[old] += reduce(np.add.outer, linear)[..., None]  # small, so that the grid is gone over but twice
+            offsets[old] += last
         return offsets
 
     def new_extent(self, extent: np.ndarray) -> np.ndarray:
