@@ -13,7 +13,8 @@ from nnunet_plugin.identity import Identity, same_case
 from nnunet_plugin.leakage import seen_cases
 from torch import Tensor
 
-from ..data.cases import Case, open_cases_of_generator
+from ..data.cases import Case
+from ..data.cases_of_pool import open_cases_of_generator
 from ..data.scaling import sample_scaling
 from ..data.training_set import TrainingSet, item_name, load_training_set
 from ..pool.writing import load_sample, read_pool

@@ -13,7 +13,8 @@ from nnunet_plugin.identity import same_case
 from nnunet_plugin.leakage import seen_cases
 from torch import Tensor
 
-from ..data.cases import Case, Cases, open_cases_of_generator
+from ..data.cases import Case, Cases
+from ..data.cases_of_pool import open_cases_of_generator
 from ..data.description import DatasetDescription
 from ..data.geometry import SliceGeometry
 from ..data.scaling import Scaling, sample_scaling

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..data.cases import Case, Cases, open_cases_of_pool
+from ..data.cases import Case, Cases
+from ..data.cases_of_pool import open_cases_of_pool
 from ..data.description import DatasetDescription
 from ..pool.adopt import origin
 from ..pool.writing import load_sample, read_pool

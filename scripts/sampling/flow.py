@@ -13,7 +13,8 @@ from nnunet_plugin.transplant.render import render
 from nnunet_plugin.transplant.warp import draw_warp
 from scipy import ndimage
 
-from ..data.cases import PHANTOM_NAME, open_cases_of_generator
+from ..data.cases import PHANTOM_NAME
+from ..data.cases_of_pool import open_cases_of_generator
 from ..data.holes import BORDERS, hole_around
 from ..data.lesion_crops import Scene, lesion_integers, open_bank
 from ..networks.lesion_flow import LesionFlow

@@ -270,17 +270,6 @@ def test_unknown_overrides_name_the_nearest(monkeypatch, tmp_path):
         refuse_unknown_overrides(["run", "--args_file", str(tmp_path / "args.json")])
 
 
-@pytest.mark.parametrize("name", ["ldm", "sbldm"])
-def test_a_setting_of_the_first_stage_is_looked_for_there(name, monkeypatch):
-    monkeypatch.chdir(bundle(name))
-    parser = ConfigParser()
-    parser.read_config("configs/train.json")
-    parser.update({"autoencoder#max_epochs": 2})  # MONAI does this before anything of ours: it must be able to
-    with pytest.raises(InputError, match="allowed: .* trainer, .*did you mean --autoencoder_epochs") as caught:
-        refuse_unknown_overrides(["run", "--config_file", "configs/train.json", "--autoencoder#max_epochs", "2"])
-    assert "\n" not in str(caught.value)
-
-
 def test_settings_of_tracking_are_known_where_there_is_tracking(monkeypatch, tmp_path):
     monkeypatch.chdir(bundle("hvae"))
     start = ["run", "--config_file", "configs/train.json", "--workflow_type", "train"]

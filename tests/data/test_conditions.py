@@ -160,7 +160,7 @@ def test_sweeps_keep_what_is_given(model):
     ("condition", "match"),
     [
         ({"volum": 5000}, "did you mean 'volume'"),
-        ({"volume": 5_000_000}, r"volume 5000000 mm³\n.*to .*e\+04 mm³: what the training masks had"),
+        ({"volume": 5_000_000}, r"volume 5000000 mm³; allowed: .*to .*e\+04 mm³: what the training masks had"),
         ({"volume": "5000"}, "one number, in mm³"),
         ({"volume": True}, "one number"),
         ({"volume": float("nan")}, "volume nan"),
