@@ -68,6 +68,7 @@ def rate(flagged: np.ndarray, of: np.ndarray, kind: str) -> float:
     return float(flagged[of == kind].mean())
 
 
+@pytest.mark.slow
 def test_copies_are_caught_and_named_and_new_patients_are_not(planted, result):
     _, _, of, originals = planted
     assert rate(result.copies, of, "copy") == 1
@@ -106,6 +107,7 @@ def test_thresholds_are_quantiles_of_real_items(result):
         assert check.real_flagged[check.defined].mean() <= 3 * check.level + 0.03, check.key
 
 
+@pytest.mark.slow
 def test_decisions_are_written_once_and_others_are_left_alone(tmp_path):
     data_set = write_heads(tmp_path / "Dataset901_Heads", cases=12, new=0)
     data = load(data_set, 0, (16, 16))

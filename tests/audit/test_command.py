@@ -29,6 +29,7 @@ def synthaug(*words) -> int:
     return run_commands(COMMANDS, "synthaug", argv=["audit", *map(str, words)])
 
 
+@pytest.mark.slow
 def test_what_it_says_and_writes(pool, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("scripts.audit.audit.audit_pool", functools.partial(audit_pool, **QUICK))
     folder, data_set = shutil.copytree(pool[0], tmp_path / "pool"), pool[1]
@@ -54,6 +55,7 @@ def test_what_it_says_and_writes(pool, capsys, tmp_path, monkeypatch):
     assert any(line.startswith("Copies of training cases: 100.0 %") for line in written)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -34,6 +34,7 @@ def heads(tmp_path_factory):
     return folder, load(folder, 0, (40, 36))
 
 
+@pytest.mark.slow
 def test_only_the_box_is_compared(heads, tmp_path):
     folder, data = heads
     lesions = [item["image"] for item in data.training if item["image"][1:].any()]

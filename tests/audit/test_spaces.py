@@ -33,6 +33,7 @@ def assert_masks_are_as_those_they_copy(pool, data_set, count):
     assert torch.equal(audit.samples.masks[:count] & inside, audit.real.masks[:count] & inside)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("space", "grid", "channels", "regions", "fold"),
     [
@@ -63,6 +64,7 @@ def test_every_kind_of_pool(tmp_path, space, grid, channels, regions, fold):
     assert max(pixels) < 0.7, "the samples are the training items themselves"
 
 
+@pytest.mark.slow
 def test_samples_that_cannot_be_used(tmp_path):
     data_set = write_heads(tmp_path / "Dataset901_Heads", 12, 0)
     data = load(data_set, 0, (16, 16))
@@ -83,6 +85,7 @@ def test_samples_that_cannot_be_used(tmp_path):
     assert np.isfinite(result.memorisation.closeness).all()
 
 
+@pytest.mark.slow
 def test_duplicates_leave_one(tmp_path):
     data_set = write_heads(tmp_path / "Dataset901_Heads", 20, 6)
     data = load(data_set, 0, (24, 24))
@@ -102,6 +105,7 @@ def test_duplicates_leave_one(tmp_path):
     assert result.duplicates.drop(kept) == {last: 1, last + 1: 2}
 
 
+@pytest.mark.slow
 def test_same_grid_spacing_as_the_samples(tmp_path):
     """Millimetres on the grid are those of the sample's own space."""
     data_set = write_heads(tmp_path / "Dataset901_Heads", 12, 0)

@@ -136,6 +136,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 def test_changed_copies_are_nearer_than_any_other_patient(known):
     images, groups = known
     reference = items(images, groups)

@@ -53,6 +53,7 @@ def test_what_is_as_good_as_real_reaches_the_threshold_and_wrong_masks_do_not(au
     json.dumps([right, wrong], allow_nan=False)
 
 
+@pytest.mark.slow
 def test_it_stands_in_the_record_and_the_words(audited):
     _, _, pool, data_set = audited
     result = run_audit(pool, data_set, **QUICK, usefulness=UsefulnessSettings(steps=1))

@@ -33,6 +33,7 @@ def in_bundle(monkeypatch):
     monkeypatch.chdir(ROOT / "bundles/ldm")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning", "ignore::torch.jit.TracerWarning")
 def test_network_def_is_what_the_metadata_says(in_bundle, tmp_path):
     generator = network("ldm", [], tmp_path).eval()

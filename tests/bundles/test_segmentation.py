@@ -137,6 +137,7 @@ def test_sizes_for_a_cpu(network, tmp_path):
         assert 0.3e6 < sum(p.numel() for p in module.parameters()) < 5e6
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore:.*torch.jit.trace.*:FutureWarning", "ignore::torch.jit.TracerWarning", "ignore:__array_wrap__"
 )
@@ -323,6 +324,7 @@ def test_which_cases_it_learns_from(changes, seen, folders, tmp_path):
     assert len(record["cases"]) == seen and record["space"]["kind"] == "raw"
 
 
+@pytest.mark.slow
 def test_the_papers_training_is_rmsprop_without_a_schedule_on_slices_with_tumour(folders, tmp_path):
     settings = {**TINY, "max_epochs": 2, "dataset_dir": str(folders[1]), "bundle_root": str(tmp_path)}
     workflow = run("train", "seed_papers", **settings)

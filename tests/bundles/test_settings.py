@@ -30,6 +30,7 @@ def workflow(name: str, monkeypatch, config: str = "train", **overrides) -> Conf
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:invalid value encountered in scalar subtract")  # quantiles of lesion_flow's crops
 @pytest.mark.parametrize("name", GENERATORS)
 def test_the_record_holds_what_nested_overrides_say(name, dataset, tmp_path, monkeypatch):

@@ -36,6 +36,7 @@ def findings(folder: Path) -> str:
     return "\n".join(line for line in lines if "FAILED" in line and "other versions" not in line)
 
 
+@pytest.mark.slow
 def test_what_is_broken_is_found(copy):
     assert findings(copy) == ""
     path = copy / "configs/metadata.json"

@@ -194,6 +194,7 @@ def test_brats_one_channel_and_the_whole_tumour(tmp_path):
     assert np.array_equal(read(made / f"labelsTr/{case}.nii.gz"), read(source / case / f"{case}_seg.nii.gz") > 0)
 
 
+@pytest.mark.slow
 def test_scans_of_a_patient_stay_on_one_side(tmp_path):
     extra = [f"BraTS-GLI-{patient:05d}-{scan:03d}" for patient in (0, 2, 5, 7) for scan in (1, 2)]
     source = brats(tmp_path / "src", "2023", cases=8, extra=extra)
@@ -310,6 +311,7 @@ def test_msd_channels_values_and_test_images(tmp_path, channels):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", WRITERS, indirect=True)
 def test_nnunet_and_the_project_accept_it_and_the_bytes_repeat(source, request, tmp_path, monkeypatch):
     format = request.node.callspec.params["source"]

@@ -41,6 +41,7 @@ def agrees(x):
     return np.allclose(np.pi ** (1 / 3) * (6 * x[..., 0]) ** (2 / 3) / x[..., 1], x[..., 2], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_draws_have_the_training_correlations(model, drawn):
     training, new = (np.corrcoef(on_scale(x).T) for x in (model.table, drawn))
     assert training[0, 1] > 0.9 and training[0, 6] > 0.7 and training[0, 2] < -0.3  # independent draws have none

@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from benchmarks.collect_run import collect
 from scripts.experiment.run_folder import RunFolder
 from scripts.experiment.schedule import Schedule
@@ -11,6 +13,7 @@ from .fake import finish, settings, start
 from .test_schedule import FakeExecutor
 
 
+@pytest.mark.slow
 def test_kept_records_are_a_run(tmp_path):
     run = start(tmp_path)
     finish(run, without=("fold1_seed1",))

@@ -110,6 +110,7 @@ child.wait()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks for processes in /proc")
 def test_cells_end_with_the_command_that_is_killed(tmp_path):
     """`kill -9` leaves it no time to end them: they notice, and end what they started."""
@@ -138,6 +139,7 @@ def running(number: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_submitit_runs_the_same_cells(tmp_path):
     pytest.importorskip("submitit")
     data = write_raw(tmp_path / "Dataset901_Toy")

@@ -153,6 +153,7 @@ def run_tune(tmp_path, monkeypatch, executor, **options):
     return page.read_text(), json.loads((tmp_path / "run/tune.json").read_text())
 
 
+@pytest.mark.slow
 def test_transplants_that_help_are_written_as_a_configuration(tmp_path, monkeypatch):
     data = preprocessed(tmp_path, monkeypatch, lesions)
     page, record = run_tune(tmp_path, monkeypatch, Made({TRANSPLANTS: 0.05}), num_epochs=50)
@@ -168,6 +169,7 @@ def test_transplants_that_help_are_written_as_a_configuration(tmp_path, monkeypa
     assert run_tune(tmp_path, monkeypatch, again, num_epochs=50)[1] == record and not again.started
 
 
+@pytest.mark.slow
 def test_a_pool_that_helps_is_made_anew_of_all_training_patients(tmp_path, monkeypatch):
     data = preprocessed(tmp_path, monkeypatch, organs)
     executor = Made({POOLS[0]: 0.03, POOLS[1]: 0.01})
@@ -183,6 +185,7 @@ def test_a_pool_that_helps_is_made_anew_of_all_training_patients(tmp_path, monke
     assert "left out" in page and "2d_best" in page
 
 
+@pytest.mark.slow
 def test_real_only_where_nothing_helps(tmp_path, monkeypatch):
     data = preprocessed(tmp_path, monkeypatch, organs)
     page, record = run_tune(tmp_path, monkeypatch, Made(dict.fromkeys(POOLS, -0.02)))
@@ -191,6 +194,7 @@ def test_real_only_where_nothing_helps(tmp_path, monkeypatch):
     assert not (data / "nnUNetPlansSynthAug.json").exists() and "no proof that it does not help" in page
 
 
+@pytest.mark.slow
 def test_it_keeps_to_its_hours_and_goes_on_with_more(tmp_path, monkeypatch):
     preprocessed(tmp_path, monkeypatch, lesions)
     arm = 6 * SECONDS  # three trainings, three evaluations
@@ -205,6 +209,7 @@ def test_it_keeps_to_its_hours_and_goes_on_with_more(tmp_path, monkeypatch):
     assert record["chosen"] == TRANSPLANTS and not any("real-only" in cell for cell in second.started)
 
 
+@pytest.mark.slow
 def test_what_fails_is_left_out_and_named(tmp_path, monkeypatch):
     preprocessed(tmp_path, monkeypatch, lesions)
     executor = Made({POOLS[0]: 0.05}, {"train/U-Net_transplants": FAILED, "pool/pool_real-all_fold1": FAILED})

@@ -100,6 +100,7 @@ def test_terms_add_up_and_belong_to_the_returned_tensors():
     torch.testing.assert_close(terms.prior, -normal.log_prob(terms.latent).sum() / 2)
 
 
+@pytest.mark.slow
 def test_without_steps_it_is_the_vae_objective():
     network, x = tiny(num_leapfrog_steps=0), batch()
     terms = hvae_objective(network, x, seeded())
@@ -125,6 +126,7 @@ def test_tiny_steps_approach_the_vae_objective():
     assert dynamic == pytest.approx(hvae_objective(network, x, seeded()).loss.item(), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_bound_is_tight_in_expectation():
     """exp(-loss) has mean p(x), so that no density and no determinant is missing."""
     torch.manual_seed(3)
@@ -216,6 +218,7 @@ def test_bfloat16_stays_near_float32():
     assert F.cosine_similarity(coarse, exact, dim=0) > 0.98
 
 
+@pytest.mark.slow
 def test_a_few_steps_of_training_lower_the_loss():
     torch.manual_seed(0)
     network = HVAE(2, 16, channels=(8, 16), norm_groups=4, attention_heads=2, attention_head_dim=4)

@@ -92,6 +92,7 @@ def run(pool, data, **more):
     return evaluate_pool(pool, data, settings=SETTINGS, progress=False, **more)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["labels", "regions", "masked", "channels"])
 def test_a_pool_of_copies_has_the_best_figures(kind, tmp_path):
     variant = {"regions": {"regions": True}, "masked": {"masked": True}, "channels": {"channels": 2}}.get(kind, {})
@@ -113,6 +114,7 @@ def test_a_pool_of_copies_has_the_best_figures(kind, tmp_path):
     assert unseen["psnr", "nearest-by-mse"] < 60 and unseen["fid", "unpaired"] > 1e-4
 
 
+@pytest.mark.slow
 def test_held_out_cases_are_the_ceiling_and_never_training_cases(data, tmp_path):
     cases = open_cases(data)
     pool = write_pool(tmp_path / "pool", cases, slices_of(cases, cases.fold.val))
@@ -126,6 +128,7 @@ def test_held_out_cases_are_the_ceiling_and_never_training_cases(data, tmp_path)
     assert comparisons["held-out vs training"] == [len(cases.fold.val), len(cases.fold.train)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", [0, 1])
 def test_only_a_pool_as_large_as_the_held_out_cases_is_held_against_them(missing, data, tmp_path):
     cases = open_cases(data)
@@ -134,6 +137,7 @@ def test_only_a_pool_as_large_as_the_held_out_cases_is_held_against_them(missing
     assert ("synthetic (n of held-out) vs training" in {c["key"] for c in record["comparisons"]}) == (not missing)
 
 
+@pytest.mark.slow
 def test_training_cases_are_those_of_the_pool_whatever_the_split_says_now(data, tmp_path):
     cases = open_cases(data)
     pool = write_pool(tmp_path / "pool", cases, slices_of(cases, cases.fold.train[:3]))
@@ -144,6 +148,7 @@ def test_training_cases_are_those_of_the_pool_whatever_the_split_says_now(data, 
     assert set(record["held_out_cases"]) == set(cases.fold.val)
 
 
+@pytest.mark.slow
 def test_noise_makes_every_image_figure_worse(data, tmp_path):
     cases = open_cases(data)
     items = list(slices_of(cases, cases.fold.train))
@@ -157,6 +162,7 @@ def test_noise_makes_every_image_figure_worse(data, tmp_path):
     assert np.all(np.diff([v["kid", "unpaired"] for v in found]) > 0)
 
 
+@pytest.mark.slow
 def test_order_of_the_samples_does_not_matter(data, tmp_path):
     cases = open_cases(data)
     items = noisy(slices_of(cases, cases.fold.train), 0.3)
@@ -166,6 +172,7 @@ def test_order_of_the_samples_does_not_matter(data, tmp_path):
         assert key[1] == "random-pairs" or second[key] == pytest.approx(value, rel=1e-4, abs=1e-7)
 
 
+@pytest.mark.slow
 def test_names_say_extractor_pairing_range_and_numbers(data, tmp_path):
     cases = open_cases(data)
     items = list(slices_of(cases, cases.fold.train))[:10]
@@ -183,6 +190,7 @@ def test_names_say_extractor_pairing_range_and_numbers(data, tmp_path):
     assert any("seed=0" in note and "may favour it" in note for note in record["notes"])  # the loss's own kind
 
 
+@pytest.mark.slow
 def test_intervals_need_patients_and_hold_the_figure(data, tmp_path):
     cases = open_cases(data)
     record = run(write_pool(tmp_path / "pool", cases, noisy(slices_of(cases, cases.fold.train), 0.3)), data)
@@ -197,6 +205,7 @@ def test_intervals_need_patients_and_hold_the_figure(data, tmp_path):
     assert psnr["interval"][0] < psnr["interval"][1]
 
 
+@pytest.mark.slow
 def test_fid_with_fewer_items_than_features_says_so(data, tmp_path, caplog):
     cases = open_cases(data)
     caplog.set_level(logging.WARNING, logger="scripts.metrics.evaluate_pool")
@@ -206,6 +215,7 @@ def test_fid_with_fewer_items_than_features_says_so(data, tmp_path, caplog):
     assert any("singular" in message.getMessage() for message in caplog.records)
 
 
+@pytest.mark.slow
 def test_samples_that_the_audit_dropped_are_left_out_and_a_part_can_be_asked_for(data, tmp_path):
     cases = open_cases(data)
     items = list(slices_of(cases, cases.fold.train))
@@ -223,6 +233,7 @@ def test_samples_that_the_audit_dropped_are_left_out_and_a_part_can_be_asked_for
         run(pool, data)
 
 
+@pytest.mark.slow
 def test_empty_masks_are_counted_and_leave_the_image_figures(data, tmp_path):
     cases = open_cases(data)
     items = list(slices_of(cases, cases.fold.train))
@@ -243,6 +254,7 @@ def test_empty_masks_are_counted_and_leave_the_image_figures(data, tmp_path):
     ).read_text()  # fmt: skip
 
 
+@pytest.mark.slow
 def test_without_held_out_cases_there_is_no_ceiling(data, tmp_path):
     cases = open_cases(data, fold="all")
     record = run(write_pool(tmp_path / "pool", cases, slices_of(cases, cases.fold.train)), data)
@@ -250,6 +262,7 @@ def test_without_held_out_cases_there_is_no_ceiling(data, tmp_path):
     assert any("no ceiling" in note for note in record["notes"])
 
 
+@pytest.mark.slow
 def test_volumes_are_compared_as_volumes_and_their_images_slice_by_slice(tmp_path):
     data = toy.write_raw(tmp_path / "Dataset902_ToyRaw", cases=8)
     cases = open_cases(data)
@@ -274,6 +287,7 @@ def test_volumes_are_compared_as_volumes_and_their_images_slice_by_slice(tmp_pat
     assert "psnr" not in metrics and "jsd" in metrics
 
 
+@pytest.mark.slow
 def test_what_nobody_annotated_is_left_out(tmp_path, monkeypatch):
     """Label 3 says ignore: in one slice of every case, and in every other case in all."""
     plain = toy.toy_case
@@ -320,6 +334,7 @@ def test_draws_of_random_pairs_follow_the_patients_as_well():
     assert found["random-pairs"][1] < found["random-pairs"][0] < 20
 
 
+@pytest.mark.slow
 def test_local_weights_add_their_figures(data, tmp_path):
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -336,6 +351,7 @@ def test_local_weights_add_their_figures(data, tmp_path):
         run(pool, data, weights_inception=tmp_path / "absent.pth")
 
 
+@pytest.mark.slow
 def test_files_are_written_whole_and_the_same_twice(data, tmp_path):
     cases = open_cases(data)
     pool = write_pool(tmp_path / "pool", cases, noisy(slices_of(cases, cases.fold.train), 0.3))

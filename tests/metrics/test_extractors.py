@@ -72,6 +72,7 @@ def image():
     return torch.rand(1, 1, 75, 75, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.slow
 def test_torchvisions_network_gives_its_own_pooled_features(inception, files, image):
     extractor = InceptionFeatures(files / "torchvision.pth")
     resized = functional.interpolate(image, (299, 299), mode="bilinear", align_corners=False, antialias=True)
@@ -85,6 +86,7 @@ def test_torchvisions_network_gives_its_own_pooled_features(inception, files, im
     assert extractor.name.startswith("inception-v3-torchvision(sha256=")
 
 
+@pytest.mark.slow
 def test_the_network_of_fid_pools_as_it_was_defined(files, image):
     """Every pooling of a block by hand: averages without the padding, and a maximum in the last block."""
     extractor = InceptionFeatures(files / "fid.pth")
@@ -108,6 +110,7 @@ def test_the_network_of_fid_pools_as_it_was_defined(files, image):
     assert not torch.allclose(plain(2 * image - 1)[0], extractor(image)[0], rtol=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("file", "white"), [("fid", 127 / 128), ("torchvision", 1.0)])
 def test_black_and_white_arrive_as_each_network_was_trained(file, white, files):
     extractor = InceptionFeatures(files / f"{file}.pth")
@@ -118,6 +121,7 @@ def test_black_and_white_arrive_as_each_network_was_trained(file, white, files):
     torch.testing.assert_close(seen[0].mean((1, 2, 3)), torch.tensor([-1.0, white]))
 
 
+@pytest.mark.slow
 def test_channels_of_an_image_are_seen_one_by_one(files, image):
     extractor = InceptionFeatures(files / "fid.pth")
     both = extractor(torch.cat([image, image.flip(2)], dim=1))[0]
@@ -162,6 +166,7 @@ def test_absent_weights_are_left_out_and_nothing_is_downloaded(empty_hub, files,
         pretrained_extractors(alexnet=files / "vgg.pth")
 
 
+@pytest.mark.slow
 def test_what_lies_in_the_hub_cache_or_is_given_is_used(empty_hub, files):
     given = pretrained_extractors(files / "torchvision.pth", files / "alexnet.pth", files / "vgg.pth")
     kinds = ["inception-v3-torchvision", "alexnet", "vgg16"]

@@ -73,6 +73,7 @@ def test_noise_lowers_psnr_and_ssim():
         assert (found.diff(dim=0) < 0).all()
 
 
+@pytest.mark.slow
 def test_lpips_is_that_of_the_library(alexnet_file):
     """The same trunk and the library's learnt weights, in its own range of -1 to 1."""
     import lpips

@@ -20,6 +20,7 @@ def plain(a, b, classes=(0, 1, 2), **more):
     return {name: float(values[0]) for name, values in found.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(9, 8), (3, 5, 4), (90, 70)])  # the last is longer than a chunk
 def test_divergences_are_those_of_scipy_at_every_pixel(shape):
     a, b = labels(7, 1, shape), np.minimum(labels(5, 2, shape), 1)  # the reference never shows class 2

@@ -67,6 +67,7 @@ def test_generator_that_does_the_opposite():
     assert measures["centre_distance"]["verdict"] == "undecided"  # the same was asked of all
 
 
+@pytest.mark.slow
 def test_deaf_generator_is_rarely_told_apart_from_shuffles():
     wrong = 0
     for seed in range(40):

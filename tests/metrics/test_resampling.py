@@ -70,6 +70,7 @@ def test_mean_without_weight_is_not_defined():
     np.testing.assert_array_equal(found, [2.0, 3.0, np.nan])
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_figure_of_other_patients_and_samples():
     """Patients with slices of their own kind, samples a standard deviation away; the target by simulation."""
     patients, slices, samples, trials = 20, 6, 60, 100

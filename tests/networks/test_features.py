@@ -77,6 +77,7 @@ def dice(extractor, images, masks):
     return 2 * (found * masks).sum(dims) / (found.sum(dims) + masks.sum(dims))
 
 
+@pytest.mark.slow
 def test_vgg_layers_are_the_relus_of_a_forward_by_hand(vgg_file):
     state = torch.load(vgg_file, weights_only=True)
     image = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -168,6 +169,7 @@ def test_vgg_refuses_layers_that_are_no_relus(layers, vgg_file):
         VGG16Features(vgg_file, layers)
 
 
+@pytest.mark.slow
 def test_alexnet_gives_the_five_relus_that_lpips_compares(tmp_path):
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -198,6 +200,7 @@ def test_alexnet_refuses_what_is_no_alexnet(vgg_file, empty_hub):
         AlexNetFeatures()
 
 
+@pytest.mark.slow
 def test_extractors_stay_frozen_and_pass_gradients_to_the_images(vgg_file, trained):
     for extractor, channels in ((VGG16Features(vgg_file), 1), (trained, 2)):
         nn.Sequential(extractor).train()

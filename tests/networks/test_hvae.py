@@ -46,6 +46,7 @@ def test_encoder_and_decoder_are_mirror_images():
     assert shapes(network.encoder) == shapes(network.decoder)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated:FutureWarning")  # MONAI exports to TorchScript
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # torch's own check inside group_norm
 def test_export_gives_the_same_output(tmp_path):

@@ -49,6 +49,7 @@ def toy(mean, covariance):
     return network
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "scheduler, num_steps, error",
     [("ddim", 50, 0.08), ("ddim", 250, 0.04), ("ddpm", 1000, 0.04), ("dpm", 10, 0.1), ("dpm", 20, 0.07)],
@@ -205,6 +206,7 @@ def test_latents_are_scaled():
     assert "latent_std" in network.state_dict()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning", "ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("more", [{}, {"num_conditions": 9, "slice_wise": True, "spatial_size": [16, 16, 4],
                                        "chunk_size": 3, "denoiser_attention": [False, True]}])  # fmt: skip

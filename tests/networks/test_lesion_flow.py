@@ -35,6 +35,7 @@ def test_only_the_hole_is_painted(size):
     assert torch.equal(out[:, 2:], (distance < 0).float())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning", "ignore::torch.jit.TracerWarning")
 def test_script_equals_eager(tmp_path):
     """As MONAI exports networks; also in another batch and size than those of the traces inside."""

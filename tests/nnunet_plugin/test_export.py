@@ -39,6 +39,7 @@ def model(make_pool, make_trainer):
     return Path(trainer.output_folder_base)
 
 
+@pytest.mark.slow
 def test_predictions_are_bit_identical_without_the_plugin(model, nnunet, capsys):
     assert main(["export-model", str(model)]) == 0
     exported = Path(capsys.readouterr().out.splitlines()[-1])
@@ -59,6 +60,7 @@ def test_predictions_are_bit_identical_without_the_plugin(model, nnunet, capsys)
     assert ours.shape == (2, 4, 30, 30) and 0.01 < ours.std() and np.array_equal(ours, stock)
 
 
+@pytest.mark.slow
 def test_export_changes_the_trainer_alone(model, nnunet):
     exported = export_model(model, nnunet / "exported")
     file = "fold_0/checkpoint_final.pth"
@@ -71,6 +73,7 @@ def test_export_changes_the_trainer_alone(model, nnunet):
     assert (exported / "fold_0" / "progress.png").is_file()
 
 
+@pytest.mark.slow
 def test_bad_models_are_refused(model, nnunet):
     with pytest.raises(InputError, match="no plans.json or no fold"):
         export_model(nnunet)

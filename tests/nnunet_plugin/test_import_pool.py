@@ -91,6 +91,7 @@ def test_outside_of_the_mask_is_marked(make_pool, nnunet):
     assert (seg[..., :3] == -1).all() and (seg[..., 3:] >= 0).all()
 
 
+@pytest.mark.slow
 def test_raw_volumes_go_through_the_preprocessor(make_pool, nnunet):
     """A raw pool made of a real case's own files gives that case's preprocessed arrays, in 2d and 3d_fullres."""
     raw = Path(os.environ["nnUNet_raw"]) / PLAIN

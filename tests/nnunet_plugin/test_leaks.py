@@ -279,6 +279,7 @@ def test_pool_of_format_1_whose_regions_were_painted_wrongly(make_pool):
             hash_pool(pool)
 
 
+@pytest.mark.slow
 def test_raw_cases_are_compared_too(make_pool, nnunet, monkeypatch):
     """A pool of raw volumes: the raw files are those that were seen, and the preprocessed cases are made of them."""
     raw = nnunet / "raw"
@@ -314,6 +315,7 @@ def train_and_start(make_pool, make_trainer, first_fold, second_fold, kind=None)
     return second, file
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [None, nnUNetTrainer], ids=["ours", "stock"])
 def test_pretrained_weights_that_saw_validation_cases_are_refused(make_pool, make_trainer, nnunet, kind):
     second, file = train_and_start(make_pool, make_trainer, 0, 1, kind)

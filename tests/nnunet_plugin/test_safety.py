@@ -140,6 +140,7 @@ def test_plans_of_others_are_never_replaced(make_pool, nnunet, snapshot):
         write_cpu_plans(901, plans_out=mixed, overwrite=True)
 
 
+@pytest.mark.slow
 def test_two_at_once_lose_nothing(make_pool, nnunet, tmp_path):
     """The same pool twice, another share and another pool at once: all samples and all configurations are there."""
     pool, other = make_pool(samples=12), make_pool("other", samples=5)
@@ -317,6 +318,7 @@ def test_one_configuration_serves_all_folds(make_pool, nnunet, make_trainer):
     assert second["pool_folder"].parent.name == "monday"
 
 
+@pytest.mark.slow
 def test_npz_preprocessed_data(make_pool, nnunet, make_trainer):
     """Data sets of nnU-Net before 2.6 are .npz, and .npy once nnU-Net unpacked them."""
     import blosc2

@@ -114,6 +114,7 @@ def test_each_sample_is_drawn_once_an_epoch_and_never_a_dropped_one(mixed, make_
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
 # nnU-Net's collecting thread may still receive a tensor when the loaders shut down. A worker that fails earlier
 # makes next() raise.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Exception in thread .*results_loop")
 def test_background_workers(mixed, monkeypatch, method):
     """Workers run ahead and take turns, and every epoch still loads what its plan says."""
@@ -164,6 +165,7 @@ dist.barrier()
 """
 
 
+@pytest.mark.slow
 def test_ranks_draw_apart(mixed, nnunet):
     """Two gloo ranks share each epoch's deck and each keep the share; nnU-Net halves the batch between them."""
     mixed(0.5)
@@ -193,6 +195,7 @@ def interrupted(at_epoch: int) -> type:
     return Dies
 
 
+@pytest.mark.slow
 def test_training_continues_where_it_was_killed(mixed, make_trainer, nnunet, monkeypatch):
     """With a training seed and no workers, the continued run is the uninterrupted one: draws and weights."""
     whole = mixed(0.5, training={**SHORT, "optimizer": "AdamW", "initial_lr": 1e-3})
@@ -270,6 +273,7 @@ def expected_record(trainer, epoch):
     return epoch, loaded.synthetic, f"{loaded.draws:016x}"
 
 
+@pytest.mark.slow
 def test_validation_needs_no_pool(mixed, make_trainer, nnunet):
     trainer = mixed(1.0, training={**SHORT, "num_epochs": 1})
     trainer.run_training()
@@ -283,6 +287,7 @@ def test_validation_needs_no_pool(mixed, make_trainer, nnunet):
     assert len(summary["metric_per_case"]) == 2
 
 
+@pytest.mark.slow
 def test_pretrained_weights(mixed, make_trainer):
     first = mixed(0.5, training={**SHORT, "num_epochs": 1})
     first.run_training()
@@ -353,6 +358,7 @@ def test_arms_start_from_the_same_weights(mixed, make_pool):
     assert all(torch.equal(networks[0][key], networks[1][key]) for key in networks[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dataset", "configuration", "volumes"),
     [(REGIONS, "2d", False), (IGNORE, "2d", False), (REGIONS, "3d_fullres", False), (PLAIN, "2d", True)],
@@ -418,6 +424,7 @@ def test_refusals_at_construction(mixed, make_trainer, nnunet, monkeypatch):
     make_trainer("2d_syn50")
 
 
+@pytest.mark.slow
 def test_refusals_at_training_start(mixed, make_trainer, make_pool, nnunet):
     """A pool that is gone, of another fold, of another configuration, or of plans that were made anew."""
     trainer = mixed(0.5)

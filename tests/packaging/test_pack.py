@@ -82,6 +82,7 @@ def flags(**settings) -> list[str]:
     return [str(word) for key, value in settings.items() for word in (f"--{key}", value)]
 
 
+@pytest.mark.slow
 def test_same_input_gives_the_same_bytes(tmp_path, capsys, unchecked):
     model = weights(tmp_path / "models", "lsgan", **SMALL)
     first = pack_bundle(ROOT / "bundles/lsgan", tmp_path / "a", model)
@@ -107,6 +108,7 @@ def test_same_input_gives_the_same_bytes(tmp_path, capsys, unchecked):
     assert f'BUNDLE = "{LSGAN}"' in test and "tests." not in test
 
 
+@pytest.mark.slow
 def test_large_weights_stay_beside_the_zip(tmp_path, monkeypatch, unchecked):
     monkeypatch.setattr(pack, "LARGEST", 1000)
     model, url = weights(tmp_path / "models", "lsgan", **SMALL), "https://host/a: b #1/model.pt"
@@ -124,6 +126,7 @@ def test_large_weights_stay_beside_the_zip(tmp_path, monkeypatch, unchecked):
     assert entry["hash_val"] == hashlib.sha256(beside.read_bytes()).hexdigest()
 
 
+@pytest.mark.slow
 def test_what_does_not_belong_together_is_refused(tmp_path, unchecked):
     for name, version in (("hvae", "0.1.0"), ("lsgan", "0.0.9")):
         model = weights(tmp_path / f"{name}{version}", name, version)
@@ -164,6 +167,7 @@ def channels(form: dict) -> list[str]:
     return list(form["channel_def"].values())
 
 
+@pytest.mark.slow
 def test_metadata_is_true_of_the_weights(tmp_path, unchecked):
     """Channels, labels, shapes, values, data and figures come from the record, not from the bundle's phantom."""
     model = weights(tmp_path / "run/models", "lsgan", description=TWO, **SMALL)
@@ -193,6 +197,7 @@ def test_metadata_is_true_of_the_weights(tmp_path, unchecked):
     assert after["channel_def"] == {"0": "background", "1": "edema", "2": "core"} and after["value_range"] == [0, 2]
 
 
+@pytest.mark.slow
 def test_a_packed_bundle_that_does_not_load_is_removed(tmp_path, monkeypatch):
     monkeypatch.setattr(pack, "LOADING", "import sys; sys.exit('wrong variables')")
     with pytest.raises(RuntimeError, match="wrong variables"):

@@ -42,6 +42,7 @@ def flair(tmp_path_factory):
     return write_phantom(tmp_path_factory.mktemp("flair") / "out", cases=6, test_cases=0, seed=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("modality", "channels"), KINDS)
 def test_same_seed_same_bytes_and_more_cases_change_none(tmp_path, modality, channels):
     options = {"modality": modality, "channels": channels, "shape": SMALL}
@@ -62,6 +63,7 @@ def test_training_and_test_patients_differ(tmp_path):
     assert all((a != b).any() for i, a in enumerate(labels) for b in labels[:i])
 
 
+@pytest.mark.slow
 def test_layout_and_geometry(dataset):
     description = json.loads((dataset / "dataset.json").read_text())
     channels = len(description["channel_names"])
@@ -87,6 +89,7 @@ def test_layout_and_geometry(dataset):
     assert len(shapes) > 1
 
 
+@pytest.mark.slow
 def test_another_grid_shows_the_same_patient(tmp_path):
     volumes = []
     for shape in [(64, 64, 18), (96, 96, 27)]:
@@ -111,6 +114,7 @@ def test_labels_are_those_declared_and_every_case_has_a_tumour(dataset):
     assert found == allowed
 
 
+@pytest.mark.slow
 def test_flair_background_is_exactly_zero_and_the_brain_is_not(flair):
     for image, label in cases(flair):
         assert image.dtype == np.int16
@@ -139,6 +143,7 @@ def test_flair_tumour_is_bright_but_no_threshold_finds_it(flair):
     assert np.mean(best) < 0.85
 
 
+@pytest.mark.slow
 def test_flair_tumours_vary_in_size_place_and_intensity(tmp_path):
     pictures = list(cases(write_phantom(tmp_path / "out", cases=12, test_cases=0, shape=SMALL)))
     sizes = [(label > 0).sum() for _, label in pictures]
@@ -149,6 +154,7 @@ def test_flair_tumours_vary_in_size_place_and_intensity(tmp_path):
     assert max(levels) > 1.3 * min(levels)
 
 
+@pytest.mark.slow
 def test_four_channels_show_the_patients_of_one_with_plausible_contrasts(tmp_path):
     options = {"cases": 2, "test_cases": 0, "seed": 2}
     one = list(cases(write_phantom(tmp_path / "one", **options)))
@@ -167,6 +173,7 @@ def test_four_channels_show_the_patients_of_one_with_plausible_contrasts(tmp_pat
         assert flair[fluid].mean() < 0.7 and t1[fluid].mean() < 0.7
 
 
+@pytest.mark.slow
 def test_regions_are_nested_in_space(tmp_path):
     folder = write_phantom(tmp_path / "out", cases=3, test_cases=0, channels=4, shape=(96, 96, 12))
     declared = json.loads((folder / "dataset.json").read_text())["labels"]
@@ -181,6 +188,7 @@ def test_regions_are_nested_in_space(tmp_path):
             assert enhancing[ring].mean() > 0.6
 
 
+@pytest.mark.slow
 def test_pet_hot_spots_outside_the_mask_reach_the_uptake_of_lesions(tmp_path):
     folder = write_phantom(tmp_path / "out", "pet", cases=4, test_cases=0)
     neck_spots = 0

@@ -44,6 +44,7 @@ def files(tmp_path_factory):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["raw", "preprocessed", "plans", "splits", "pool", "provenance"])
 def test_a_damaged_record_is_one_error(name, files):
     path, read = files[name]

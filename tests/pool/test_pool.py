@@ -224,6 +224,7 @@ def test_settings_out_of_range_write_nothing(sampler, tmp_path):
     assert not (tmp_path / "pool").exists() and not partial_dir(tmp_path / "pool").exists()
 
 
+@pytest.mark.slow
 def test_generator_that_makes_no_mask_is_stopped(tmp_path):
     sampler = LatentSampler(**{**make_generator(tmp_path / "g"), "min_foreground": 10**6})
     with pytest.raises(InputError, match="0 of them with 1000000 voxels"):

@@ -122,6 +122,7 @@ def test_spread_over_seeds_is_of_means_over_all_folds(run):
     assert one["sd_over_seeds"] == pytest.approx(np.std(means, ddof=1))
 
 
+@pytest.mark.slow
 def test_page_holds_every_number_with_its_n_and_figures_lie_beside_it(run):
     page = write_experiment_report(run.path)
     text, folder = page.read_text(), page.parent
@@ -168,12 +169,14 @@ def test_an_unfinished_experiment_says_what_is_missing(tmp_path):
     assert states == {"finished", "failed", "missing"}
 
 
+@pytest.mark.slow
 def test_arms_of_unequal_length_are_shouted_about(run):
     path = run.folder("train/U-Net_x5_n0_real-all_fold0_seed0") / "result.json"
     path.write_text(path.read_text().replace('"steps": 600', '"steps": 900'))
     assert "U-Net: 600, 900 training steps DIFFERING between arms" in write_experiment_report(run.path).read_text()
 
 
+@pytest.mark.slow
 def test_numbers_of_real_patients_are_drawn_as_lines(tmp_path):
     text = PROTOCOL.replace("real: [all]", "real: [5, 9]")
     run = start(tmp_path, text)
@@ -185,6 +188,7 @@ def test_numbers_of_real_patients_are_drawn_as_lines(tmp_path):
         assert results.reference(row).real == row.real
 
 
+@pytest.mark.slow
 def test_arms_are_worth_real_patients(tmp_path):
     """With 9 patients an arm that gains reads off the curve; without two numbers there is no curve."""
     run = start(tmp_path, PROTOCOL.replace("real: [all]", "real: [5, 9]"))

@@ -47,6 +47,7 @@ def run(tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_the_parts_add_up_to_the_gain(run):
     found = gain_parts(read_results(run.path), "validation")
     assert [(row.segmenter, row.arm) for row in found] == [("equal epochs", "model"), ("equal steps", "model")]

@@ -57,6 +57,7 @@ def test_several_arms():
     assert headline({}) is None
 
 
+@pytest.mark.slow
 def test_scorecards_hold_five_figures_of_each_pool(tmp_path):
     run = start(tmp_path)
     finish(run)

@@ -22,6 +22,7 @@ def folder(tmp_path_factory):
     return write_pool(sampler, tmp_path_factory.mktemp("pools") / "pool", 24, progress=False)
 
 
+@pytest.mark.slow
 def test_command_writes_numbers_and_picture(folder):
     words = report_obedience(str(folder))
     content = json.loads((folder / "obedience.json").read_text())

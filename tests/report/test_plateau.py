@@ -9,6 +9,7 @@ from scripts.report.experiment_results import read_results
 from ..experiment.fake import finish, start, write_result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("last, rises", [(0.72, True), (0.705, False), (0.6, False)])
 def test_a_reference_that_rises_is_warned_of(last, rises, tmp_path):
     run = start(tmp_path)
@@ -29,6 +30,7 @@ def test_a_reference_that_rises_is_warned_of(last, rises, tmp_path):
     assert ("not trained to a plateau" in page) == rises and "Plateau" in page
 
 
+@pytest.mark.slow
 def test_without_records_nothing_is_said(tmp_path):
     run = start(tmp_path)
     finish(run)

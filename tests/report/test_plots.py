@@ -102,6 +102,7 @@ def test_shares_are_drawn_in_percent():
         share_figure({"a": {"epoch": epochs}})
 
 
+@pytest.mark.slow
 def test_same_bytes_twice_and_no_warnings(arms):
     series = {"iteration": np.arange(50.0), "a": np.random.default_rng(0).normal(size=50)}
     with warnings.catch_warnings():

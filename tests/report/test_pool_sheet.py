@@ -65,6 +65,7 @@ def test_smaller_volumes_are_centred_in_the_room():
     assert picture[2:6, 2:6].all() and picture[3:5, 12:16].all()
 
 
+@pytest.mark.slow
 def test_volumes_are_cut_through_the_middle_of_their_masks(tmp_path, sheets):
     folder = write_pool(ToySampler(channels=2), tmp_path / "pool", 5, progress=False)
     assert pool_sheet(folder, count=6) == folder / "samples.png" and not (folder / "sweep.png").exists()

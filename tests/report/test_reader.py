@@ -36,6 +36,7 @@ def read(page):
     return content, key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "depth"), [("slices", 1), ("volumes", 3)])
 def test_nothing_but_the_picture_tells_real_from_synthetic(kind, depth, made, tmp_path):
     page = write_reader(made[kind], made["data"], tmp_path / "page.html", count=8, slices=depth)

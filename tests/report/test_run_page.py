@@ -103,6 +103,7 @@ def full(tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_page_needs_nothing_but_itself(full):
     html = page_of(full)
     page = Page(html)
@@ -122,6 +123,7 @@ def test_names_are_escaped(tmp_path):
     Page(html)
 
 
+@pytest.mark.slow
 def test_same_results_give_the_same_files(full):
     def files():
         write_experiment_report(full.path)
@@ -142,6 +144,7 @@ def test_a_patient_without_a_defined_value_is_left_out_of_both_arms(tmp_path):
     assert float(row["difference"]) == c["difference"] and row["n"] == "7"
 
 
+@pytest.mark.slow
 def test_figures_and_answer_carry_n_interval_and_seeds(full):
     html = page_of(full)
     interval = r"95 % interval [+−]0\.\d{3} to [+−]0\.\d{3}"

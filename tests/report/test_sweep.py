@@ -63,6 +63,7 @@ def test_contours_lie_on_the_masks_and_boxes_where_they_were_asked_for(folder, a
         assert np.allclose((box.min(axis=0) + np.ptp(box, axis=0) / 2 - (left, top)) * millimetres, [32, 40], atol=0.5)
 
 
+@pytest.mark.slow
 def test_files(folder, tmp_path):
     first = sweep_sheet(folder, path=tmp_path / "a.png").read_bytes()
     assert sweep_sheet(folder, path=tmp_path / "b.png").read_bytes() == first

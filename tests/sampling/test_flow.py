@@ -31,6 +31,7 @@ def recipient(record, cases):
     return cases[name].image[:, int(plane)], cases[name].label[int(plane)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["insert", "replace", "remove"])
 def test_outside_the_hole_the_patient_is_as_it_was(mode, toy):
     _, items, cases = drawn(toy, mode)
@@ -83,6 +84,7 @@ def test_other_data_and_other_modes_are_refused(toy, tmp_path):
         FlowSampler(network, **{**given, "dataset_dir": None}, phantom_dir=tmp_path)
 
 
+@pytest.mark.slow
 def test_volumes(toy, tmp_path):
     folder = toy[1]["dataset_dir"].parent
     network, given, data = make_painter(folder, volumes=True)

@@ -50,6 +50,7 @@ def raw(path):
     return file, np.array(file.dataobj.get_unscaled())
 
 
+@pytest.mark.slow
 def test_an_oblique_file_keeps_all_but_the_hole(volume, models, tmp_path):
     done = insert_lesion([volume], models, volume=900.0, centre=[17, 20, 6])
     write_insertion(done, [tmp_path / "out.nii.gz"], tmp_path / "out_mask.nii.gz")

@@ -275,6 +275,7 @@ def test_items_of_folders(tmp_path):
     assert case_name({"filename_or_obj": "/a/toy_001.b2nd"}, None)["subject"] == "toy_001"
 
 
+@pytest.mark.slow
 def test_the_phantom_is_predicted_without_a_data_set_in_the_users_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(whole_cases, "write_phantom", partial(write_phantom, cases=5, test_cases=1))
     (item,) = image_items(None, tmp_path)

@@ -54,6 +54,7 @@ def test_cases_have_mean_zero_and_deviation_one(kind, tmp_path):
     assert all((outside == 0).all() for outside in tissue)
 
 
+@pytest.mark.slow
 def test_units_do_not_matter_in_a_raw_space(tmp_path):
     """Another scanner's: three times as bright, with an offset."""
     raw, _ = write_dataset(tmp_path)

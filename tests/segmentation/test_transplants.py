@@ -50,6 +50,7 @@ def recipient(data, item):
     return whole[(whole[:, 0] - item["image"][0]).flatten(1).abs().sum(1).argmin()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(40, 36), (40, 36, 10)])
 def test_items_are_training_cases_with_a_lesion_more(size, cases):
     data = load_training_set(cases, size, background_share=None)

@@ -57,6 +57,7 @@ def rows_of(monkeypatch, tmp_path, *arguments, **more) -> list:
     return drawn[0]
 
 
+@pytest.mark.slow
 def test_rows_are_what_the_network_can_do(data, monkeypatch, tmp_path):
     rows = rows_of(monkeypatch, tmp_path, data, Copier())
     assert [name for name, *_ in rows] == ["real (training)", "reconstruction"]
@@ -77,6 +78,7 @@ def test_volumes_show_the_slice_with_the_largest_mask(data, monkeypatch, tmp_pat
         assert (label > 0).sum() == areas.max()
 
 
+@pytest.mark.slow
 def test_samples_come_from_what_is_given_to_make_them(data, monkeypatch, tmp_path):
     shape = tuple(data.training[0]["image"].shape)
     rows = rows_of(monkeypatch, tmp_path, data, Generator(shape))

@@ -87,6 +87,7 @@ def make_record(clients: list[MonaiAlgo], weights: dict, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_two_sites_train_one_network_that_samples_or_predicts(name, phantoms, tmp_path):
     """Each client begins its rounds with the weights it is given, although it holds a checkpoint of its own."""

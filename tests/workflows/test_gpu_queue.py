@@ -26,6 +26,7 @@ def jobs(monkeypatch):
         sys.modules.pop(name, None)
 
 
+@pytest.mark.slow
 def test_a_queue_stops_in_time_goes_on_and_tries_twice(jobs, tmp_path):
     gpu_jobs, work_off = jobs
     out, mark = tmp_path / "out", "import pathlib, sys, time; p = pathlib.Path(sys.argv[1]) / 'mark'\n"

@@ -17,6 +17,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_losses_and_pictures_can_be_followed(name, tmp_path):
     mlflow = pytest.importorskip("mlflow", reason="the extra `tracking` is not installed")

@@ -105,6 +105,7 @@ def test_warps_stay_in_their_bounds(ndim):
         assert 0 < np.abs(bend).max() < 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dimension", [2, 3])
 def test_nothing_outside_the_margin_changes(dimension):
     for transplant, image, labels, patch in drawn(dimension, 0.25):
@@ -159,6 +160,7 @@ def test_places_are_tissue_of_another_patient(dimension):
         assert not (labels[box][around] > 0).any()
 
 
+@pytest.mark.slow
 def test_where_lesions_leave_no_room_they_overlap_and_both_are_labelled():
     """As in images that were cropped around their tumours."""
     tight = []
@@ -181,6 +183,7 @@ def test_where_lesions_leave_no_room_they_overlap_and_both_are_labelled():
     assert overlaps > 5
 
 
+@pytest.mark.slow
 def test_ring_is_harmonised():
     """A lesion from a patient twice as bright looks like the new patient around its border."""
     bright = [

@@ -38,6 +38,7 @@ def transplants_of(trainer, epoch=0):
     return [cases.load(epoch, batch, place) for batch, place in np.argwhere(plan == -2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
 def test_share_zero_is_bit_identical_to_stock(with_transplants, make_trainer, configuration):
     trainers = {
@@ -55,6 +56,7 @@ def test_share_zero_is_bit_identical_to_stock(with_transplants, make_trainer, co
     assert not torch.equal(batches["stock"][0]["data"], batches["half"][0]["data"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dataset", "configuration", "labels"), [
     (REGIONS, "2d", (1, 2)), (IGNORE, "3d_fullres", (1, 2)), (IGNORE, "2d", (2,)),
 ])  # fmt: skip
@@ -74,6 +76,7 @@ def test_training_with_transplants(with_transplants, dataset, configuration, lab
     assert all(np.isfinite(trainer.logger.get_value(key, step=2)) for key in ("train_losses", "val_losses"))
 
 
+@pytest.mark.slow
 def test_pool_and_transplants_keep_their_shares(roomy, make_pool, make_trainer):
     add_pool(make_pool(), PLAIN, 0, "2d", 0.25, "nnUNetPlansCPU", training=SHORT)
     result = add_transplants(PLAIN, "2d_syn25", 0, 0.5, labels=[1], plans="nnUNetPlansCPU")
@@ -93,6 +96,7 @@ def test_pool_and_transplants_keep_their_shares(roomy, make_pool, make_trainer):
     assert not any(synthetic(next(val)).any() for _ in range(5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dataset", "configuration", "classes"),
     [(REGIONS, "2d", {(1, 2), (2,)}), (IGNORE, "3d_fullres", {1, 2, (-1, 0, 1, 2)})],
@@ -115,6 +119,7 @@ def test_locations_are_true(with_transplants, dataset, configuration, classes):
     assert {1, 2} <= seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
 def test_transplant_is_a_function_of_its_place(with_transplants, configuration):
     trainer = with_transplants(1.0, configuration)
@@ -145,6 +150,7 @@ def test_only_training_cases_are_in_the_bank(with_transplants, nnunet, split):
         start_loaders(trainer)
 
 
+@pytest.mark.slow
 def test_command(roomy, snapshot, capsys):
     """All folds by default; twice changes nothing; a fold or label that is none is refused."""
     arguments = ["transplant", "901", "2d", "--plans", "nnUNetPlansCPU", "--labels", "[1]"]
