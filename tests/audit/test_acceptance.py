@@ -80,6 +80,7 @@ def test_copies_are_caught_and_named_and_new_patients_are_not(planted, result):
     assert set(result.closest) <= set(np.flatnonzero(np.isin(of, ["copy", "changed"])).tolist())
 
 
+@pytest.mark.slow
 def test_copies_that_were_turned_or_cut_in_two_are_caught(planted, result):
     assert rate(result.copies, planted[2], "changed") >= 0.9
 

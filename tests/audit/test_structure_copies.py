@@ -189,6 +189,7 @@ def test_a_half_is_enough(known, axis, share):
     assert (found.match[:, None] == of).any(axis=1).all()
 
 
+@pytest.mark.slow
 def test_volumes_are_found_by_a_slice():
     images = heads(6, (48, 40, 8), 5)
     reference = items(images, [f"p{i}" for i in range(6)])

@@ -63,6 +63,7 @@ def test_it_stands_in_the_record_and_the_words(audited):
     assert run_audit(pool, data_set, **QUICK).usefulness is None
 
 
+@pytest.mark.slow
 def test_where_it_cannot_be_told(audited):
     audit, *_ = audited
     settings = UsefulnessSettings(steps=1)

@@ -75,6 +75,7 @@ def test_unknown_settings_are_refused_in_python_too(trained, tmp_path):
     create_workflow("scripts.runtime.workflow.StrictWorkflow", **wrong, num_samples=2, **trained)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["train", "inference"])
 @pytest.mark.parametrize("name", sorted(path.parents[1].name for path in ROOT.glob("bundles/*/configs/inference.json")))
 def test_weights_are_loaded_whole_or_refused(name, kind, tmp_path, monkeypatch):

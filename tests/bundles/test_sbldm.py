@@ -32,6 +32,7 @@ def in_bundle(monkeypatch):
     monkeypatch.chdir(ROOT / "bundles/sbldm")
 
 
+@pytest.mark.slow
 def test_network_def_is_what_the_metadata_says(in_bundle, tmp_path):
     generator = network("sbldm", [], tmp_path).eval()
     formats = json.loads(Path("configs/metadata.json").read_text())["network_data_format"]

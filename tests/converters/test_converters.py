@@ -368,6 +368,7 @@ convert(sys.argv[1], sys.argv[2], sys.argv[3], test_cases=1)
 """
 
 
+@pytest.mark.slow
 def test_killed_it_leaves_no_data_set_and_goes_on(tmp_path):
     source, target = brats(tmp_path / "src"), tmp_path / "Dataset137_BraTS"
     arguments = ["brats", str(source), str(target), "13"]  # in the third of five cases, after two of its files

@@ -51,6 +51,7 @@ def test_draws_have_the_training_correlations(model, drawn):
     assert len({tuple(row) for row in drawn}) == len(drawn)
 
 
+@pytest.mark.slow
 def test_draws_are_inside_the_training_range_and_can_be_masks(model, drawn):
     assert (drawn >= model.table.min(axis=0) * (1 - 1e-6)).all() and (drawn <= model.table.max(axis=0) * 1.000001).all()
     assert agrees(drawn)

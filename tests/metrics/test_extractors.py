@@ -128,6 +128,7 @@ def test_channels_of_an_image_are_seen_one_by_one(files, image):
     torch.testing.assert_close(both, torch.cat([extractor(image)[0], extractor(image.flip(2))[0]], dim=1))
 
 
+@pytest.mark.slow
 def test_inception_is_frozen_and_draws_nothing(files):
     before = torch.get_rng_state()
     extractor = InceptionFeatures(files / "fid.pth").train()
@@ -136,6 +137,7 @@ def test_inception_is_frozen_and_draws_nothing(files):
     assert not any(parameter.requires_grad for parameter in extractor.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["text", "other network", "shape", "nan", "no classifier"])
 def test_a_file_that_does_not_fit_is_refused(kind, files, tmp_path):
     path = tmp_path / "weights.pth"

@@ -101,6 +101,7 @@ def test_lpips_is_that_of_the_library(alexnet_file):
     assert measure.name.startswith("lpips-0.1-alexnet(")
 
 
+@pytest.mark.slow
 def test_lpips_leaves_the_global_random_state(alexnet_file):
     before = torch.get_rng_state()
     LearnedPerceptualDistance(alexnet_file)

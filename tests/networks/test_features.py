@@ -99,6 +99,7 @@ def test_vgg_layers_are_the_relus_of_a_forward_by_hand(vgg_file):
         torch.testing.assert_close(got, expected)
 
 
+@pytest.mark.slow
 def test_vgg_takes_several_channels_one_after_the_other(vgg_file):
     extractor = VGG16Features(vgg_file, layers=(2, 9))
     images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -215,6 +216,7 @@ def test_extractors_stay_frozen_and_pass_gradients_to_the_images(vgg_file, train
         assert all(torch.equal(value, before[key]) for key, value in extractor.state_dict().items())
 
 
+@pytest.mark.slow
 def test_extractors_work_under_autocast(vgg_file, trained):
     for extractor, channels in ((VGG16Features(vgg_file), 1), (trained, 2)):
         images = torch.rand(2, channels, 16, 16, generator=torch.Generator().manual_seed(0))

@@ -101,6 +101,7 @@ def test_another_grid_shows_the_same_patient(tmp_path):
     np.testing.assert_allclose(*volumes, rtol=0.15)
 
 
+@pytest.mark.slow
 def test_labels_are_those_declared_and_every_case_has_a_tumour(dataset):
     declared = json.loads((dataset / "dataset.json").read_text())["labels"]
     allowed = set(np.unique(np.concatenate([np.atleast_1d(v) for v in declared.values()])))
@@ -126,6 +127,7 @@ def test_flair_background_is_exactly_zero_and_the_brain_is_not(flair):
             assert ndimage.binary_fill_holes(~background[:, :, z]).sum() == (~background[:, :, z]).sum()
 
 
+@pytest.mark.slow
 def test_flair_tumour_is_bright_but_no_threshold_finds_it(flair):
     best = []
     for image, label in cases(flair):

@@ -67,6 +67,7 @@ def run(raw, out, **options):
     return run_dataset(raw, out, {**OPTIONS, **options})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [
@@ -172,6 +173,7 @@ def test_failed_command_shows_its_last_words(capfd):
         call(words)
 
 
+@pytest.mark.slow
 def test_help_and_paths():
     assert "add-pool" in synthaug("--help").stdout + synthaug("--help").stderr
     folder = Path(synthaug("ext-path").stdout.strip())
@@ -180,6 +182,7 @@ def test_help_and_paths():
     assert "allowed" in synthaug("bundle-path", "gan").stderr
 
 
+@pytest.mark.slow
 def test_phantom_command_is_reproducible(tmp_path):
     for name in ("a", "b"):
         done = synthaug(

@@ -49,6 +49,7 @@ def raw(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [("images", "labels"), ("imagesTr", "labelsTr"), ("images", "masks")])
 def test_a_pool_holds_what_the_files_hold(names, raw, tmp_path):
     source = write_files(tmp_path / "gan", names=names)

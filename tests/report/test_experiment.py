@@ -149,6 +149,7 @@ def test_page_holds_every_number_with_its_n_and_figures_lie_beside_it(run):
     assert "20 of 25 samples are kept" in text
 
 
+@pytest.mark.slow
 def test_an_unfinished_experiment_says_what_is_missing(tmp_path):
     run = start(tmp_path)
     page = write_experiment_report(run.path).read_text()

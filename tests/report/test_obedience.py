@@ -58,6 +58,7 @@ def test_sweep_of_few_groups_gets_no_verdict(tmp_path):
     assert "choice of groups of a sweep over volume (4)" in words and "is a selection" not in words
 
 
+@pytest.mark.slow
 def test_figure_shows_every_sample(folder):
     record = read_pool(folder)
     record["samples"][0]["features"] = {

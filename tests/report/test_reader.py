@@ -60,6 +60,7 @@ def test_nothing_but_the_picture_tells_real_from_synthetic(kind, depth, made, tm
     assert all(any(base64.b64decode(mask)) for mask in content["masks"])
 
 
+@pytest.mark.slow
 def test_a_picture_is_the_slice_that_its_source_names(made, tmp_path):
     content, key = read(write_reader(made["slices"], made["data"], tmp_path / "page.html", count=8))
     index = key["truth"].index("real")

@@ -133,6 +133,7 @@ def test_same_results_give_the_same_files(full):
     assert len(first) > 8 and files() == first
 
 
+@pytest.mark.slow
 def test_a_patient_without_a_defined_value_is_left_out_of_both_arms(tmp_path):
     run = run_of(tmp_path, undefined=(0,))
     c = next(iter(comparisons(read_results(run.path), "test").values()))
@@ -159,6 +160,7 @@ def test_figures_and_answer_carry_n_interval_and_seeds(full):
     assert "a phantom" in html and "shorter than they say" in html
 
 
+@pytest.mark.slow
 def test_the_verdict_says_how_many_trainings_stand_behind_it(full):
     answered = re.search(r'<div class="answer">(.*?)</div>', page_of(full), re.S).group(1)
     assert "Behind this stand 4 trainings of segmenters, 2 of each of the 2 arms (fold 0, seeds 0, 1)" in answered
@@ -199,6 +201,7 @@ def test_too_few_patients(tmp_path):
     assert "too few for an interval" in answer(run_of(tmp_path, 0.05, patients=3))
 
 
+@pytest.mark.slow
 def test_few_patients_are_counted_over_all_folds(tmp_path):
     run = run_of(tmp_path, text=RUN.replace("folds: [0]", "folds: [0, 1]"))
     for cell in run.cells.values():
@@ -224,6 +227,7 @@ def test_another_budget_is_named_and_not_shouted_about(tmp_path):
     assert "300, 600 training steps by arm, so that each sees a real item as often" in words and "DIFF" not in words
 
 
+@pytest.mark.slow
 def test_several_labels_and_arms(tmp_path):
     text = RUN.replace(
         "  real + synthetic: {pool: model}", "  a half: {pool: model}\n  a quarter: {pool: model, share: 0.25}"
@@ -241,6 +245,7 @@ def test_real_only_compares_nothing(tmp_path):
     Page(page_of(run))
 
 
+@pytest.mark.slow
 def test_a_bad_pool_is_named_loudly(tmp_path):
     run = run_of(tmp_path)
     assert 'class="loud"' not in page_of(run)

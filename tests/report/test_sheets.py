@@ -50,6 +50,7 @@ def coloured(pixels):
     return np.ptp(pixels, axis=2) > 12
 
 
+@pytest.mark.slow
 def test_contours_follow_the_mask(rows, tmp_path):
     factor = 8  # 32 rows on 256 pixels
     cut = tiles_of(drawn(rows, tmp_path, tile=256), rows, 256)
@@ -133,6 +134,7 @@ def test_same_input_gives_same_bytes_whatever_the_users_style(rows, tmp_path):
         assert image.info == {}
 
 
+@pytest.mark.slow
 def test_long_sheets_stay_small_enough(tmp_path):
     rng = np.random.default_rng(0)
     images = zoom(rng.uniform(size=(8, 1, 16, 16)), (1, 1, 4, 4), order=1)

@@ -80,6 +80,7 @@ def test_record_says_what_was_asked_for(trained, tmp_path):
     assert record["dimension"] == 3 and record["sampling"]["num_steps"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", ["ddim", "ddpm"])
 def test_pool_does_not_depend_on_batches_or_stops(trained, tmp_path, scheduler):
     settings = {"scheduler": scheduler, "num_steps": 10, "samples_per_pass": 2}

@@ -51,6 +51,7 @@ def test_outside_the_hole_the_patient_is_as_it_was(mode, toy):
             assert label.any() and (label != label_before).any()
 
 
+@pytest.mark.slow
 def test_the_same_samples_whatever_the_batch(toy, tmp_path):
     sampler, items, _ = drawn(toy, "insert", samples_per_pass=2)
     again = sampler.draw(range(1, 4), 3)
@@ -62,6 +63,7 @@ def test_the_same_samples_whatever_the_batch(toy, tmp_path):
     assert np.array_equal(load_sample(tmp_path / "pool", "syn_000001", 1)[0][:, 0], items[1][0])
 
 
+@pytest.mark.slow
 def test_a_condition_bounds_volume_and_place(toy):
     network, given, _ = toy
     sampler = FlowSampler(network, **given)

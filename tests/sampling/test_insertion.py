@@ -68,6 +68,7 @@ def test_an_oblique_file_keeps_all_but_the_hole(volume, models, tmp_path):
     assert np.array_equal(again.painted, done.painted) and np.array_equal(again.label, done.label)
 
 
+@pytest.mark.slow
 def test_another_spacing_is_brought_to_the_model_and_back(models, tmp_path):
     values = np.repeat(np.repeat(body_case(21)[0][0].T, 2, axis=0), 2, axis=1)
     nib.save(nib.Nifti1Image(values, oblique(SPACING / [2, 2, 1])), tmp_path / "fine.nii.gz")

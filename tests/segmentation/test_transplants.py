@@ -72,6 +72,7 @@ def test_items_are_training_cases_with_a_lesion_more(size, cases):
     assert transplant_record(transplants)["cases"] == cases.fold.train
 
 
+@pytest.mark.slow
 def test_decoys_have_no_label_of_their_own(cases):
     data = load_training_set(cases, (40, 36), background_share=None)
     decoys = Transplants(data, TransplantSettings(decoys=1.0), seed=0)

@@ -25,6 +25,7 @@ def stack(items):
     return torch.stack([item["image"] for item in items])
 
 
+@pytest.mark.slow
 def test_windows_are_of_lesions_and_of_healthy_places(toy):
     _, data = toy
     lesions = [item for item in data.training if data.has_lesion(item)]

@@ -66,6 +66,7 @@ def test_rows_are_what_the_network_can_do(data, monkeypatch, tmp_path):
     assert all(label.any() for label in rows[0][2])
 
 
+@pytest.mark.slow
 def test_volumes_show_the_slice_with_the_largest_mask(data, monkeypatch, tmp_path):
     rows = rows_of(monkeypatch, tmp_path, data, Copier())
     items = [item["image"] for item in data.training]
