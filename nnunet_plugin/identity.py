@@ -87,13 +87,13 @@ def same_case(first: Identity, second: Identity) -> bool:
     return same_image(first, second) and label_agreement(first.fingerprint, second.fingerprint) >= SAME_LABEL
 
 
-def same_image(first: Identity, second: Identity, tolerance: float = SAME_IMAGE) -> bool:
+def same_image(first: Identity, second: Identity) -> bool:
     """Whether two identities show one image, whatever is annotated in it."""
     if first.sha256 == second.sha256:
         return True
     if first.fingerprint is None or second.fingerprint is None:
         return False
-    return image_distance(first.fingerprint, second.fingerprint) <= tolerance
+    return image_distance(first.fingerprint, second.fingerprint) <= SAME_IMAGE
 
 
 def is_twin(first: Identity, second: Identity) -> bool:

@@ -87,12 +87,11 @@ class Bank:
 
         In 2D these are planes of a like height, planes without a lesion where there are any.
         """
-        cases = np.array([place.case for place in self.places])
         heights = np.array([place.height for place in self.places])
         healthy = np.array([not np.isin(self.anatomy(place).labels, self.lesion_labels).any() for place in self.places])
         self.fits = fits = []
         for number, lesion in enumerate(self.lesions):
-            choice = (cases != lesion.case) & (np.abs(heights - lesion.height) <= WINDOW)
+            choice = (self._cases != lesion.case) & (np.abs(heights - lesion.height) <= WINDOW)
             if (choice & healthy).any():
                 choice &= healthy
             # Farther away, or over another lesion, only where there is no other way.
