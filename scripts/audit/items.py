@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..data.cases import Case
 from ..data.cases_of_pool import open_cases_of_generator
-from ..data.scaling import sample_scaling
+from ..data.scaling import AUTO, LINEAR, Scaling, sample_scaling
 from ..data.training_set import TrainingSet, item_name, load_training_set
 from ..pool.writing import load_sample, read_pool
 from ..runtime.errors import InputError
@@ -130,7 +130,11 @@ def _open_data(record: dict, dataset_dir: str | Path) -> TrainingSet:
         cases.fold = replace(cases.fold, train=sorted([*cases.fold.train, *cases.fold.val]), val=[])
     # The same seed and share choose the slices without foreground that the generator saw.
     share = provenance["training"].get("background_share", 0.1)
-    data = load_training_set(cases, provenance["geometry"]["spatial_size"], share, provenance["seed"])
+    curved = Scaling.from_record(provenance["scaling"]).knee is not None
+    data = load_training_set(
+        cases, provenance["geometry"]["spatial_size"], share, provenance["seed"],
+        intensities=AUTO if curved else LINEAR,
+    )  # fmt: skip
     seen = seen_cases(provenance)
     now = {case["id"]: Identity(case["sha256"], case["fingerprint"]) for case in data.seen}
     if changed := [case for case in seen if case in now and not same_case(seen[case], now[case])]:

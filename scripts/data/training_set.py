@@ -18,7 +18,7 @@ from ..runtime.errors import InputError
 from ..runtime.tensor_store import StoredRows, TensorStore
 from .cases import Case, Cases, LearntCases, open_cases
 from .geometry import SliceGeometry, VolumeGeometry, fit_geometry, geometry_from_record, own_grid
-from .scaling import Scaling
+from .scaling import AUTO, LINEAR, Scaling
 
 logger = logging.getLogger(__name__)
 
@@ -133,6 +133,7 @@ def load_training_set(
     size_multiple: int = 1,
     cache_gb: float = CACHE_GB,
     cache_dir: str | Path | None = None,
+    intensities: str = LINEAR,
 ) -> TrainingSet:
     """Bring the fold's cases to the grid: every slice or volume with foreground, and a share of those without.
 
@@ -148,6 +149,7 @@ def load_training_set(
         size_limit, size_multiple: of an automatic grid.
         cache_gb: memory that cases may take, and that items may; cases beyond are read twice, items from a file.
         cache_dir: where that file is made; None: where the system keeps temporary files.
+        intensities: "linear", or "auto": channels whose bulk lies low, as that of PET does, are curved, see `Scaling`.
 
     Raises:
         InputError: a case or a setting cannot be used, nothing holds foreground, or an image is in training and, under
@@ -161,6 +163,8 @@ def load_training_set(
         )
     if isinstance(cache_gb, bool) or not isinstance(cache_gb, int | float) or not cache_gb >= 0:
         raise InputError(f"cache_gb {cache_gb!r}", "gigabytes, 0 or more", f"such as {CACHE_GB}")
+    if intensities not in (LINEAR, AUTO):
+        raise InputError(f"intensities {intensities!r}", f"{AUTO!r} or {LINEAR!r}", "set --intensities")
     if isinstance(spatial_size, str) and spatial_size != "auto":
         raise InputError(f"spatial_size {spatial_size!r}", "'auto', or a list of numbers", "set spatial_size")
     kind = "slice" if len(size_limit if spatial_size == "auto" else spatial_size) == 2 else "volume"
@@ -173,7 +177,7 @@ def load_training_set(
         )
     room = cache_gb * 1e9
     learnt = _ReadOnce(cases, room)
-    scaling = Scaling.fit(learnt, per_case=cases.space["kind"] == "raw", masked=cases.masked)
+    scaling = Scaling.fit(learnt, cases.space["kind"] == "raw", cases.masked, curved=intensities == AUTO)
     if isinstance(spatial_size, str):
         spatial_size = own_grid(learnt.shapes, size_limit, size_multiple)
     geometry = fit_geometry(learnt.shapes, spatial_size)

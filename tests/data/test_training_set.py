@@ -1,5 +1,7 @@
 """What a generator learns from: scaling and geometry can be inverted, and nothing of validation is learnt."""
 
+import json
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -232,6 +234,8 @@ def test_slices_with_the_ignore_label_are_left_out(tmp_path):
 
 
 def test_settings_out_of_range(cases):
+    with pytest.raises(InputError, match="intensities"):
+        load_training_set(cases, (24, 24), intensities="asinh")
     with pytest.raises(InputError, match="background_share"):
         load_training_set(cases, (24, 24), background_share=1.0)
     for wrong in ((24,), (24, 24, 24, 24), (24, 0)):
@@ -274,6 +278,44 @@ def test_any_range_above_zero_comes_back(unit, per_case):
     assert (high > low).all()
     assert np.allclose(back / unit, np.clip(case.image.astype(float), low, high) / unit, rtol=1e-5, atol=1e-6)
     assert np.allclose(back[1] / unit, case.image[1] / unit, rtol=1e-6)
+
+
+def lognormal(unit: float, masked: bool) -> Case:
+    """An image whose first channel spans orders of magnitude, as uptake does, and whose second does not."""
+    rng, shape = np.random.default_rng(3), (4, 25, 20)
+    image = np.stack([rng.lognormal(0, 1.2, shape), rng.normal(0, 1, shape)]).astype(np.float32) * np.float32(unit)
+    inside = rng.random(shape) < 0.8 if masked else np.ones(shape, bool)
+    return Case("a", np.where(inside, image, 0).astype(np.float32), np.zeros(shape, np.int16), inside)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("per_case", [False, True])
+@pytest.mark.parametrize("unit", [1.0, 3e-9, 1e12])
+def test_a_curve_shows_what_lies_low_and_comes_back(unit, per_case, masked):
+    case = lognormal(unit, masked)
+    line, curve = (Scaling.fit([case], per_case, masked, curved=curved) for curved in (False, True))
+    assert line.knee is None and np.isfinite(curve.knee[0]) and np.isinf(curve.knee[1])
+    straight, scaled = line.apply(case), curve.apply(case)
+    tissue = straight[0][case.inside]
+    first, third = np.quantile([tissue, scaled[0][case.inside]], (0.25, 0.75), axis=1)
+    assert third[1] - first[1] > 1.5 * (third[0] - first[0])
+    assert np.array_equal(straight[1], scaled[1])
+    order = np.argsort(tissue)
+    assert (np.diff(scaled[0][case.inside][order]) >= 0).all() and 0 <= scaled.min() <= scaled.max() <= 1
+    back, inside = curve.invert(scaled)
+    low, high = (np.array(ends).reshape(2, 1, 1, 1) for ends in (curve.low, curve.high))
+    expected = np.where(case.inside, np.clip(case.image.astype(float), low, high), 0)
+    assert np.allclose(back / unit, expected / unit, rtol=1e-4, atol=1e-4) and np.array_equal(inside, case.inside)
+    assert Scaling.from_record(json.loads(json.dumps(curve.as_record()))) == curve
+
+
+def test_what_lies_evenly_or_is_mostly_air_stays_on_a_line():
+    shape, rng = (4, 25, 20), np.random.default_rng(0)
+    air = np.zeros((1, *shape), np.float32)
+    air[0, :, :2] = rng.random((4, 2, 20))  # no tissue to be straight among: nine tenths are one value
+    for image in (air, rng.random((1, *shape), np.float32)):
+        case = Case("a", image, np.zeros(shape, np.int16), np.ones(shape, bool))
+        assert Scaling.fit([case], False, False, curved=True) == Scaling.fit([case], False, False)
 
 
 def test_a_channel_without_a_range_is_named():
