@@ -24,6 +24,7 @@ from monai.bundle import ConfigParser, ckpt_export, create_workflow, verify_meta
 from monai.data import load_net_with_metadata
 from torch import Tensor
 
+from ..data.provenance import read_provenance
 from ..phantom.dataset import write_phantom
 from ..runtime.errors import InputError
 from .bundle_files import bundle_dir, bundle_names
@@ -53,7 +54,8 @@ class CheckFailed(Exception):
 def verify(*bundles: str) -> str:
     """Check bundles as MONAI and the model zoo's CI do, one line a check; exit status 1 if one of them fails.
 
-    A bundle without weights is trained for an epoch on a small phantom, in a folder that is removed again.
+    Training, evaluation and inference run on a small phantom, for an epoch, in a folder that is removed again; the
+    weights that come with a bundle, where there are some, are those that are exported and looked into.
 
     Args:
         bundles: Names such as dhvae; all bundles by default.
@@ -142,7 +144,8 @@ class Bundle:
     def check_weights(self) -> str:
         """A trained network is there, or one can be trained."""
         if self._models == Path("models"):
-            return "models/model.pt"
+            record = read_provenance("models/provenance.json", "models/model.pt")
+            return f"models/model.pt, of {len(record['cases'])} cases of {record['dataset']}"
         return "none in the bundle; the other checks use one trained for an epoch on a phantom of 10 cases"
 
     def check_train_properties(self) -> str:
@@ -155,9 +158,7 @@ class Bundle:
 
     def check_evaluation(self) -> str:
         """evaluate.json over train.json, as federated learning takes it, runs and leaves numbers."""
-        where: dict[str, Any] = {**self._where, "output_dir": str(self.work / "evaluation")}
-        if self._models == Path("models"):
-            where["dataset_dir"] = None  # the bundle's own phantom: weights that come with it know which cases they saw
+        where = {**self._where, "ckpt_dir": str(self._of_phantom), "output_dir": str(self.work / "evaluation")}
         workflow = self._workflow("train", ["train", "evaluate"], **where)
         workflow.initialize()
         _missing_properties(workflow)
@@ -170,7 +171,7 @@ class Bundle:
 
     def check_inference(self) -> str:
         """`python -m monai.bundle run --config_file configs/inference.json` writes something."""
-        self._workflow("infer", ["inference"]).run()
+        self._workflow("infer", ["inference"], **{**self._where, "ckpt_dir": str(self._of_phantom)}).run()
         files = [path for path in (self.work / "out").rglob("*") if path.is_file()]
         if not files:
             raise CheckFailed("inference.json wrote nothing to output_dir")
@@ -245,12 +246,15 @@ class Bundle:
         return str(write_phantom(self.work / "Dataset801_PhantomFLAIR", cases=10, test_cases=1))
 
     @cached_property
+    def _of_phantom(self) -> Path:
+        """Folder of weights whose data are at hand, which the bundle's own were perhaps not trained on."""
+        self._workflow("train", ["train"], bundle_root=str(self.work)).run()
+        return self.work / "models"
+
+    @cached_property
     def _models(self) -> Path:
-        """Folder of weights: the bundle's, or else of a training of one epoch."""
-        if not Path("models/model.pt").is_file():
-            self._workflow("train", ["train"], bundle_root=str(self.work)).run()
-            return self.work / "models"
-        return Path("models")
+        """Folder of the bundle's weights, or else of a training of one epoch."""
+        return Path("models") if Path("models/model.pt").is_file() else self._of_phantom
 
     @cached_property
     def _pair(self) -> tuple[Tensor, Tensor]:
