@@ -13,6 +13,8 @@ from .protocol import NNUNET, NNUNET_SETTINGS
 TAIL_BYTES = 16_384
 # What a rate is told from: less than this share of the work, or of a second's, says nothing.
 LEAST_SHARE, LEAST_SECONDS = 0.02, 2.0
+# These show one bar after another, of stages that take unlike times: what a bar says is no share of the whole.
+STAGES = ("audit", "metrics")
 
 
 def read_fraction(cell: Cell, text: str) -> float | None:
@@ -31,6 +33,12 @@ def read_fraction(cell: Cell, text: str) -> float | None:
     return min(1.0, int(found[-1]) / total if total else int(found[-1][0]) / max(1, int(found[-1][1])))
 
 
+def read_stage(text: str) -> tuple[str, float] | None:
+    """The title of the last bar in a cell's output, and how much of it is done, 0 to 1; None where there is none."""
+    found = re.findall(r"([a-z][^\r\n|]*): +\d+%\|[^\r\n]*? (\d+)/(\d+) \[", text)
+    return (found[-1][0], int(found[-1][1]) / max(1, int(found[-1][2]))) if found else None
+
+
 @dataclass
 class Progress:
     """The progress of one running cell.
@@ -39,12 +47,14 @@ class Progress:
         cell: what runs.
         log: where it prints; `offset`: where it began to, since earlier attempts stand before.
         fraction: how much is done; None before it says so.
+        words: the same for a reader, with the stage of a cell that has several; empty before.
     """
 
     cell: Cell
     log: Path
     offset: int
     fraction: float | None = None
+    words: str = ""
     _first: tuple[float, float] | None = field(default=None, repr=False)
     _last: tuple[float, float] | None = field(default=None, repr=False)
 
@@ -58,9 +68,14 @@ class Progress:
                 text = file.read().decode(errors="replace")
         except OSError:
             return
+        if self.cell.kind in STAGES:
+            if stage := read_stage(text):
+                self.words = f"{stage[0]} {100 * stage[1]:.0f} %"
+            return
         fraction = read_fraction(self.cell, text)
         if fraction is None:
             return
+        self.words = f"{100 * fraction:.0f} %"
         if self._first is None or fraction < self._first[1]:  # the first figure, or another stage: what came before
             self._first = (now, fraction)  # is warm-up, or went at another pace
         if self.fraction != fraction:

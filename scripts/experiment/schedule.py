@@ -315,7 +315,7 @@ class Schedule:
         if line != self.line or due:
             left, known = self.seconds_left()
             time_left = f"{'about' if known else 'at least'} {_clock(left)} left" if left else "time left not known yet"
-            done = [f"{100 * p.fraction:.0f} %" for _, _, _, p in self.running.values() if p.fraction is not None]
+            done = [p.words for _, _, _, p in self.running.values() if p.words]
             at = f" ({', '.join(done)})" if done else ""
             words = f"{line}{at}; {_clock(now - self.start)} so far, {time_left}"
             self.line, self.shown = line, now

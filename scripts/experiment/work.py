@@ -204,7 +204,7 @@ def _audit(cell: Cell, run: RunFolder, folder: Path) -> dict[str, Any]:
     usefulness = usefulness_settings(**{name: options[key] for name, key in names if key in options})
     words = audit_pool(
         _pool(cell, run), _dataset(cell, run), options.get("thresholds"), seed=cell.settings["seed"],
-        segmenter=segmenter, extractor_steps=options.get("extractor_steps", EXTRACTOR_STEPS), progress=False,
+        segmenter=segmenter, extractor_steps=options.get("extractor_steps", EXTRACTOR_STEPS),
         usefulness=usefulness,
     )  # fmt: skip
     print(words)
@@ -231,7 +231,7 @@ def _metrics(cell: Cell, run: RunFolder, folder: Path) -> dict[str, Any]:
     chosen = {key: options.pop(key) for key in ("feature_steps", "resamples") if key in options}
     settings = EvaluationSettings(seed=cell.settings["seed"], **chosen)
     pool, data = _pool(cell, run), _dataset(cell, run)
-    write_pool_metrics(pool, data, folder, settings=settings, progress=False, **options)
+    write_pool_metrics(pool, data, folder, settings=settings, **options)
     record = json.loads((folder / "metrics.json").read_text())
     return {key: record[key] for key in ("figures", "comparisons", "intervals", "held_out_cases", "training_cases")}
 

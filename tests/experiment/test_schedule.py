@@ -5,8 +5,9 @@ import os
 import time
 
 import pytest
+from tqdm import tqdm
 
-from scripts.experiment.cells import plan_cells
+from scripts.experiment.cells import Cell, plan_cells
 from scripts.experiment.parent import timed
 from scripts.experiment.progress import Progress, read_fraction
 from scripts.experiment.run_folder import RunFolder, held
@@ -243,6 +244,19 @@ def test_warm_up_is_no_part_of_the_time_left(tmp_path):
         file.write("epoch 1/200: the second stage\n")
     progress.look(140.0)
     assert progress.seconds_left(140.0) is None
+
+
+@pytest.mark.parametrize("kind", ["audit", "metrics"])
+def test_a_cell_of_several_bars_says_which_and_promises_no_time(tmp_path, kind):
+    log = tmp_path / "log"
+    progress = Progress(Cell(kind, "of_a_pool", {}), log, 0)
+    with log.open("w") as file:
+        for title, total in (("reading the pool", 4), ("training segmenters", 8)):
+            for step in tqdm(range(total), title, file=file, mininterval=0):
+                file.flush()
+                progress.look(float(step))
+                assert step == 0 or progress.words == f"{title} {100 * step / total:.0f} %"
+                assert progress.seconds_left(float(step)) is None
 
 
 def test_interrupted_attempts_count(tmp_path):
