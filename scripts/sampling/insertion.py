@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from monai.inferers import SimpleInferer
 from nnunet_plugin.transplant.anatomy import read_anatomy
 from nnunet_plugin.transplant.warp import draw_warp
 from scipy import ndimage
+from torch.nn import functional
 
 from ..data.cases import array_axes
 from ..data.description import DatasetDescription
@@ -26,6 +28,7 @@ from .sampler import latent_noise, load_weights, same_rounding
 
 BORDER = 3.5  # voxels of the model's finest spacing that a hole reaches around a lesion: the mean of the training
 SQUEEZE = 0.15  # standard deviation of the logarithm of a drawn lesion's axes
+COARSE, FINE = 8, 1.6  # pixels: the width of the Gaussians along which noise goes from slice to slice
 SAME = 0.02  # spacings that differ less are not resampled
 
 
@@ -73,7 +76,7 @@ def insert_lesion(
     """Paint a lesion into an image, or healthy tissue over one.
 
     The image's axes are taken as those of the training cases' files; its spacing and rotation may be any, its
-    intensities any affine function of theirs. A painter of slices paints all of them from the same noise.
+    intensities any affine function of theirs. A painter of slices paints them from `slice_noise`.
 
     Args:
         image: one file a channel.
@@ -112,7 +115,7 @@ def insert_lesion(
     model_hole = there.hole(hole) & ~outside
     if not model_hole.any():
         raise InputError("a lesion outside the body", "one inside", "give another --mask or --centre")
-    painted = _paint(painter, values, model_label, model_hole, intensities, seed)
+    painted = _paint(painter, values, model_label, model_hole, intensities, seed, steps[0])
     back = np.stack([there.back(channel) for channel in painted])
     done = given.values.copy()
     changed = hole & ~(there.back(outside.astype(np.float32)) > 0.5)
@@ -279,24 +282,68 @@ class _Resampling:
 
 
 def _paint(
-    painter: Painter, values: np.ndarray, label: np.ndarray, hole: np.ndarray, intensities: Intensities, seed: int
-) -> np.ndarray:
-    """The volume `(channels, depth, height, width)` painted: whole, or slice by slice."""
-
-    def noise(shape: Sequence[int]) -> torch.Tensor:
-        return latent_noise(shape, seed, 0)
-
+    painter: Painter, values: np.ndarray, label: np.ndarray, hole: np.ndarray, intensities: Intensities, seed: int,
+    depth: float,
+) -> np.ndarray:  # fmt: skip
+    """The volume `(channels, depth, height, width)` painted: whole, or slices that lie `depth` mm apart."""
     with same_rounding(torch.get_num_threads()):
         if len(painter.steps) == 3:
-            return painter.paint([Request(values, label, hole, intensities, noise)])[0]
+            whole_noise = partial(latent_noise, seed=seed, index=0)
+            return painter.paint([Request(values, label, hole, intensities, whole_noise)])[0]
         done = values.copy()
         planes = np.flatnonzero(hole.any(axis=(1, 2))).tolist()
-        # One window and the same noise in all of them: slices differ as little as what they are told.
-        whole = np.asarray(hole.any(axis=0))
-        requests = [Request(values[:, plane], label[plane], hole[plane], intensities, noise, whole) for plane in planes]
+        whole = np.asarray(hole.any(axis=0))  # one window for all of them
+
+        @cache
+        def noises(shape: tuple[int, ...]) -> torch.Tensor:
+            apart = depth / float(np.prod(painter.steps)) ** 0.5
+            return slice_noise(shape, planes[-1] - planes[0] + 1, apart, seed)
+
+        def noise(shape: Sequence[int], plane: int) -> torch.Tensor:
+            return noises(tuple(shape))[plane - planes[0]]
+
+        requests = [
+            Request(values[:, plane], label[plane], hole[plane], intensities, partial(noise, plane=plane), whole)
+            for plane in planes
+        ]
         for plane, painted in zip(planes, painter.paint(requests), strict=True):
             done[:, plane] = painted
         return done
+
+
+def slice_noise(shape: Sequence[int], count: int, apart: float, seed: int) -> torch.Tensor:
+    """Standard normal noise of neighbouring slices `(count, channels, height, width)`, white in each of them.
+
+    From the same noise in all slices a lesion becomes a bundle of stripes across them, from independent noise it
+    flickers. So that of squares of `COARSE` pixels, which says where a lesion is bright or dark, changes over as many
+    pixels' way across the slices, and what is finer, its texture, over `FINE`.
+
+    Args:
+        shape: of a slice's noise, `(channels, height, width)`.
+        count: of slices.
+        apart: from one slice to the next, in pixels.
+        seed: of the noise.
+    """
+    coarse, fine = (
+        _changing(latent_noise((count, *shape), seed, number), width / apart)
+        for number, width in enumerate((COARSE, FINE))
+    )
+    return _squares(coarse) + fine - _squares(fine)
+
+
+def _changing(noise: torch.Tensor, width: float) -> torch.Tensor:
+    """Noise smoothed along its first axis by a Gaussian of this width, of variance 1 as before."""
+    distance = torch.arange(len(noise), dtype=torch.float64)
+    weights = torch.exp(-((distance[:, None] - distance) ** 2) / (2 * width**2))
+    weights /= weights.square().sum(dim=1, keepdim=True).sqrt()
+    return torch.einsum("ij,j...->i...", weights.float(), noise)
+
+
+def _squares(noise: torch.Tensor) -> torch.Tensor:
+    """The mean of each square, in all of its pixels."""
+    means = functional.avg_pool2d(noise, COARSE, ceil_mode=True, count_include_pad=False)
+    height, width = noise.shape[-2:]
+    return means.repeat_interleave(COARSE, -2).repeat_interleave(COARSE, -1)[..., :height, :width]
 
 
 def write_insertion(done: Insertion, out: Sequence[str | Path], mask_out: str | Path) -> None:

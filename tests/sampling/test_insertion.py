@@ -3,9 +3,11 @@
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
+from torch.nn import functional
 
 from scripts.runtime.errors import InputError
-from scripts.sampling.insertion import insert_lesion, write_insertion
+from scripts.sampling.insertion import insert_lesion, slice_noise, write_insertion
 
 from ..data.toy import body_case
 from .toy_painter import make_painter
@@ -111,3 +113,22 @@ def test_files_that_do_not_fit(volume, models, tmp_path):
         insert_lesion([volume, volume], models, volume=100.0, centre=[9, 9, 9])
     with pytest.raises(InputError, match="no trained generator"):
         insert_lesion([volume], tmp_path, volume=100.0, centre=[9, 9, 9])
+
+
+@pytest.mark.parametrize("apart", [0.5, 1.7])
+def test_noise_of_slices_is_white_in_each_and_changes_as_it_does_within(apart):
+    noise = slice_noise((1, 60, 44), 120, apart, seed=3)
+    assert torch.equal(noise, slice_noise((1, 60, 44), 120, apart, seed=3))
+    assert abs(float(noise.mean())) < 0.03 and abs(float(noise.var()) - 1) < 0.03
+    beside, below = ((noise.roll(1, axis) * noise).mean() for axis in (-1, -2))
+    assert abs(float(beside)) < 0.01 and abs(float(below)) < 0.01  # in a slice: as what the painter has learnt from
+
+    def alike(field, between):
+        return float(np.corrcoef(field[between:].flatten(), field[:-between].flatten())[0, 1])
+
+    squares = functional.avg_pool2d(noise, 8, ceil_mode=True, count_include_pad=False)
+    texture = noise - squares.repeat_interleave(8, -2).repeat_interleave(8, -1)[..., :60, :44]
+    near, far = 1, round(8 / apart)
+    assert alike(squares, near) > alike(texture, near) > alike(texture, far)
+    assert alike(squares, far) > 0.6 and abs(alike(texture, far)) < 0.05
+    assert alike(texture, near) == pytest.approx(np.exp(-((apart / 1.6) ** 2) / 4), abs=0.05)
