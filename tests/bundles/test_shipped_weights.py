@@ -1,18 +1,21 @@
-"""The weights that come with two bundles: they work at once, and their provenance says what made them."""
+"""The weights that come with bundles: they work at once, and their provenance says what made them."""
 
 import json
 import shutil
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from scripts.data.provenance import read_provenance
-from scripts.phantom.dataset import write_phantom
 from scripts.pool.writing import load_sample, read_pool
 
 from ..processes import python
 
 ROOT = Path(__file__).resolve().parents[2]
+SHIPPED = ("dhvae", "lesion_flow", "segmentation")
+TUMOUR = "tumor"
 
 
 @pytest.fixture
@@ -28,6 +31,23 @@ def downloaded(tmp_path, monkeypatch):
     return copy
 
 
+@pytest.fixture(scope="module")
+def uptake(tmp_path_factory):
+    """A body with one hot tumour, as FDG-PET shows it: image and label of 40 x 40 x 30 voxels of 4 mm."""
+    folder, rng = tmp_path_factory.mktemp("uptake"), np.random.default_rng(0)
+    x, y, z = np.meshgrid(*(np.arange(side) for side in (40, 40, 30)), indexing="ij")
+    body = ((x - 20) / 16) ** 2 + ((y - 20) / 14) ** 2 < 1
+    tumour = ((x - 24) / 6) ** 2 + ((y - 18) / 5) ** 2 + ((z - 15) / 6) ** 2 < 1
+    image = np.where(body, 0.6, 0.05) + np.where(tumour, 6.0, 0)
+    image = (image * rng.gamma(20, 1 / 20, image.shape)).astype(np.float32)
+    affine = np.diag([4.0, 4.0, 4.0, 1.0])
+    paths = folder / "images/sarcoma_0000.nii.gz", folder / "label.nii.gz"
+    paths[0].parent.mkdir()
+    for path, array in zip(paths, (image, tumour.astype(np.uint8)), strict=True):
+        nib.save(nib.Nifti1Image(array, affine), path)
+    return paths
+
+
 def run(folder: Path, *files: str, **overrides) -> None:
     stack = str([f"configs/{file}.json" for file in files])
     words = [word for key, value in overrides.items() for word in (f"--{key}", str(value))]
@@ -35,13 +55,16 @@ def run(folder: Path, *files: str, **overrides) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.parametrize("name", ["dhvae", "segmentation"])
-def test_provenance_is_of_these_weights_and_of_phantoms(name):
+@pytest.mark.parametrize("name", SHIPPED)
+def test_provenance_is_of_these_weights_and_the_licence_names_their_data(name):
     models = ROOT / "bundles" / name / "models"
     record = read_provenance(models / "provenance.json", models / "model.pt")
-    version = json.loads((ROOT / "bundles" / name / "configs/metadata.json").read_text())["version"]
-    assert record["bundle"] == {"name": name, "version": version}
-    assert record["dataset"] == "Dataset801_PhantomFLAIR" and len(record["cases"]) == 24
+    metadata = json.loads((ROOT / "bundles" / name / "configs/metadata.json").read_text())
+    assert record["bundle"] == {"name": name, "version": metadata["version"]}
+    assert record["dataset"] == "Dataset502_STSPET" and len(record["cases"]) == 16
+    assert metadata["data_source"].startswith("16 cases of Dataset502_STSPET") and metadata["eval_metrics"]
+    licence = " ".join((ROOT / "bundles" / name / "docs/data_license.txt").read_text().split())
+    assert "Soft-tissue-sarcoma" in licence and "Creative Commons Attribution 3.0" in licence
     assert (models / "model.pt").stat().st_size < 25 * 2**20
 
 
@@ -55,10 +78,30 @@ def test_dhvae_samples_after_the_download(downloaded):
 
 
 @pytest.mark.slow
-def test_segmentation_finds_tumours_after_the_download(downloaded, tmp_path):
-    """In phantoms of another seed than those that it was trained on."""
-    dataset = write_phantom(tmp_path / "Dataset802_Others", "flair", 5, 4, seed=17)
+def test_segmentation_finds_uptake_after_the_download(downloaded, uptake):
+    image, label = uptake
     folder = downloaded("segmentation")
-    run(folder, "train", "evaluate", dataset_dir=dataset, split="test", raw_dir=dataset)
-    found = json.loads((folder / "evaluation/metrics.json").read_text())
-    assert len(found["cases"]) == 4 and found["summary"]["tumor"]["dice"]["mean"] > 0.6
+    run(folder, "inference", dataset_dir=image.parent)
+    (found,) = (folder / "predictions").rglob("*.nii.gz")
+    found, wanted = (np.asanyarray(nib.load(path).dataobj) > 0 for path in (found, label))
+    assert 2 * (found & wanted).sum() / (found.sum() + wanted.sum()) > 0.6
+
+
+@pytest.mark.slow
+def test_lesion_flow_paints_after_the_download(downloaded, uptake, tmp_path):
+    """A tumour where there was none, and out again the one that there was."""
+    image, label = uptake
+    folder, before = downloaded("lesion_flow"), nib.load(image).get_fdata()
+    asked = {"inserted": ("--volume", "3000", "--centre", "[14,24,15]"), "removed": ("--mask", str(label), "--remove")}
+    inside = {}
+    for name, words in asked.items():
+        out = tmp_path / f"{name}.nii.gz"
+        done = python("-m", "scripts", "insert", str(image), str(out), "--bundle_root", str(folder), *words, cwd=ROOT)
+        assert done.returncode == 0, done.stderr[-3000:]
+        after = nib.load(out).get_fdata()
+        hole = after != before
+        assert 0 < hole.mean() < 0.2
+        where = nib.load(tmp_path / f"{name}_mask.nii.gz" if name == "inserted" else label).get_fdata() > 0
+        inside[name] = before[where].mean(), after[where].mean()
+    assert inside["inserted"][1] > 2 * inside["inserted"][0]
+    assert inside["removed"][1] < 0.5 * inside["removed"][0]
