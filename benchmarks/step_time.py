@@ -1,11 +1,11 @@
 """What bfloat16 saves of a 2D training step on a CPU: the segmentation bundle's U-Net, and nnU-Net's with the plugin.
 
-    taskset -c 0 python benchmarks/step_time.py           # some three minutes; writes results/step_time.json
+    taskset -c 0 chrt -r 1 python benchmarks/step_time.py    # some three minutes; writes results/step_time.json
     python benchmarks/step_time.py --rounds 2 --output /tmp/short.json
 
 A step is the training's own (`SegmentationUpdate` with `evidence.json`; `nnUNetTrainerSynthAug.train_step` with
 `training.autocast`, deep supervision and the sizes of `synthaug cpu-plans`) on random data of 128 x 128, batch 16: time
-does not depend on the values. Data loading is not in it. One thread; in every round all four arms take a step, in a
+does not depend on the values. Data loading is not in it. `chrt` (root) keeps the CPU from other work. One thread; in every round all four arms take a step, in a
 shuffled order, and a ratio compares the two of one round.
 """
 
@@ -57,7 +57,9 @@ def main() -> None:
         "command": f"python benchmarks/{Path(__file__).name} {' '.join(sys.argv[1:])}".strip(),
         "commit": commit(),
         "data": f"random, {SIZE} x {SIZE}, batch {BATCH}, one channel, one label",
-        "device": f"{processor()}, one thread, AVX-512 BF16: {torch.cpu._is_avx512_bf16_supported()}",
+        "device": f"{processor()}, AVX-512 BF16: {torch.cpu._is_avx512_bf16_supported()}",
+        "scheduling": f"one thread on {len(os.sched_getaffinity(0))} of {os.cpu_count()} CPUs, "
+        + ("in real time (round robin)" if os.sched_getscheduler(0) == os.SCHED_RR else "beside other work"),
         "n": {"rounds": arguments.rounds},
         "seed": arguments.seed,
         "versions": {"python": platform.python_version(), **{package: version(package) for package in packages}},
