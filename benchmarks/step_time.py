@@ -5,8 +5,8 @@
 
 A step is the training's own (`SegmentationUpdate` with `evidence.json`; `nnUNetTrainerSynthAug.train_step` with
 `training.autocast`, deep supervision and the sizes of `synthaug cpu-plans`) on random data of 128 x 128, batch 16: time
-does not depend on the values. Data loading is not in it. `chrt` (root) keeps the CPU from other work. One thread; in every round all four arms take a step, in a
-shuffled order, and a ratio compares the two of one round.
+does not depend on the values. Data loading is not in it. One thread; in every round all four arms take a step, in a
+shuffled order, and a ratio compares the two of one round. `chrt` (for root) keeps other work off the CPU.
 """
 
 from __future__ import annotations
