@@ -1,4 +1,4 @@
-"""Installed, the folder `scripts` is the package `synthaug`, and the configs of its bundles name it so.
+"""Installed, the folder `scripts` is the package `synthaug`, and its bundles name it so.
 
 Other distributions install a top-level `scripts`, too; a clone and a packed bundle keep the name that MONAI wants.
 """
@@ -10,14 +10,15 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 
-class RenamedConfigs(build_py):
-    """Writes `synthaug.` where configs of bundles say `scripts.`; an editable installation runs those of the clone."""
+class RenamedBundles(build_py):
+    """Writes `synthaug.` where bundles say `scripts.`; an editable installation runs those of the clone."""
 
     def run(self) -> None:
         """Copy everything, then rename."""
         super().run()
         if not self.editable_mode:
-            for path in Path(self.build_lib, "synthaug/bundles").glob("*/configs/*.json"):
+            bundles = Path(self.build_lib, "synthaug/bundles")
+            for path in (*bundles.glob("*/configs/*.json"), *bundles.glob("*/docs/**/*.py")):
                 path.write_text(re.sub(r"\bscripts\.", "synthaug.", path.read_text()))
 
 
@@ -29,5 +30,5 @@ setup(
         *find_packages(include=["nnunet_plugin*"]),
     ],
     package_dir={"synthaug": "scripts", "synthaug.bundles": "bundles"},
-    cmdclass={"build_py": RenamedConfigs},
+    cmdclass={"build_py": RenamedBundles},
 )

@@ -363,7 +363,7 @@ def insert(
         mask: A label map on the image's grid: the lesion that is wanted, or with --remove the one to take away.
         volume: Instead of a mask, mm3 of a lesion to draw.
         centre: Where, as a voxel index, such as '[30,42,18]'.
-        remove: Paint healthy tissue over the mask.
+        remove: Paint healthy tissue over the mask, or over what lies there.
         seed: The seed of shape and noise.
 
     Example:

@@ -21,8 +21,10 @@ BASE = {"monai", "torch", "numpy"}
 
 
 def needed_files(bundle: Path) -> list[Path]:
-    """Python files, relative to the folder of this package, that the configs of a bundle name, and all they import."""
+    """Python files, relative to this package's folder, that configs and docs of a bundle name, and all they import."""
     waiting = {name for file in sorted((bundle / "configs").glob("*.json")) for name in _named(_load(file))}
+    docs = {name for file in (bundle / "docs").rglob("*.py") for name in _imports(file)}
+    waiting |= {name for name in docs if name.split(".")[0] == PACKAGE}
     found: set[Path] = set()
     while waiting:
         name = waiting.pop()

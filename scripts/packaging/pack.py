@@ -193,8 +193,7 @@ def _configs(bundle: Path, configs: Mapping[str, dict]) -> dict[str, bytes]:
     for path in sorted((bundle / "configs").iterdir()):
         content = path.read_bytes()
         if path.suffix == ".json":
-            text = json.dumps(_resolved(configs[path.name], configs), indent=4) + "\n"
-            content = re.sub(rf"\b{PACKAGE}\.", "scripts.", text).encode()  # where an installation says `synthaug.`
+            content = _renamed(json.dumps(_resolved(configs[path.name], configs), indent=4) + "\n")
         files[f"configs/{path.name}"] = content
     return files
 
@@ -212,7 +211,14 @@ def _resolved(config: Any, configs: Mapping[str, dict]) -> Any:
 
 def _rest(bundle: Path) -> dict[str, bytes]:
     names = ["LICENSE", *(str(path.relative_to(bundle)) for path in sorted((bundle / "docs").rglob("*")))]
-    return {name: (bundle / name).read_bytes() for name in names if (bundle / name).is_file()}
+    there = [name for name in names if (bundle / name).is_file() and "__pycache__" not in name]
+    files = {name: (bundle / name).read_bytes() for name in there}
+    return {name: _renamed(file.decode()) if name.endswith(".py") else file for name, file in files.items()}
+
+
+def _renamed(text: str) -> bytes:
+    """Where an installation says `synthaug.`."""
+    return re.sub(rf"\b{PACKAGE}\.", "scripts.", text).encode()
 
 
 def _code(bundle: Path, identity: dict[str, str]) -> dict[str, bytes]:

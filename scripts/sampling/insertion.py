@@ -83,14 +83,14 @@ def insert_lesion(
         models: folder of `model.pt` and `provenance.json`.
         mask: label map on the image's grid: the lesion that is wanted, or with `remove` the one to take away.
         volume, centre: instead of a mask: mm3, and the voxel (x, y, z) around which a lesion of that size is drawn.
-        remove: paint healthy tissue.
+        remove: paint healthy tissue over it.
         seed: of the shape and of the noise.
         num_steps: Heun steps.
 
     Raises:
         InputError: files or settings that cannot be used.
     """
-    _check(mask, volume, centre, remove)
+    _check(mask, volume, centre)
     painter, space = _open_painter(Path(models), num_steps)
     description = painter.description
     given = read_volume(image, description.num_image_channels)
@@ -123,10 +123,8 @@ def insert_lesion(
     return Insertion(given, done, label, changed, description.painted)
 
 
-def _check(mask: Any, volume: Any, centre: Any, remove: bool) -> None:
+def _check(mask: Any, volume: Any, centre: Any) -> None:
     drawn = volume is not None and centre is not None
-    if remove and mask is None:
-        raise InputError("remove without a mask", "the mask of the lesion to take away", "give --mask")
     if drawn == (mask is not None) or (volume is None) != (centre is None):
         raise InputError(
             f"mask {mask}, volume {volume}, centre {centre}", "a mask, or both a volume and a centre",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,24 +49,9 @@ def write_datalist(
     Raises:
         InputError: pool, data set and fold do not fit together, or the generator saw a validation case.
     """
-    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
-        raise InputError(f"--share {share!r}", "a number from 0 and below 1", "mend --share")
-    cases = open_cases(dataset_dir, fold)
-    pool = read_pool(pool_dir)
-    if not isinstance(cases, RawCases) or not pool.is_raw or pool.dimension == 2:
-        kind = "slices" if pool.dimension == 2 else "volumes"
-        raise InputError(
-            f"a pool of {kind} in the {pool.content['space']['kind']} space for {dataset_dir}",
-            "raw volumes and their raw data set (imagesTr), which other programs can read",
-            "train the generator of volumes on the raw data set, or adopt volumes for it",
-        )
-    check_pool(pool, cases, 3)
-    check_cases(pool, cases)
-    _check_directions(pool, cases)
-    train, val = ([_real(cases, name) for name in names] for names in (cases.fold.train, cases.fold.val))
-    wanted = round(share / (1 - share) * len(train))
-    drawn = draw(len(pool.kept), wanted, seed, 0).tolist()
-    synthetic = [_item(pool.image_files(pool.kept[i]), pool.label_file(pool.kept[i]), True) for i in sorted(drawn)]
+    both = FoldAndPool.open(pool_dir, dataset_dir, fold, share)
+    cases, pool, train, wanted = both.cases, both.pool, both.train, both.places
+    synthetic = [both.samples[i] for i in sorted(draw(len(pool.kept), wanted, seed, 0).tolist())]
     word = user_word(pool.content)
     description = cases.description
     content = {
@@ -82,17 +68,57 @@ def write_datalist(
         "share": share,
         "seed": seed,
         "training": train + synthetic,
-        "validation": [{**item, "fold": 0} for item in val],
+        "validation": [{**item, "fold": 0} for item in both.val],
         "test": [],
     }
     path = write_json(output, content)
     times = f", drawn from {len(pool.kept)}" + (" more than once" if wanted > len(pool.kept) else "")
-    said = f"{len(train)} real and {wanted} synthetic cases{times} to train on, {len(val)} real ones to validate on."
+    said = (
+        f"{len(train)} real and {wanted} synthetic cases{times} to train on, {len(both.val)} real ones to validate on."
+    )
     return "\n".join(filter(None, (said, word, str(path))))
 
 
-def _real(cases: RawCases, name: str) -> dict[str, Any]:
-    return _item(*cases.files_of(name), False)
+@dataclass(frozen=True)
+class FoldAndPool:
+    """Files of a fold's cases and of the kept samples of a pool that fits them, as items of MONAI's data lists.
+
+    `places` synthetic items beside `train` are `share` of all.
+    """
+
+    cases: RawCases
+    pool: Pool
+    train: list[dict[str, Any]]
+    val: list[dict[str, Any]]
+    samples: list[dict[str, Any]]
+    places: int
+
+    @classmethod
+    def open(cls, pool_dir: str | Path, dataset_dir: str | Path, fold: int | str, share: float) -> FoldAndPool:
+        """Read both.
+
+        Raises:
+            InputError: pool, data set, fold and share do not fit together, or the generator saw a validation case.
+        """
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
+            raise InputError(f"share {share!r}", "a number from 0 and below 1", "mend the share")
+        cases = open_cases(dataset_dir, fold)
+        pool = read_pool(pool_dir)
+        if not isinstance(cases, RawCases) or not pool.is_raw or pool.dimension == 2:
+            kind = "slices" if pool.dimension == 2 else "volumes"
+            raise InputError(
+                f"a pool of {kind} in the {pool.content['space']['kind']} space for {dataset_dir}",
+                "raw volumes and their raw data set (imagesTr), which other programs can read",
+                "train the generator of volumes on the raw data set, or adopt volumes for it",
+            )
+        check_pool(pool, cases, 3)
+        check_cases(pool, cases)
+        _check_directions(pool, cases)
+        train, val = (
+            [_item(*cases.files_of(name), False) for name in names] for names in (cases.fold.train, cases.fold.val)
+        )
+        samples = [_item(pool.image_files(name), pool.label_file(name), True) for name in pool.kept]
+        return cls(cases, pool, train, val, samples, round(share / (1 - share) * len(train)))
 
 
 def _item(images: list[Path], label: Path, is_synthetic: bool) -> dict[str, Any]:

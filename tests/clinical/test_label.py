@@ -1,5 +1,6 @@
 """MONAI Label: its inference task and its training task, on a packed bundle and a datastore of images and labels."""
 
+import importlib.util
 import json
 import shutil
 import socket
@@ -15,10 +16,16 @@ import requests
 from scipy import ndimage
 
 from scripts.data.cases import open_cases
+from scripts.sampling.insertion import insert_lesion
 
-from .conftest import run, write_site
+from ..data.toy import body_case
+from ..sampling.test_insertion import SPACING, oblique, one_label
+from ..sampling.toy_painter import make_painter
+from .conftest import BUNDLE, run, write_site
 
 pytest.importorskip("monailabel", reason="MONAI Label is not installed: pip install monailabel")
+from monailabel.datastore.local import LocalDatastore
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:.*_target_.*:UserWarning"),  # of every bundle: it can run code
@@ -74,13 +81,15 @@ def test_training_and_inference_tasks(packed, tmp_path):
     assert not np.array_equal(labels[0], labels[1])
 
 
+SERVER = ("fastapi", "uvicorn", "pydicom_seg", "dicomweb_client", "retrying", "psutil")
+LESIONS = BUNDLE.parent / "lesion_flow/docs/label_app"
 APP = Path(sys.prefix, "monailabel/sample-apps/monaibundle")  # what `monailabel apps --download` copies
 
 
 @pytest.fixture
 def server(packed, tmp_path):
     """Address of the server that the documented command starts, the packed bundle in its app, and what it says."""
-    for name in ("fastapi", "uvicorn", "pydicom_seg", "dicomweb_client", "retrying", "psutil"):
+    for name in SERVER:
         pytest.importorskip(name, reason="MONAI Label is installed without what its server needs")
     bundle = shutil.copytree(packed, shutil.copytree(APP, tmp_path / "apps/monaibundle") / "model" / packed.name)
     (tmp_path / "studies").mkdir()
@@ -138,3 +147,59 @@ def test_server_segments_an_image_of_another_spacing_and_orientation(server, tmp
     assert label.shape == turned.shape and np.allclose(label.affine, turned.affine, atol=1e-4)
     assert voxels(tmp_path / "label.nii.gz").any()
     assert np.array_equal(voxels(tmp_path / "label.nii.gz"), voxels(bundle / "predictions/new.nii.gz"))
+
+
+@pytest.fixture
+def studies(tmp_path, monkeypatch):
+    """Folder of a painter's `models`, and one with an oblique volume of a finer spacing than the painter's."""
+    make_painter(tmp_path / "flow", case=one_label, labels={"background": 0, "lesion": 1})
+    values = np.repeat(np.repeat(body_case(21)[0][0].T, 2, axis=0), 2, axis=1)
+    (tmp_path / "studies").mkdir()
+    nib.save(nib.Nifti1Image(values, oblique(SPACING / [2, 2, 1])), tmp_path / "studies/anna.nii.gz")
+    monkeypatch.syspath_prepend(LESIONS)  # as MONAI Label does
+    return tmp_path / "flow", tmp_path / "studies"
+
+
+def click(mode: str, **more) -> dict:
+    return {"model": f"{mode}_lesion", "foreground": [[34, 40, 6]], "volume": 900, "seed": 3, **more}
+
+
+def label_app(file: str):
+    """A module of the app of lesion_flow."""
+    spec = importlib.util.spec_from_file_location(file, LESIONS / f"{file}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("mode", ["insert", "remove"])
+def test_a_click_paints_a_lesion_or_takes_one_away(mode, studies):
+    """A label map on the grid of the file, and a new study that differs from it in the hole alone."""
+    flow, folder = studies
+    image, datastore = folder / "anna.nii.gz", LocalDatastore(str(folder), extensions=["*.nii.gz"], auto_reload=False)
+    given = voxels(image).copy()
+    task = label_app("paint").Paint(mode, flow / "models", lambda: datastore)
+    path, about = task(click(mode, image=str(image)))
+    label, painted = nib.load(path), nib.load(folder / f"{about['image']}.nii.gz")
+    region = np.asarray(label.dataobj) > 0
+    expected = insert_lesion([image], flow / "models", None, 900.0, [34, 40, 6], mode == "remove", seed=3)
+    assert np.array_equal(region, expected.hole if mode == "remove" else expected.label > 0) and region[34, 40, 6]
+    assert np.array_equal(np.asarray(painted.dataobj), expected.painted[0])
+    assert np.array_equal(label.affine, painted.affine) and np.allclose(label.affine, nib.load(image).affine)
+    assert np.array_equal(voxels(image), given)
+    assert sorted(datastore.list_images()) == ["anna", about["image"]] and "_synthetic_" in about["image"]
+    assert datastore.datalist() == []  # no training learns from it unasked
+    Path(path).unlink()
+
+
+def test_the_app_offers_both(studies):
+    """As the server makes it and asks it."""
+    for name in SERVER:
+        pytest.importorskip(name, reason="MONAI Label is installed without what its app needs")
+    flow, folder = studies
+    app = label_app("main").LesionApp(str(LESIONS), str(folder), {"bundle_root": str(flow)})
+    assert set(app.info()["models"]) == {"insert_lesion", "remove_lesion"}
+    for mode in ("insert", "remove"):
+        answer = app.infer(click(mode, image="anna"))
+        assert voxels(answer["file"]).any() and answer["params"]["image"] in app.datastore().list_images()
+        Path(answer["file"]).unlink()

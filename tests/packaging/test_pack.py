@@ -1,5 +1,6 @@
 """A packed bundle trains and samples with its own code from any folder, and is the same to the byte each time."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -13,8 +14,10 @@ import pytest
 import torch
 import yaml
 from monai.bundle import ConfigParser
+from packaging.requirements import Requirement
 
 from scripts.packaging import pack
+from scripts.packaging.bundle_files import bundle_names
 from scripts.packaging.pack import pack_bundle
 from scripts.packaging.verify import SCHEMA
 from scripts.pool.writing import read_pool
@@ -258,3 +261,54 @@ def test_a_second_packed_bundle_in_one_process_is_refused_clearly(tmp_path, unch
     assert "scripts.networks.lsgan is not in the packed bundle dhvae" in done.stderr
     done = python("-c", program, configs["hvae"], "run", cwd=tmp_path)  # hvae needs no other modules than dhvae
     assert done.returncode != 0 and "configs of hvae 0.1.0 with the code of dhvae 0.1.0" in done.stderr
+
+
+def only(names: set[str], folder: Path) -> Path:
+    """Links to these distributions and all that they need, for a Python that sees no other."""
+    waiting, found = [(name, "") for name in names], set()
+    while waiting:
+        name, extra = waiting.pop()
+        if (name, extra) not in found:
+            found.add((name, extra))
+            try:
+                requirements = map(Requirement, importlib.metadata.requires(name) or ())
+            except importlib.metadata.PackageNotFoundError:  # of another system
+                continue
+            needed = [one for one in requirements if not one.marker or one.marker.evaluate({"extra": extra})]
+            waiting += [(one.name, extra) for one in needed for extra in ("", *one.extras)]
+    folder.mkdir()
+    for name in {name for name, _ in found}:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            files = importlib.metadata.distribution(name).files or ()
+            for top in {file.parts[0] for file in files} - {"..", "__pycache__"}:
+                with contextlib.suppress(FileExistsError):
+                    (folder / top).symlink_to(importlib.metadata.distribution(name).locate_file(top))
+    return folder
+
+
+NAMED = """
+import importlib, sys
+from pathlib import Path
+folder, name = sys.argv[1:]
+for file in sorted(Path(folder, name).glob("[sn]*/**/*.py")):
+    parts = file.relative_to(Path(folder, name)).with_suffix("").parts
+    importlib.import_module(".".join(parts).removesuffix(".__init__"))
+import monai.bundle
+monai.bundle.load(name, bundle_dir=folder, source="github", workflow_type="inference")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", bundle_names())
+def test_metadata_names_all_that_a_packed_bundle_needs(name, tmp_path, monkeypatch, unchecked):
+    """With these packages alone every module of it is imported, and its weights are loaded from an unrelated folder."""
+    monkeypatch.setattr(pack, "LARGEST", 1 << 30)
+    path = pack_bundle(ROOT / "bundles" / name, tmp_path, weights(tmp_path / "models", name))
+    bundle = unpack(path, tmp_path / "unpacked")
+    metadata = json.loads((bundle / "configs/metadata.json").read_text())
+    packages = only({"monai", "torch", "numpy", *metadata["required_packages_version"]}, tmp_path / "packages")
+    (tmp_path / "elsewhere").mkdir()
+    where = {"PYTHONPATH": os.pathsep.join([str(packages), str(bundle)])}
+    done = python("-S", "-c", NAMED, bundle.parent, bundle.name, cwd=tmp_path / "elsewhere", **where)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert not (packages / "synthaug").exists() and not list((tmp_path / "elsewhere").iterdir())

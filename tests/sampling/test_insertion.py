@@ -87,6 +87,9 @@ def test_a_lesion_is_removed(volume, models, tmp_path):
     assert not done.label.any() and done.hole[label > 0].all()
     wanted = insert_lesion([volume], models, mask=tmp_path / "mask.nii.gz")
     assert np.array_equal(wanted.label > 0, label > 0) and np.array_equal(wanted.hole, done.hole)
+    asked = {"volume": 900.0, "centre": [17, 20, 6]}
+    drawn, over = insert_lesion([volume], models, **asked), insert_lesion([volume], models, remove=True, **asked)
+    assert not over.label.any() and drawn.label.any() and np.array_equal(over.hole, drawn.hole)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +97,7 @@ def test_a_lesion_is_removed(volume, models, tmp_path):
     [
         ({}, "give --mask FILE, or"),
         ({"volume": 100.0}, "give --mask FILE, or"),
-        ({"remove": True}, "the mask of the lesion to take away"),
+        ({"remove": True}, "give --mask FILE, or"),
         ({"volume": 100.0, "centre": [99, 0, 0]}, "a voxel of the image"),
         ({"volume": -1.0, "centre": [9, 9, 9]}, "mm3 above 0"),
         ({"volume": 1e9, "centre": [9, 9, 9]}, "has room for"),

@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 from monai.apps.auto3dseg import AutoRunner
 from monai.auto3dseg.utils import datafold_read
-from monai.data import load_decathlon_datalist
-from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd
+from monai.data import DataLoader, load_decathlon_datalist
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, MapTransform, Orientationd, Randomizable
+from monai.utils import set_determinism
 
 from scripts.data.cases import open_cases
 from scripts.data.folds import listed_cases
 from scripts.pool.adopt import adopt_pool
 from scripts.runtime.errors import InputError
 from scripts.segmentation.datalist import write_datalist
+from scripts.segmentation.mixed_volumes import MixedVolumes
 
 from ..data.toy import toy_case, write_preprocessed, write_raw
 from ..data.toy_nnunet import seen_by
@@ -110,3 +112,45 @@ def test_a_leak_and_other_spaces_are_refused(made, tmp_path):
         with pytest.raises(InputError, match=message):
             write_datalist(*arguments, tmp_path / "list.json", share=1 if message == "share" else 0.5)
     assert not (tmp_path / "list.json").exists()
+
+
+def epochs_of(dataset: MixedVolumes, workers: int) -> list[list[tuple[str, bool]]]:
+    """Names and kinds of the items of six epochs, as MONAI's loader gives them with this seed."""
+    set_determinism(3)
+    loader = DataLoader(dataset, batch_size=1, shuffle=True, num_workers=workers, collate_fn=list)
+    found = [[(item["name"], item["synthetic"]) for (item,) in loader] for _ in range(6)]
+    set_determinism(None)
+    return found
+
+
+class Named(Randomizable, MapTransform):
+    """Stands for a zoo bundle's transforms: a random one that shows what an item is."""
+
+    def __init__(self):
+        super().__init__(["label"])
+
+    def __call__(self, item):
+        return {**item, "name": str(item["label"]).split("/")[-1], "drawn": self.R.random()}
+
+
+@pytest.mark.slow
+def test_a_data_set_that_draws_other_samples_every_epoch(made):
+    data, pool = made
+    fold = open_cases(data, 1).fold
+    for share, places in ((0, 0), (0.2, 2), (0.5, 8)):  # of three samples
+        dataset = MixedVolumes(data, pool, Named(), fold=1, share=share, cache_num=2)
+        assert [item["label"].split("/")[-1] for item in dataset.validation] == [f"{name}.nii.gz" for name in fold.val]
+        workers = 1 if places == 2 else 0
+        epochs = epochs_of(dataset, workers)
+        assert epochs_of(dataset, workers) == epochs
+        for items in epochs:
+            real = sorted(name for name, synthetic in items if not synthetic)
+            drawn = [name for name, synthetic in items if synthetic]
+            assert real == sorted(f"{name}.nii.gz" for name in fold.train) and len(drawn) == places
+            assert len(set(drawn)) == min(places, 3)  # none twice while the pool lasts
+        if places == 2:
+            assert len({tuple(sorted(name for name, synthetic in items if synthetic)) for items in epochs}) > 1
+    values = [dataset[i]["drawn"] for i in range(len(dataset))]
+    assert len(set(values)) == len(dataset) and dataset[-1]["synthetic"]
+    with pytest.raises(IndexError):
+        dataset[len(dataset)]
