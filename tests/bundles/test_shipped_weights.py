@@ -103,5 +103,5 @@ def test_lesion_flow_paints_after_the_download(downloaded, uptake, tmp_path):
         assert 0 < hole.mean() < 0.2
         where = nib.load(tmp_path / f"{name}_mask.nii.gz" if name == "inserted" else label).get_fdata() > 0
         inside[name] = before[where].mean(), after[where].mean()
-    assert inside["inserted"][1] > 2 * inside["inserted"][0]
+    assert inside["inserted"][1] > 1.5 * inside["inserted"][0]
     assert inside["removed"][1] < 0.5 * inside["removed"][0]
