@@ -14,8 +14,8 @@ from scripts.pool.writing import load_sample, read_pool
 from ..processes import python
 
 ROOT = Path(__file__).resolve().parents[2]
-SHIPPED = ("dhvae", "lesion_flow", "segmentation")
-TUMOUR = "tumor"
+PET = "Dataset502_STSPET", 16
+SHIPPED = {"dhvae": ("Dataset801_PhantomFLAIR", 24), "lesion_flow": PET, "segmentation": PET}
 
 
 @pytest.fixture
@@ -61,10 +61,13 @@ def test_provenance_is_of_these_weights_and_the_licence_names_their_data(name):
     record = read_provenance(models / "provenance.json", models / "model.pt")
     metadata = json.loads((ROOT / "bundles" / name / "configs/metadata.json").read_text())
     assert record["bundle"] == {"name": name, "version": metadata["version"]}
-    assert record["dataset"] == "Dataset502_STSPET" and len(record["cases"]) == 16
-    assert metadata["data_source"].startswith("16 cases of Dataset502_STSPET") and metadata["eval_metrics"]
+    assert (record["dataset"], len(record["cases"])) == SHIPPED[name]
     licence = " ".join((ROOT / "bundles" / name / "docs/data_license.txt").read_text().split())
-    assert "Soft-tissue-sarcoma" in licence and "Creative Commons Attribution 3.0" in licence
+    if SHIPPED[name] == PET:
+        assert metadata["data_source"].startswith("16 cases of Dataset502_STSPET") and metadata["eval_metrics"]
+        assert "Soft-tissue-sarcoma" in licence and "Creative Commons Attribution 3.0" in licence
+    else:
+        assert "trained on the phantom alone" in licence
     assert (models / "model.pt").stat().st_size < 25 * 2**20
 
 
