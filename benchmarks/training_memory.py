@@ -3,11 +3,11 @@
     python benchmarks/training_memory.py           # 5 minutes of CPU; writes benchmarks/results/training_memory.json
     python benchmarks/training_memory.py --what windows             # of one of them, printed alone
 
-Phantom volumes of 48 x 48 x 12 voxels, raw, their slices on a grid of 64 x 64; the larger number of cases are the others
-under ten names each, which makes no difference to memory, and all of them are learnt from (fold all). In a fresh process
-for each number of cases and each cache, what a generator learns from (`items`), the windows of a painter of lesions, and
-the transplants of a segmenter are loaded, and every item comes once in a batch of 16, as in an epoch; of transplants 200
-are made. The network is left out: its memory does not depend on the cases.
+Phantom volumes of 48 x 48 x 12 voxels, raw, their slices on a grid of 64 x 64; the larger number of cases are the
+others under ten names each, which makes no difference to memory, and all of them are learnt from (fold all). In a fresh
+process for each number of cases and each cache, what a generator learns from (`items`), the windows of a painter of
+lesions, and the transplants of a segmenter are loaded, and every item comes once in a batch of 16, as in an epoch; of
+transplants 200 are made. The network is left out: its memory does not depend on the cases.
 """
 
 import argparse

@@ -192,6 +192,9 @@ def load_lesion_crops(
     room = check_cache(cache_gb)
     reader = _Reader(KeptCases(cases, room), TensorStore(room, cache_dir), spatial_size, lesions, room, cache_dir)
     rng, names, kept, values = np.random.default_rng(seed), cases.fold.train, reader.kept, []
+    for name in names:
+        kept.load(name)
+    kept.check_held_out()
     training, scenes = reader.items(names, healthy_share, rng)
 
     def measured() -> Iterator[Case]:
@@ -204,7 +207,6 @@ def load_lesion_crops(
     validation = Items(reader.store, [], [])
     if len(cases.fold.val) > 1:
         validation, _ = reader.items(cases.fold.val, healthy_share, rng)
-    kept.check_held_out()
     crops = LesionCrops(
         training,
         validation,
