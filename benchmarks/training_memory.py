@@ -1,7 +1,7 @@
 """Peak of resident memory of a training's data, with few and with ten times as many cases.
 
     python benchmarks/training_memory.py           # 5 minutes of CPU; writes benchmarks/results/training_memory.json
-    python benchmarks/training_memory.py --what windows             # of one of them, printed alone
+    python benchmarks/training_memory.py --what windows             # of one of them, the others stay as they are
 
 Phantom volumes of 48 x 48 x 12 voxels, raw, their slices on a grid of 64 x 64; the larger number of cases are the
 others under ten names each, which makes no difference to memory, and all of them are learnt from (fold all). In a fresh
@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 # To look for places of lesions takes far longer than to read them.
-CASES, CACHES = {"items": (100, 1000), "windows": (20, 200), "transplants": (20, 200)}, (0.02, 4.0)
+CASES = {"items": (100, 1000), "windows": (20, 200), "transplants": (20, 200)}
+CACHES = {"items": (0.02, 4.0), "windows": (0.02,), "transplants": (0.02,)}
 
 
 def resident(key: str) -> float:
@@ -77,7 +78,7 @@ def repeat(source: Path, target: Path, times: int) -> None:
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--what", choices=CASES, help="measure this alone, and write nothing")
+    parser.add_argument("--what", choices=CASES, help="measure this alone")
     parser.add_argument("--alone", nargs=2, metavar=("FOLDER", "CACHE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.alone:
@@ -86,7 +87,8 @@ def main() -> None:
     from scripts.data.provenance import code_revision, package_versions
     from scripts.phantom.dataset import write_phantom
 
-    rows = []
+    path = ROOT / "benchmarks/results/training_memory.json"
+    record = json.loads(path.read_text())
     for what in [arguments.what] if arguments.what else CASES:
         few, many = CASES[what]
         with tempfile.TemporaryDirectory() as temporary:
@@ -94,22 +96,14 @@ def main() -> None:
             for cases in (few, many):
                 folder = Path(temporary) / f"Dataset{cases}_Phantom"
                 repeat(first, folder, cases // few)
-                for cache in CACHES:
+                for cache in CACHES[what]:
                     words = [sys.executable, __file__, "--what", what, "--alone", str(folder), str(cache)]
                     done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
-                    row = {"what": what, "cases": cases, "cache_gb": cache, **json.loads(done.stdout.splitlines()[-1])}
-                    rows.append(row)
+                    setting = {"what": what, "cases": cases, "cache_gb": cache}
+                    row = {**setting, "commit": code_revision(), **json.loads(done.stdout.splitlines()[-1])}
+                    record["rows"] = [r for r in record["rows"] if {**r, **setting} != r] + [row]
                     print(row, file=sys.stderr)
-    if arguments.what:
-        return
-    record = {
-        "command": "python benchmarks/training_memory.py",
-        "commit": code_revision(),
-        "packages": package_versions(),
-        "rows": rows,
-    }
-    path = ROOT / "benchmarks/results/training_memory.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    path.write_text(json.dumps({**record, "packages": package_versions()}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -124,6 +124,8 @@ class DatasetDescription:
         label = np.zeros(channels.shape[1:], dtype=np.uint8)
         if not self.has_regions:
             values = np.array([values[0] for _, values in self.foreground], dtype=np.uint8)
+            if len(values) == 1:
+                return np.where(channels[0] > threshold, values[0], label)
             return np.where(channels.max(axis=0) > threshold, values[channels.argmax(axis=0)], label).astype(np.uint8)
         if self.regions_class_order is not None and self.paints_what_it_reads:
             for probability, value in zip(channels, self.regions_class_order, strict=True):

@@ -42,7 +42,8 @@ def mask_features(mask: np.ndarray, spacing: Sequence[float]) -> dict:
 
 def _boundary_measure(mask: np.ndarray, step: np.ndarray) -> float:
     """Length or area of the half-level contour, which is smoother than counting voxel faces."""
-    padded = np.pad(mask, 1)
+    padded = np.zeros([side + 2 for side in mask.shape], np.uint8)
+    padded[(slice(1, -1),) * mask.ndim] = mask
     if mask.ndim == 2:  # marching squares: of every four pixels it is known what of the contour lies between them
         quads = padded[:-1, :-1] + 2 * padded[:-1, 1:] + 4 * padded[1:, :-1] + 8 * padded[1:, 1:]
         counts = np.bincount(quads.ravel(), minlength=16)

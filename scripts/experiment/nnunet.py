@@ -13,8 +13,8 @@ from nnunet_plugin.settings import parse_settings
 from ..data.cases import open_cases
 from ..data.description import DatasetDescription, read_description
 from ..metrics.segmentation import compare_label_maps, summarise_cases
-from ..runtime.errors import InputError
 from ..pool.writing import write_record
+from ..runtime.errors import InputError
 from .dataset import link_dataset
 from .nnunet_commands import (
     CPU_PLANS,
