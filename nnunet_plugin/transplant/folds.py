@@ -156,6 +156,9 @@ def _write(
         temporary.rename(folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
+        with suppress(OSError):  # where it holds nothing else
+            folder.parent.rmdir()
+            folder.parent.parent.rmdir()
         raise
     shutil.rmtree(former, ignore_errors=True)
     return len(bank.lesions), fitting
