@@ -1,6 +1,7 @@
 """Bring a pool into nnU-Net's preprocessed data and add a configuration that trains with it."""
 
 import re
+import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -145,7 +146,7 @@ def add_pool(
         "pool_folder": folder,
         "samples": len(checked_pool.kept),
         "imported": imported,
-        "train_command": f"nnUNetv2_train {found.name} {name} {fold} -p {plans_out} -tr {TRAINER}",
+        "train_command": shlex.join(["nnUNetv2_train", found.name, name, str(fold), "-p", plans_out, "-tr", TRAINER]),
     }
 
 

@@ -14,13 +14,14 @@ from typing import Any
 from .errors import InputError
 
 _TEXT = (str, Path)
-_WORDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
+_WORDS = {bool: "True or False", int: "a whole number from 0", float: "a number from 0", str: "a text", Path: "a path"}
 
 
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return the function, which raises `InputError` for a bool, number, text or path that is none.
 
-    The text "false" is no bool, True is no number. Lists and dicts the function checks itself.
+    The text "false" is no bool, True is no number; no command takes a negative or an infinite one. Lists and dicts the
+    function checks itself.
     """
     kinds = {name: _kinds(kind) for name, kind in _hints(function).items()}
     signature = inspect.signature(function)
@@ -52,7 +53,9 @@ def parsers(function: Callable[..., Any]) -> Mapping[str, Callable[[str], Any]]:
 
 
 def _text(word: str) -> str | None:
-    return None if word == "None" else word
+    if word == "None":
+        return None
+    return os.path.expanduser(word)  # the shell leaves --output=~/pool as it is
 
 
 def _number_or_text(word: str) -> Any:
@@ -97,9 +100,9 @@ def _fits(value: Any, kinds: set[type] | None) -> bool:
     if isinstance(value, bool):
         return bool in kinds
     if int in kinds and _is_whole(value):
-        return True
-    if float in kinds and isinstance(value, (int, float)) and not math.isnan(value):
-        return True
+        return value >= 0
+    if float in kinds and isinstance(value, (int, float)):
+        return math.isfinite(value) and value >= 0
     return bool(kinds & {*_TEXT}) and isinstance(value, (str, os.PathLike))
 
 

@@ -85,7 +85,7 @@ def find_dataset(dataset: int | str) -> PreprocessedDataset:
 def read_json(file: Path, remedy: str) -> dict[str, Any]:
     """Read a JSON object; `InputError` with this remedy when the file is missing or corrupt."""
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file}: {error}", "a readable JSON file", remedy) from None
     if not isinstance(content, dict):
@@ -261,7 +261,7 @@ def check_leakage(cases: Iterable[str], train: Iterable[str], val: Iterable[str]
 def read_splits(file: Path) -> list[dict[str, list[str]]]:
     """Read nnU-Net's splits_final.json."""
     try:
-        splits = json.loads(file.read_text())
+        splits = json.loads(file.read_text("utf-8-sig"))
         if all(isinstance(split["train"], list) and isinstance(split["val"], list) for split in splits):
             return splits
     except (OSError, ValueError, TypeError, KeyError, RecursionError):

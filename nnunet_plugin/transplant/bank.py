@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
+from typing import Any
 
 import numpy as np
 
@@ -70,7 +71,7 @@ class Bank:
 
     `places` are where lesions may go, `fits` which lesion goes where, in the order of the lesions (`find_fits` makes
     them, since to look for places takes longer than to load an image). Bodies are alike across `mirror_axis`, if
-    there is one.
+    there is one. Lesions, anatomies and fits may be many: they lie in files (see `store`).
     """
 
     lesions: Sequence[Lesion]
@@ -82,14 +83,13 @@ class Bank:
     lesion_labels: tuple[int, ...]
     mirror_axis: int | None = -1
 
-    def find_fits(self, rng: np.random.Generator) -> None:
-        """Look for places in other cases for every lesion, and keep them in `fits`.
+    def find_fits(self, rng: np.random.Generator) -> Iterator[Fit]:
+        """Look for places in other cases for every lesion.
 
         In 2D these are planes of a like height, planes without a lesion where there are any.
         """
         heights = np.array([place.height for place in self.places])
         healthy = np.array([not np.isin(self.anatomy(place).labels, self.lesion_labels).any() for place in self.places])
-        self.fits = fits = []
         for number, lesion in enumerate(self.lesions):
             choice = (self._cases != lesion.case) & (np.abs(heights - lesion.height) <= WINDOW)
             if (choice & healthy).any():
@@ -98,7 +98,7 @@ class Bank:
             for jitter, covers in product(JITTER, (False, True)):
                 where = np.flatnonzero(choice & ~healthy if covers else choice)
                 found = self._fits_of(rng, number, lesion, where, jitter, covers) if len(where) else []
-                fits += found
+                yield from found
                 if found:
                     break
 
@@ -168,10 +168,10 @@ class Bank:
     @cached_property
     def _index(self) -> np.ndarray:
         """Lesion, place and whether it covers another lesion, of every fit: (fits, 3)."""
-        stored = getattr(self.fits, "columns", None)  # of a bank on disk: a large one has millions of fits
-        if stored is not None:
-            return np.stack([stored[name] for name in ("lesion", "where", "covers")], axis=1).astype(int)
-        return np.array([(fit.lesion, fit.where, fit.covers) for fit in self.fits], int).reshape(-1, 3)
+        if not len(self.fits):
+            return np.empty((0, 3), int)
+        columns: Any = self.fits  # a large bank has millions of fits
+        return np.stack([columns.column(name) for name in ("lesion", "where", "covers")], axis=1).astype(np.int32)
 
     @cached_property
     def _rows(self) -> dict[int, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 from tqdm import tqdm
@@ -133,7 +134,9 @@ def add_transplants(
         "lesion_labels": sorted({label for record in records.values() for label in record["lesion_labels"]}),
         "lesions": [record["lesions"] for record in records.values()],
         "fitting": [record["fitting"] for record in records.values()],
-        "train_command": f"nnUNetv2_train {found.name} {name} {folds[0]} -p {plans_out} -tr {TRAINER}",
+        "train_command": shlex.join(
+            ["nnUNetv2_train", found.name, name, str(folds[0]), "-p", plans_out, "-tr", TRAINER]
+        ),
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ import numpy as np
 from ..errors import InputError
 from ..identity import Identity
 from ..preprocessed import PreprocessedDataset, case_reader, read_json, space_fields, write_json
-from .making import LEAST_VARIATION, lesion_labels, make_bank, variation
-from .store import save_bank
+from .making import LEAST_VARIATION, NoLesionError, lesion_labels, make_bank, variation
+from .store import files_in, save_bank
 
 RECORD = "transplants.json"
 FORMAT = "synthaug-transplants"
@@ -127,26 +128,27 @@ def _write(
     names: Sequence[str],
 ) -> tuple[int, int]:
     """Write the bank to a temporary folder that then takes its place; returns how many lesions, and how many fit."""
-    try:
-        bank = make_bank(
-            _read_cases(dataset, plans, configuration, names),
-            record["dimension"],
-            record["lesion_labels"],
-            _left_right(dataset, plans, configuration, names[0]),
-        )
-    except ValueError:
-        bank = None
-    fitting = 0 if bank is None else len(bank.fitting)
-    if bank is None or not fitting:
-        raise InputError(
-            f"{0 if bank is None else len(bank.lesions)} lesions in {len(names)} cases, of which none fits elsewhere",
-            "lesions that have room in another case",
-            "do without transplants",
-        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary, former = (folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial") for _ in range(2))
     temporary.mkdir()
     try:
+        bank = None
+        with suppress(NoLesionError):
+            bank = make_bank(
+                _read_cases(dataset, plans, configuration, names),
+                record["dimension"],
+                record["lesion_labels"],
+                _left_right(dataset, plans, configuration, names[0]),
+                open_file=files_in(temporary),
+            )
+        fitting = 0 if bank is None else len(bank.fitting)
+        if bank is None or not fitting:
+            found = 0 if bank is None else len(bank.lesions)
+            raise InputError(
+                f"{found} lesions in {len(names)} cases, of which none fits elsewhere",
+                "lesions that have room in another case",
+                "do without transplants",
+            )
         save_bank(bank, temporary)
         write_json(temporary / RECORD, {**record, "lesions": len(bank.lesions), "fitting": fitting})
         if folder.exists():
@@ -154,6 +156,9 @@ def _write(
         temporary.rename(folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
+        with suppress(OSError):  # where it holds nothing else
+            folder.parent.rmdir()
+            folder.parent.parent.rmdir()
         raise
     shutil.rmtree(former, ignore_errors=True)
     return len(bank.lesions), fitting

@@ -7,11 +7,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from .anatomy import Anatomy, planes_with_body, read_anatomy
-from .bank import Bank
+from .bank import Bank, Fit
 from .lesions import Lesion, lesions_of
 from .place import usual_surroundings
+from .store import ROOM, Maps, OpenFile, Written, files_without_names
 
 LEAST_VARIATION = 0.5  # of a label's volume over cases: 0.14 and 0.17 in hippocampi, 0.8 to 1.1 in tumours
+
+
+class NoLesionError(ValueError):
+    """No case holds a lesion."""
 
 
 def lesion_labels(volumes: Mapping[int, Sequence[float]]) -> list[int]:
@@ -33,23 +38,31 @@ def make_bank(
     labels: Sequence[int],
     mirror_axis: int | None = -1,
     seed: int = 0,
+    open_file: OpenFile | None = None,
+    room: float = ROOM,
 ) -> Bank:
-    """Make the bank of cases `(image (channels, planes, rows, columns), label map, spacing in mm)`.
+    """Make the bank of cases `(image (channels, planes, rows, columns), label map, spacing in mm)`, one at a time.
 
     With `dimension` 2 its lesions are those of the planes along the first axis (single images have one plane).
+    Lesions, anatomies and fits go to files (see `store.files_in`; by default without names), of which about `room`
+    bytes are in memory.
     """
-    lesions: list[Lesion] = []
-    anatomies: list[Anatomy] = []
+    open_file, maps = open_file or files_without_names(), Maps(room)
+    written, seen, places = Written(Lesion, open_file), Written(Anatomy, open_file), []
     for number, (image, label_map, spacing) in enumerate(cases):
         anatomy = read_anatomy(image, label_map, spacing, dimension)
-        anatomies.append(anatomy)
-        lesions += _lesions(number, image, label_map, spacing, anatomy, labels, dimension)
+        seen.append(anatomy)
+        places += planes_with_body(number, anatomy, dimension)
+        for lesion in _lesions(number, image, label_map, spacing, anatomy, labels, dimension):
+            written.append(lesion)
+    lesions, anatomies = written.stored(maps), seen.stored(maps)
     if not lesions:
-        raise ValueError("no lesion in any case")
-    places = [place for case, anatomy in enumerate(anatomies) for place in planes_with_body(case, anatomy, dimension)]
-    gates = usual_surroundings(lesions)
-    bank = Bank(lesions, anatomies, places, gates, [], dimension, tuple(labels), mirror_axis)
-    bank.find_fits(np.random.default_rng(seed))
+        raise NoLesionError
+    bank = Bank(lesions, anatomies, places, usual_surroundings(lesions), [], dimension, tuple(labels), mirror_axis)
+    fits = Written(Fit, open_file)
+    for fit in bank.find_fits(np.random.default_rng(seed)):
+        fits.append(fit)
+    bank.fits = fits.stored(maps)
     return bank
 
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ..networks.features import train_segmentation_features
 from ..pool.adopt import user_word
-from ..pool.writing import read_pool
+from ..pool.writing import read_pool, write_record
 from ..report.figures import save_png
 from ..runtime.errors import InputError
 from ..runtime.files import write_json
@@ -81,7 +81,7 @@ def audit_pool(
             f"{folder} changed while it was audited", "a pool that stays as it is", "run the audit again"
         )  # fmt: skip
     save_png(audit_figure(result), folder / "audit.png")
-    write_json(folder / "pool.json", {**result.audit.record, "samples": result.decide()})
+    write_record(folder / "pool.json", {**result.audit.record, "samples": result.decide()})
     write_json(folder / "audit.json", {**result.as_record(), "words": lines})
     return "\n".join([*lines, str(folder / "audit.json"), str(folder / "audit.png")])
 

@@ -18,7 +18,7 @@ FORMATS: dict[str, tuple[Callable[..., Conversion], tuple[str, ...]]] = {
     "hecktor": (plan_hecktor, ("target", "ct", "crop")),
     "msd": (plan_msd, ()),
 }
-_FOLDER = re.compile(r"Dataset(\d{3})_([A-Za-z0-9_-]+)")
+_FOLDER = re.compile(r"Dataset(\d{3,})_.+")
 
 
 def convert(
@@ -102,7 +102,7 @@ def _target(folder: Path, dataset_id: Any, name: Any, default_id: int | None, de
     if folder.is_dir() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty", "a new or empty folder", "choose another one or remove it")
     own = {folder.name, f"{folder.name}.partial"}
-    others = sorted({path.name for path in folder.parent.glob(f"{folder.name[:10]}_*")} - own)
+    others = sorted({path.name for path in folder.parent.glob(f"{folder.name.partition('_')[0]}_*")} - own)
     if others:
         raise InputError(
             f"{folder.name} beside {', '.join(others)}",

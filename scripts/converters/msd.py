@@ -90,7 +90,7 @@ def _read_dataset_json(source: Path) -> tuple[list[str], dict[str, int | list[in
     """Channel names, labels, and the lists of training and test cases."""
     path = source / "dataset.json"
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text("utf-8-sig"))
         modality = {int(number): str(name) for number, name in content["modality"].items()}
         labels = {int(number): str(name) for number, name in content["labels"].items()}
         training, test = content["training"], content.get("test", [])

@@ -109,7 +109,9 @@ class DatasetDescription:
 
     def to_channels(self, label: np.ndarray) -> np.ndarray:
         """Integer label map `(...)` to binary mask channels `(labels, ...)`, uint8 in {0, 1}."""
-        return np.stack([np.isin(label, values) for _, values in self.foreground]).astype(np.uint8)
+        regions = (values for _, values in self.foreground)  # a plain label is told several times faster
+        masks = [label == values[0] if len(values) == 1 else np.isin(label, values) for values in regions]
+        return np.stack(masks).astype(np.uint8)
 
     def to_label_map(self, channels: np.ndarray, threshold: float = 0.5) -> np.ndarray:
         """Mask probabilities `(labels, ...)` in [0, 1] to an integer label map `(...)`, uint8.
@@ -122,6 +124,8 @@ class DatasetDescription:
         label = np.zeros(channels.shape[1:], dtype=np.uint8)
         if not self.has_regions:
             values = np.array([values[0] for _, values in self.foreground], dtype=np.uint8)
+            if len(values) == 1:
+                return np.where(channels[0] > threshold, values[0], label)
             return np.where(channels.max(axis=0) > threshold, values[channels.argmax(axis=0)], label).astype(np.uint8)
         if self.regions_class_order is not None and self.paints_what_it_reads:
             for probability, value in zip(channels, self.regions_class_order, strict=True):
@@ -155,7 +159,7 @@ def read_description(dataset_dir: str | Path) -> DatasetDescription:
             "give the folder DatasetNNN_NAME itself, or make one with `synthaug phantom`",
         )
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text("utf-8-sig"))
         channels, labels = content["channel_names"], content["labels"]
         channel_names = {str(k): str(channels[k]) for k in sorted(channels, key=int)}
         if [int(key) for key in channel_names] != list(range(len(channel_names))) or not channel_names:

@@ -112,7 +112,7 @@ def read_splits(path: Path) -> list[dict[str, list[str]]]:
     """
     try:
         wrong = "no such lists"
-        splits = json.loads(path.read_text())
+        splits = json.loads(path.read_text("utf-8-sig"))
         ids = [case for split in splits for part in ("train", "val") for case in split[part]]
         whole = isinstance(splits, list) and all(isinstance(case, str) for case in ids)
         whole = whole and all(isinstance(split[part], list) for split in splits for part in ("train", "val"))

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from nnunet_plugin.transplant.anatomy import Anatomy
-from nnunet_plugin.transplant.bank import Bank
-from nnunet_plugin.transplant.making import make_bank
+from nnunet_plugin.transplant.bank import Bank, Transplant
+from nnunet_plugin.transplant.making import NoLesionError, make_bank
 from nnunet_plugin.transplant.render import render
+from nnunet_plugin.transplant.store import files_without_names
 from scipy import ndimage
+from torch import Tensor
 
 from ..runtime.errors import InputError
+from ..runtime.tensor_store import TensorStore
 from .cases import Case, Cases, LearntCases
 from .description import DatasetDescription
-from .geometry import fit_geometry
+from .geometry import fit_geometry, own_grid
 from .holes import FRAME, Intensities, Window
 from .scaling import Scaling
-from .training_set import Items, TrainingSet, own_size, recorded
+from .training_set import CACHE_GB, Collected, Items, KeptCases, TrainingSet, check_cache, recorded
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +35,7 @@ LEAST_VOXELS = {2: 15, 3: 30}  # a smaller part of a lesion in a window is nothi
 VALUES = (0.02, 99.98)  # percentiles of the training values that painted ones are kept between
 # As pools of pasted tumours: what the audit holds samples against.
 BACKGROUND_SHARE = 0.1
+MOST_DRAWN = 10_000  # healthy places that are sought together
 
 
 @dataclass(frozen=True)
@@ -62,29 +69,54 @@ class LesionCrops(TrainingSet):
         return {"values": self.values.tolist(), "steps": list(self.steps)}
 
 
-@dataclass(frozen=True)
-class Scene:
+class Scene(NamedTuple):
     """A case as the painter sees it: slices of it, or the volume.
 
     Attributes:
         case: what it was.
         anatomy: for placing lesions.
-        intensities: to the model's units.
-        labels: `(depth, height, width)` int16, -1 outside nnU-Net's nonzero mask.
     """
 
     case: Case
     anatomy: Anatomy
-    intensities: Intensities
-    labels: np.ndarray
+
+    @property
+    def intensities(self) -> Intensities:
+        """To the model's units."""
+        return Intensities(self.anatomy.median, self.anatomy.scale)
 
     def image(self, plane: int | None) -> np.ndarray:
         """The image `(channels, *spatial)` of a plane, or of the volume."""
         return self.case.image if plane is None else self.case.image[:, plane]
 
+    def inside(self, plane: int | None) -> np.ndarray:
+        """Whether nnU-Net saw something `(*spatial)`."""
+        return self.case.inside if plane is None else self.case.inside[plane]
+
     def label(self, plane: int | None) -> np.ndarray:
-        """Its label map `(*spatial)`."""
-        return self.labels if plane is None else self.labels[plane]
+        """The label map `(*spatial)` int16, -1 where nnU-Net saw nothing."""
+        label = self.case.label if plane is None else self.case.label[plane]
+        return np.where(self.inside(plane), label, -1).astype(np.int16)
+
+
+class Scenes(Sequence):
+    """Cases and what lesions are placed by in them, read where they are asked for.
+
+    Args:
+        names: of the cases, in the order of their bank.
+        kept: reads them.
+        bank: made of them.
+    """
+
+    def __init__(self, names: Sequence[str], kept: KeptCases, bank: Bank):
+        self.names, self._kept, self._bank = list(names), kept, bank
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, number: Any) -> Any:
+        """One of them."""
+        return Scene(self._kept.load(self.names[number]), self._bank.anatomies[number])
 
 
 def lesion_integers(description: DatasetDescription, lesion_labels: Sequence[str] | None) -> list[int]:
@@ -100,16 +132,23 @@ def lesion_integers(description: DatasetDescription, lesion_labels: Sequence[str
     return sorted({value for name in names for value in known[name]})
 
 
-def open_bank(cases: Sequence[Case], space: Cases, dimension: int, lesions: Sequence[int]) -> tuple[Bank, list[Scene]]:
-    """The donor bank of cases, and what it placed them by."""
-    labels = [np.where(case.inside, case.label, -1).astype(np.int16) for case in cases]
-    triples = zip((case.image for case in cases), labels, strict=True)
-    bank = make_bank([(image, label, space.spacing) for image, label in triples], dimension, lesions)
-    scenes = [
-        Scene(case, anatomy, Intensities(anatomy.median, anatomy.scale), label)
-        for case, anatomy, label in zip(cases, bank.anatomies, labels, strict=True)
-    ]
-    return bank, scenes
+def open_bank(
+    names: Sequence[str], kept: KeptCases, dimension: int, lesions: Sequence[int], room: float,
+    cache_dir: str | Path | None,
+) -> tuple[Bank, Scenes]:  # fmt: skip
+    """The donor bank of cases, and what it placed them by; about `room` bytes of its files in `cache_dir` are read.
+
+    Raises:
+        InputError: nothing holds a lesion.
+    """
+    cases = ((case.image, np.where(case.inside, case.label, -1).astype(np.int16), kept.cases.spacing)
+             for case in map(kept.load, names))  # fmt: skip
+    try:
+        bank = make_bank(cases, dimension, lesions, open_file=files_without_names(cache_dir), room=room)
+    except NoLesionError as error:
+        raise InputError(f"no lesion (labels {list(lesions)}) in {len(names)} cases of fold {kept.cases.fold.name}",
+                         "cases with lesions", "set lesion_labels, or choose another fold") from error  # fmt: skip
+    return bank, Scenes(names, kept, bank)
 
 
 def load_lesion_crops(
@@ -118,6 +157,8 @@ def load_lesion_crops(
     healthy_share: float = 0.3,
     lesion_labels: Sequence[str] | None = None,
     seed: int = 0,
+    cache_gb: float = CACHE_GB,
+    cache_dir: str | Path | None = None,
 ) -> LesionCrops:
     """Cut windows around every lesion of the fold and, in the share `healthy_share` of all, around healthy places.
 
@@ -129,9 +170,11 @@ def load_lesion_crops(
         healthy_share: in [0, 1).
         lesion_labels: names of the labels that are lesions; None: all.
         seed: of the healthy places.
+        cache_gb, cache_dir: as of `load_training_set`; what lesions are placed by may take as much, too.
 
     Raises:
-        InputError: a case or a setting cannot be used, or nothing holds a lesion.
+        InputError: a case or a setting cannot be used, nothing holds a lesion, or an image is in training and, under
+            another name, in validation.
     """
     if isinstance(cases, LearntCases):
         windows = cases.record["training"]["windows"]
@@ -146,52 +189,68 @@ def load_lesion_crops(
         raise InputError(f"spatial_size {list(spatial_size)}", f"two or three numbers above {2 * FRAME}",
                          "set spatial_size")  # fmt: skip
     lesions = lesion_integers(cases.description, lesion_labels)
-    learnt = list(cases.training())
-    rng = np.random.default_rng(seed)
-    training, scenes = _items(learnt, cases, spatial_size, healthy_share, lesions, rng)
-    held_out = list(cases.validation())
-    validation = _items(held_out, cases, spatial_size, healthy_share, lesions, rng)[0] if len(held_out) > 1 else []
-    own = own_size(cases, dimension == 3)
+    room = check_cache(cache_gb)
+    reader = _Reader(KeptCases(cases, room), TensorStore(room, cache_dir), spatial_size, lesions, room, cache_dir)
+    rng, names, kept, values = np.random.default_rng(seed), cases.fold.train, reader.kept, []
+    for name in names:
+        kept.load(name)
+    kept.check_held_out()
+    training, scenes = reader.items(names, healthy_share, rng)
+
+    def measured() -> Iterator[Case]:
+        for scene in scenes:
+            inside = scene.intensities.apply(scene.case.image)[:, scene.case.inside]
+            values.append(np.stack([np.percentile(inside, percentile, axis=1) for percentile in VALUES]))
+            yield scene.case
+
+    scaling = Scaling.fit(measured(), per_case=cases.space["kind"] == "raw", masked=cases.masked)
+    validation = Items(reader.store, [], [])
+    if len(cases.fold.val) > 1:
+        validation, _ = reader.items(cases.fold.val, healthy_share, rng)
     crops = LesionCrops(
-        Items.of(training),
-        Items.of(validation),
+        training,
+        validation,
         cases,
-        [{"id": case.id, **case.identity._asdict()} for case in learnt],
-        Scaling.fit(learnt, per_case=cases.space["kind"] == "raw", masked=cases.masked),
-        fit_geometry([case.label.shape for case in learnt], own),
-        np.stack([_values(scenes, percentile) for percentile in VALUES]),
+        kept.seen,
+        scaling,
+        fit_geometry(kept.training_shapes, own_grid(kept.training_shapes, [sys.maxsize] * dimension)),
+        np.stack([np.min(values, axis=0)[0], np.max(values, axis=0)[1]]),
         cases.spacing[-dimension:],
     )
     lesion = sum(crops.has_lesion(item) for item in training)
     logger.info("fold %s: %d windows of lesions and %d of healthy places in %d training cases; %d held out",
-                cases.fold.name, lesion, len(training) - lesion, len(learnt), len(validation))  # fmt: skip
+                cases.fold.name, lesion, len(training) - lesion, len(names), len(validation))  # fmt: skip
     return crops
 
 
-def _values(scenes: Sequence[Scene], percentile: float) -> np.ndarray:
-    found = [np.percentile(s.intensities.apply(s.case.image)[:, s.case.inside], percentile, axis=1) for s in scenes]
-    return np.min(found, axis=0) if percentile < 50 else np.max(found, axis=0)
+@dataclass(frozen=True)
+class _Reader:
+    """Makes windows of cases, which go to a store."""
 
+    kept: KeptCases
+    store: TensorStore
+    size: Sequence[int]
+    lesions: Sequence[int]
+    room: float
+    cache_dir: str | Path | None
 
-def _items(
-    learnt: Sequence[Case],
-    cases: Cases,
-    size: Sequence[int],
-    healthy_share: float,
-    lesions: Sequence[int],
-    rng: np.random.Generator,
-) -> tuple[list[dict[str, Any]], list[Scene]]:
-    bank, scenes = open_bank(learnt, cases, len(size), lesions)
-    items = [item for scene in scenes for item in _lesion_items(scene, cases.description, size, lesions)]
-    wanted = round(healthy_share / (1 - healthy_share) * len(items))
-    return items + list(_healthy_items(bank, scenes, cases.description, size, wanted, rng)), scenes
+    def items(self, names: Sequence[str], healthy_share: float, rng: np.random.Generator) -> tuple[Items, Scenes]:
+        """Windows of these cases."""
+        description, size, found = self.kept.cases.description, self.size, Collected(self.store)
+        bank, scenes = open_bank(names, self.kept, len(size), self.lesions, self.room, self.cache_dir)
+        for scene in scenes:
+            for image, record in _lesion_items(scene, description, size, self.lesions):
+                found.add(image, record)
+        wanted = round(healthy_share / (1 - healthy_share) * len(found.numbers))
+        _add_healthy(found, wanted, bank, scenes, description, size, rng)
+        return found.items(), scenes
 
 
 def _lesion_items(
     scene: Scene, description: DatasetDescription, size: Sequence[int], lesions: Sequence[int]
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[tuple[Tensor, dict[str, Any]]]:
     """Windows centred on each lesion; a lesion that is larger than a window gets several, side by side."""
-    planes: list[int | None] = [None] if len(size) == 3 else list(range(len(scene.labels)))
+    planes: list[int | None] = [None] if len(size) == 3 else list(range(len(scene.case.label)))
     for plane in planes:
         label = scene.label(plane)
         found, _ = ndimage.label(np.isin(label, lesions), np.ones([3] * label.ndim))
@@ -208,34 +267,46 @@ def _lesion_items(
                     yield item
 
 
-def _healthy_items(
-    bank: Bank, scenes: Sequence[Scene], description: DatasetDescription, size: Sequence[int], wanted: int,
+def _add_healthy(
+    found: Collected, wanted: int, bank: Bank, scenes: Scenes, description: DatasetDescription, size: Sequence[int],
     rng: np.random.Generator,
-) -> Iterator[dict[str, Any]]:  # fmt: skip
-    made = 0
-    for _ in range(20 * wanted):
-        if made == wanted:
-            return
-        drawn = bank.draw(rng, 0.0)
-        if drawn is None:
-            continue
-        scene, plane = scenes[drawn.case], drawn.plane if len(size) == 2 else None
-        shape = np.zeros(scene.label(plane).shape, bool)
-        patch = render(bank, drawn, shape.shape)
-        box = tuple(slice(s, s + n) for s, n in zip(patch.start.tolist(), patch.labels.shape, strict=True))
-        shape[box] = patch.labels > 0
-        if np.isin(scene.label(plane)[shape], bank.lesion_labels).any():
-            continue  # it would cover a lesion
-        item = _item(scene, description, plane, [round(c) for c in drawn.centre.tolist()], size, shape)
-        if item is not None:
-            made += 1
-            yield item
+) -> None:  # fmt: skip
+    """Windows around healthy places, in the order of their draws; every case is read once for as many as may be."""
+    left, before = 20 * wanted, len(found.numbers)
+    while left and (missing := wanted + before - len(found.numbers)):
+        draws = [bank.draw(rng, 0.0) for _ in range(min(missing, left, MOST_DRAWN))]
+        left -= len(draws)
+        order, first = [], len(found.numbers)
+        by_case = sorted(((turn, drawn) for turn, drawn in enumerate(draws) if drawn), key=lambda pair: pair[1].case)
+        for case, turns in groupby(by_case, lambda pair: pair[1].case):
+            scene = scenes[case]
+            for turn, drawn in turns:
+                item = _healthy_item(bank, drawn, scene, description, size)
+                if item is not None:
+                    order.append(turn)
+                    found.add(*item)
+        found.keep([*range(first), *(first + np.argsort(order)).tolist()])
+
+
+def _healthy_item(
+    bank: Bank, drawn: Transplant, scene: Scene, description: DatasetDescription, size: Sequence[int]
+) -> tuple[Tensor, dict[str, Any]] | None:
+    """The window of a place; None where it would cover a lesion."""
+    plane = drawn.plane if len(size) == 2 else None
+    label = scene.label(plane)
+    shape = np.zeros(label.shape, bool)
+    patch = render(bank, drawn, shape.shape)
+    box = tuple(slice(s, s + n) for s, n in zip(patch.start.tolist(), patch.labels.shape, strict=True))
+    shape[box] = patch.labels > 0
+    if np.isin(label[shape], bank.lesion_labels).any():
+        return None
+    return _item(scene, description, plane, [round(c) for c in drawn.centre.tolist()], size, shape)
 
 
 def _item(
     scene: Scene, description: DatasetDescription, plane: int | None, centre: Sequence[int], size: Sequence[int],
     shape: np.ndarray,
-) -> dict[str, Any] | None:  # fmt: skip
+) -> tuple[Tensor, dict[str, Any]] | None:  # fmt: skip
     """A window; None where there is hardly anything to paint over, or where nobody said what is in it."""
     window = Window(tuple(c - side // 2 for c, side in zip(centre, size, strict=True)), tuple(size))
     label = window.cut(scene.label(plane)[None])[0]
@@ -245,7 +316,7 @@ def _item(
         return None
     if description.ignore_label is not None and (label == description.ignore_label).any():
         return None
-    inside = window.cut(scene.case.inside[None] if plane is None else scene.case.inside[None, plane])
+    inside = window.cut(scene.inside(plane)[None])
     image = scene.intensities.apply(window.cut(scene.image(plane))) * inside
     parts = [image, description.to_channels(label), shape, inside]
-    return {"image": torch.from_numpy(np.concatenate(parts).astype(np.float32)), "case": scene.case.id}
+    return torch.from_numpy(np.concatenate(parts).astype(np.float32)), {"case": scene.case.id}

@@ -42,15 +42,16 @@ def mask_features(mask: np.ndarray, spacing: Sequence[float]) -> dict:
 
 def _boundary_measure(mask: np.ndarray, step: np.ndarray) -> float:
     """Length or area of the half-level contour, which is smoother than counting voxel faces."""
+    padded = np.zeros([side + 2 for side in mask.shape], np.uint8)
+    padded[(slice(1, -1),) * mask.ndim] = mask
+    if mask.ndim == 2:  # marching squares: of every four pixels it is known what of the contour lies between them
+        quads = padded[:-1, :-1] + 2 * padded[:-1, 1:] + 4 * padded[1:, :-1] + 8 * padded[1:, 1:]
+        counts = np.bincount(quads.ravel(), minlength=16)
+        corners = counts[[1, 2, 4, 7, 8, 11, 13, 14]].sum() + 2 * counts[[6, 9]].sum()
+        across, along = counts[[3, 12]].sum(), counts[[5, 10]].sum()  # one row differs from the other, one column
+        return float(corners * np.hypot(*step) / 2 + across * step[1] + along * step[0])
     from skimage import measure
 
-    padded = np.pad(mask, 1).astype(np.float32)
-    if mask.ndim == 2:
-        return float(
-            sum(
-                np.linalg.norm(np.diff(line * step, axis=0), axis=1).sum()
-                for line in measure.find_contours(padded, 0.5)
-            )
-        )
+    padded = padded.astype(np.float32)
     vertices, faces, _, _ = measure.marching_cubes(padded, 0.5, spacing=tuple(step))
     return float(measure.mesh_surface_area(vertices, faces))

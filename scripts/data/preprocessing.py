@@ -16,7 +16,7 @@ def read_plans(cases: PreprocessedCases) -> dict:
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     name = cases.space["configuration"]
-    plans = json.loads((cases.folder.parent / f"{cases.space['plans_name']}.json").read_text())
+    plans = json.loads((cases.folder.parent / f"{cases.space['plans_name']}.json").read_text("utf-8-sig"))
     resolved = PlansManager(plans).get_configuration(name).configuration
     return {**plans, "configurations": {name: resolved}}
 

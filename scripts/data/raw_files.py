@@ -16,7 +16,7 @@ Files = dict[str, tuple[list[Path], Path]]
 def lists_its_files(dataset_dir: Path) -> bool:
     """Whether `dataset` of dataset.json names the files of every case, as nnU-Net allows."""
     try:
-        return "dataset" in json.loads((dataset_dir / "dataset.json").read_text())
+        return "dataset" in json.loads((dataset_dir / "dataset.json").read_text("utf-8-sig"))
     except (OSError, ValueError, TypeError, RecursionError):
         return False
 
@@ -32,7 +32,7 @@ def with_absolute_files(dataset_dir: Path) -> dict | None:
     """dataset.json whose listed files are named by absolute paths, for a view of the folder; None without a list."""
     if not lists_its_files(dataset_dir):
         return None
-    content = json.loads((dataset_dir / "dataset.json").read_text())
+    content = json.loads((dataset_dir / "dataset.json").read_text("utf-8-sig"))
     listed = {
         case: {**content["dataset"][case], "images": [str(path) for path in images], "label": str(label)}
         for case, (images, label) in _listed(dataset_dir).items()
@@ -101,7 +101,7 @@ def _found(dataset_dir: Path, description: DatasetDescription) -> Files:
 
 def _listed(dataset_dir: Path) -> Files:
     """Paths as nnU-Net reads them: relative to the folder, with variables of the environment."""
-    listed = json.loads((dataset_dir / "dataset.json").read_text())["dataset"]
+    listed = json.loads((dataset_dir / "dataset.json").read_text("utf-8-sig"))["dataset"]
     try:
         return {
             str(case): (

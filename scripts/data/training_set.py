@@ -40,7 +40,7 @@ class Items(Sequence):
     @classmethod
     def of(cls, items: Sequence[dict[str, Any]]) -> Items:
         """Items whose images lie in memory."""
-        collected = _Collected(TensorStore())
+        collected = Collected(TensorStore())
         for item in items:
             collected.add(item["image"], {key: value for key, value in item.items() if key != "image"})
         return collected.items()
@@ -161,8 +161,7 @@ def load_training_set(
         raise InputError(
             f"background_share {background_share}", "a number in [0, 1), or null", "set --background_share"
         )
-    if isinstance(cache_gb, bool) or not isinstance(cache_gb, int | float) or not cache_gb >= 0:
-        raise InputError(f"cache_gb {cache_gb!r}", "gigabytes, 0 or more", f"such as {CACHE_GB}")
+    room = check_cache(cache_gb)
     if intensities not in (LINEAR, AUTO):
         raise InputError(f"intensities {intensities!r}", f"{AUTO!r} or {LINEAR!r}", "set --intensities")
     if isinstance(spatial_size, str) and spatial_size != "auto":
@@ -175,20 +174,20 @@ def load_training_set(
             "a slice with the spacing and normalisation of a 3D configuration can enter no nnU-Net training: give "
             "--configuration 2d, or a spatial_size of three numbers",
         )
-    room = cache_gb * 1e9
-    learnt = _ReadOnce(cases, room)
-    scaling = Scaling.fit(learnt, cases.space["kind"] == "raw", cases.masked, curved=intensities == AUTO)
+    kept, names = KeptCases(cases, room), cases.fold.train
+    raw = cases.space["kind"] == "raw"
+    scaling = Scaling.fit(map(kept.load, names), raw, cases.masked, curved=intensities == AUTO)
     if isinstance(spatial_size, str):
-        spatial_size = own_grid(learnt.shapes, size_limit, size_multiple)
-    geometry = fit_geometry(learnt.shapes, spatial_size)
+        spatial_size = own_grid(kept.training_shapes, size_limit, size_multiple)
+    geometry = fit_geometry(kept.training_shapes, spatial_size)
     store = TensorStore(room, cache_dir)
-    foreground, background = _Collected(store), _Collected(store)
-    for case in learnt:
+    foreground, background = Collected(store), Collected(store)
+    for case in (kept.load(name, last=True) for name in names):
         for marked, image, record in _on_grid(case, cases, scaling, geometry):
             (foreground if marked else background).add(image, record)
     if not foreground.numbers:
         raise InputError(
-            f"no {kind} with foreground in the {len(learnt.identities)} training cases of fold {cases.fold.name}",
+            f"no {kind} with foreground in the {len(names)} training cases of fold {cases.fold.name}",
             "annotated cases (a slice or volume that holds the ignore label is left out)",
             "check the labels, or choose another fold",
         )
@@ -197,51 +196,80 @@ def load_training_set(
         wanted = min(wanted, round(background_share / (1 - background_share) * len(foreground.numbers)))
     chosen = np.random.default_rng(seed).permutation(len(background.numbers))[:wanted]
     background.keep(sorted(chosen.tolist()))
-    validation, held_out = _Collected(store), {}
-    for case in cases.validation():
+    validation = Collected(store)
+    for case in (kept.load(name, last=True) for name in cases.fold.val):
         for marked, image, record in _on_grid(case, cases, scaling, geometry):
             if marked:
                 validation.add(image, record)
-        held_out[case.id] = case.identity
-    check_held_out(learnt.identities, held_out, cases.fold.name, "whatever learns from this fold")
+    kept.check_held_out()
     logger.info(
         "fold %s: %d %ss with foreground and %d without, of %d training cases; %d validation %ss of %d cases; grid %s",
-        cases.fold.name, len(foreground.numbers), kind, wanted, len(learnt.identities), len(validation.numbers), kind,
+        cases.fold.name, len(foreground.numbers), kind, wanted, len(names), len(validation.numbers), kind,
         len(cases.fold.val), " x ".join(map(str, geometry.spatial_size)),
     )  # fmt: skip
-    seen = [{"id": name, **identity._asdict()} for name, identity in learnt.identities.items()]
     training = foreground.items() + background.items()
-    return TrainingSet(training, validation.items(), cases, seen, scaling, geometry)
+    return TrainingSet(training, validation.items(), cases, kept.seen, scaling, geometry)
 
 
-class _ReadOnce:
-    """The training cases, to go through twice: those that fit into `room` bytes are read once.
+class KeptCases:
+    """Cases by name, to go through several times: those that fit into `room` bytes are read once.
 
     Attributes:
-        shapes, identities: of all cases, after the first time.
+        shapes, identities: of all that were read, by name.
     """
 
     def __init__(self, cases: Cases, room: float):
         self.cases, self.room = cases, room
         self.kept: dict[str, Case] = {}
-        self.shapes: list[tuple[int, ...]] = []
+        self.shapes: dict[str, tuple[int, ...]] = {}
         self.identities: dict[str, Identity] = {}
 
-    def __iter__(self) -> Iterator[Case]:
-        for name in self.cases.fold.train:
-            first = name not in self.identities
-            case = self.kept.pop(name) if name in self.kept else self.cases.load(name)
-            if first:
-                self.shapes.append(case.label.shape)
-                self.identities[name] = case.identity
-                size = case.image.nbytes + case.label.nbytes + case.inside.nbytes
-                if size <= self.room:
-                    self.room -= size
-                    self.kept[name] = case
-            yield case
+    def load(self, name: str, last: bool = False) -> Case:
+        """A case, which is not kept any longer if this was the last time."""
+        if name in self.kept:
+            return self.kept.pop(name) if last else self.kept[name]
+        case = self.cases.load(name)
+        if name not in self.identities:
+            self.shapes[name], self.identities[name] = case.label.shape, case.identity
+        size = case.image.nbytes + case.label.nbytes + case.inside.nbytes
+        if size <= self.room and not last:
+            self.room -= size
+            self.kept[name] = case
+        return case
+
+    def check_held_out(self) -> None:
+        """Raise `InputError` when an image of the fold is in training and, under another name, in validation."""
+        for name in self.cases.fold.val:
+            if name not in self.identities:
+                self.load(name, last=True)
+        learnt, held_out = (
+            {name: self.identities[name] for name in names} for names in (self.cases.fold.train, self.cases.fold.val)
+        )
+        check_held_out(learnt, held_out, self.cases.fold.name, "whatever learns from this fold")
+
+    @property
+    def seen(self) -> list[dict[str, str]]:
+        """Id, hash and fingerprint of every training case, after they were read."""
+        return [{"id": name, **self.identities[name]._asdict()} for name in self.cases.fold.train]
+
+    @property
+    def training_shapes(self) -> list[tuple[int, ...]]:
+        """Of every training case, after they were read."""
+        return [self.shapes[name] for name in self.cases.fold.train]
 
 
-class _Collected:
+def check_cache(cache_gb: Any) -> float:
+    """The bytes of a cache of so many gigabytes.
+
+    Raises:
+        InputError: it is no number, or less than 0.
+    """
+    if isinstance(cache_gb, bool) or not isinstance(cache_gb, int | float) or not cache_gb >= 0:
+        raise InputError(f"cache_gb {cache_gb!r}", "gigabytes, 0 or more", f"such as {CACHE_GB}")
+    return cache_gb * 1e9
+
+
+class Collected:
     """Items that go to a store."""
 
     def __init__(self, store: TensorStore):
@@ -250,16 +278,18 @@ class _Collected:
         self.numbers: list[int] = []
 
     def add(self, image: torch.Tensor, record: dict[str, Any]) -> None:
+        """One more."""
         self.numbers.append(self.store.append(image))
         self.records.append(record)
 
     def keep(self, chosen: list[int]) -> None:
-        """Forget all but those of the given places."""
+        """Forget all but those of the given places, which stand in this order from now on."""
         for place in {*range(len(self.numbers))} - {*chosen}:
             self.store.forget(self.numbers[place])
         self.records, self.numbers = [self.records[i] for i in chosen], [self.numbers[i] for i in chosen]
 
     def items(self) -> Items:
+        """What was collected."""
         return Items(self.store, self.records, self.numbers)
 
 

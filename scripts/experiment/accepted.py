@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,13 +13,12 @@ from typing import Any
 
 from ..packaging.bundle_files import bundle_dir, bundle_names, known_settings
 from ..runtime.errors import InputError
-from ..runtime.settings import WORDS
+from ..runtime.settings import WORDS, least
 
 # What makes MONAI evaluate, refer to, copy or build something: only a bundle's own configs may.
 MARKS = ("$", "@", "%")
 KEYWORDS = ("_target_", "_mode_", "_disabled_", "_requires_", "_desc_")
 # Counts of which there is at least one.
-COUNTS = re.compile(r"(?<!warmup_)(?<!finish_)(epochs|batch_size|iterations_per_epoch|num_samples)$")
 
 
 def near(name: str, known: Iterable[str]) -> str:
@@ -144,10 +144,9 @@ def _check_kind(what: str, name: str, value: Any, own: Any) -> None:
     if isinstance(own, bool):
         allowed = isinstance(value, bool), "true or false"
     elif isinstance(own, int):
-        least = 1 if COUNTS.search(name) else 0
-        allowed = number and isinstance(value, int) and value >= least, f"a whole number from {least}"
+        allowed = number and isinstance(value, int) and value >= least(name), f"a whole number from {least(name)}"
     elif isinstance(own, float):
-        allowed = number or value is None, "a number"
+        allowed = value is None or (number and math.isfinite(value)), "a number"
     else:
         kind = list if isinstance(own, list) else type(own)
         allowed = isinstance(value, kind) or (value is None and kind is str), kind.__name__

@@ -118,7 +118,11 @@ def make_view(
     view = link_dataset(source, folder / source.name)
     cases = open_cases(view, 0, plans, configuration)
     path = view / SPLITS
-    splits = json.loads(path.read_text()) if path.is_file() else crossval_folds([*cases.fold.train, *cases.fold.val])
+    splits = (
+        json.loads(path.read_text("utf-8-sig"))
+        if path.is_file()
+        else crossval_folds([*cases.fold.train, *cases.fold.val])
+    )
     if inner is not None:
         known = cases.fold.train + cases.fold.val if inner["fold"] == "all" else splits[int(inner["fold"])]["train"]
         splits = crossval_folds(known, int(inner["folds"]))

@@ -13,8 +13,8 @@ from nnunet_plugin.settings import parse_settings
 from ..data.cases import open_cases
 from ..data.description import DatasetDescription, read_description
 from ..metrics.segmentation import compare_label_maps, summarise_cases
+from ..pool.writing import write_record
 from ..runtime.errors import InputError
-from ..runtime.files import write_json
 from .dataset import link_dataset
 from .nnunet_commands import (
     CPU_PLANS,
@@ -170,7 +170,7 @@ def _first_samples(pool: Path, number: int, target: Path) -> Path:
     for name in ("images", "labels"):
         if not (target / name).is_symlink():
             (target / name).symlink_to((pool / name).resolve(), target_is_directory=True)
-    write_json(target / "pool.json", {**record, "samples": kept[:number]})
+    write_record(target / "pool.json", {**record, "samples": kept[:number]})
     return target
 
 

@@ -39,7 +39,7 @@ def dataset_number(name: str) -> str:
     Raises:
         InputError: nnU-Net would not accept the name.
     """
-    found = re.fullmatch(r"Dataset(\d{3,})_\S+", name)
+    found = re.fullmatch(r"Dataset(\d{3,})(_.+)?", name)
     if not found:
         raise InputError(f"folder name {name}", "DatasetNNN_NAME, as nnU-Net wants it", "rename or link the folder")
     return str(int(found[1]))

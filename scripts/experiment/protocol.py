@@ -99,8 +99,8 @@ def read_protocol(
             f"protocol {str(protocol)!r}", f"a YAML file, or one of {', '.join(known)}", near(str(protocol), known)
         )
     try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        content = yaml.safe_load(path.read_text("utf-8-sig"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is no YAML ({error})", "a protocol file", "mend it") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no settings", "a protocol file", "see those that come with the package")

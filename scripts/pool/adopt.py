@@ -149,7 +149,10 @@ def _whom(saw: str | Path, cases: Cases, dataset_dir: Path) -> str:
     path = Path(saw)
     if not path.is_file():
         raise InputError(f"--saw {saw}", f"{', '.join(SAW)}, or a text file", "name the cases, one id a line")
-    named = sorted({line.strip() for line in path.read_text().splitlines()} - {""})
+    try:
+        named = sorted({line.strip() for line in path.read_text("utf-8-sig").splitlines()} - {""})
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} ({error})", "a text file in UTF-8", "write one id a line") from error
     if unknown := sorted({*named} - {*cases.fold.train}) or ([] if named else ["no case at all"]):
         raise InputError(
             f"{path} names {', '.join(unknown[:5])}",

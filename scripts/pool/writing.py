@@ -223,10 +223,17 @@ def _finish(folder: Path, partial: Path, records: list[dict], settings: dict, sa
         "sampling": {**settings, "num_samples": len(records), "candidates": _next_candidate(records)},
         "samples": records,
     }
-    write_json(partial / "pool.json", content)
+    write_record(partial / "pool.json", content)
     (partial / RECORDS).unlink()
     (partial / SETTINGS).unlink()
     partial.rename(folder)
+
+
+def write_record(path: Path, record: dict) -> None:
+    """Write the record of a pool whole or not at all, a sample a line."""
+    rest = {key: value for key, value in record.items() if key != "samples"}
+    head = json.dumps({**rest, "samples": []}, indent=1).removesuffix("[]\n}")
+    write_text(path, head + "[\n  " + ",\n  ".join(map(json.dumps, record["samples"])) + "\n ]\n}\n")
 
 
 def _next_candidate(records: list[dict]) -> int:

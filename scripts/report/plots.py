@@ -34,7 +34,7 @@ def read_series(path: str | os.PathLike, index: str = "iteration") -> dict[str, 
     path = Path(path)
     if not path.is_file():
         raise InputError(f"no file {path}", "a CSV or JSONL file", "name the file that the training wrote")
-    with path.open(newline="") as lines:
+    with path.open(newline="", encoding="utf-8-sig") as lines:
         try:
             jsonl = path.suffix == ".jsonl"
             rows = [json.loads(line) for line in lines if line.strip()] if jsonl else list(csv.DictReader(lines))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import sys
@@ -28,6 +29,8 @@ RUN_ARGUMENTS = {
 }  # fmt: skip
 # Kinds of values, and how a user would call them; a bool is no number, although Python says so.
 KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", list: "a list"}
+# Settings that are 1 at least; other whole numbers may be 0.
+COUNTS = re.compile(r"(?<!warmup_)(?<!finish_)(epochs|batch_size|iterations_per_epoch|num_samples)$")
 WORDS = {"fold": "all", "spatial_size": "auto"}  # settings that are numbers, or one word
 
 
@@ -206,7 +209,9 @@ def _same_kind(name: str, value: Any, default: Any) -> bool:
     if isinstance(default, (dict, list)) and isinstance(value, list) and value and isinstance(value[0], dict):
         return True  # handlers, and what else is given as components
     if isinstance(default, float):
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if type(default) is int:
+        return type(value) is int and value >= least(name)
     if isinstance(default, list):
         items = value if isinstance(value, (list, tuple)) else [None]
         return isinstance(value, (list, tuple)) and all(_same_kind(name, item, default[0]) for item in items if default)
@@ -217,12 +222,18 @@ def _same_kind(name: str, value: Any, default: Any) -> bool:
     return type(value) is type(default)
 
 
+def least(name: str) -> int:
+    """The least value of a setting that is a whole number."""
+    return 1 if COUNTS.search(name) else 0
+
+
 def _other_kind(name: str, value: Any, default: Any) -> InputError:
     if isinstance(default, str):
         remedy = f"write --{name} ./{value}" if name.endswith(("_dir", "_root")) else f"write --{name} \"'{value}'\""
     else:
         remedy = f"write --{name} {default}" if not isinstance(default, list) else f"write --{name} '{default}'"
-    words = KINDS.get(type(default), "settings by name") + (f", or {WORDS[name]}" if name in WORDS else "")
+    words = f"a whole number from {least(name)}" if type(value) is type(default) is int else None
+    words = (words or KINDS.get(type(default), "settings by name")) + (f", or {WORDS[name]}" if name in WORDS else "")
     return InputError(f"{name} {value!r}", f"{words}, such as {default}", remedy)
 
 

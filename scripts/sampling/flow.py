@@ -17,6 +17,7 @@ from ..data.cases import PHANTOM_NAME
 from ..data.cases_of_pool import open_cases_of_generator
 from ..data.holes import BORDERS, hole_around
 from ..data.lesion_crops import Scene, lesion_integers, open_bank
+from ..data.training_set import CACHE_GB, KeptCases, check_cache
 from ..networks.lesion_flow import LesionFlow
 from ..runtime.errors import InputError
 from .painting import Painter, Request
@@ -54,6 +55,7 @@ class FlowSampler(Sampler):
         dataset_dir: the data set that it was trained on; None: the phantom in `phantom_dir`.
         phantom_dir: where a training without a data set made it.
         mode: see above.
+        cache_gb: memory that cases may take, and that what lesions are placed by may.
         settings: of `Sampler`.
 
     Raises:
@@ -70,6 +72,7 @@ class FlowSampler(Sampler):
         dataset_dir: str | Path | None,
         phantom_dir: str | Path = "phantom",
         mode: str = "insert",
+        cache_gb: float = CACHE_GB,
         **settings: Any,
     ):
         if mode not in MODES:
@@ -82,21 +85,24 @@ class FlowSampler(Sampler):
         record = {"space": self.provenance["space"], "provenance": self.provenance,
                   "dataset": self.description.as_record()}  # fmt: skip
         cases = open_cases_of_generator(record, folder)
-        learnt = list(cases.training())
+        room = check_cache(cache_gb)
+        kept, names = KeptCases(cases, room), cases.fold.train
+        self.dimension = len(trained["windows"]["steps"])
+        self.lesions = lesion_integers(self.description, trained["lesion_labels"])
+        self.bank, self.scenes = open_bank(names, kept, self.dimension, self.lesions, room, None)
         seen = {case["id"]: case["sha256"] for case in self.provenance["cases"]}
-        if changed := [case.id for case in learnt if seen[case.id] != case.identity.sha256]:
+        if changed := [name for name in names if seen[name] != kept.identities[name].sha256]:
             raise InputError(f"{folder}, where {', '.join(changed[:5])} changed since the training",
                              "the data set that it was trained on", "restore it, or train again")  # fmt: skip
         windows = trained["windows"]
         steps, values = tuple(windows["steps"]), np.array(windows["values"])
-        self.dimension = len(steps)
-        self.lesions = lesion_integers(self.description, trained["lesion_labels"])
-        self.bank, self.scenes = open_bank(learnt, cases, self.dimension, self.lesions)
         self.painter = Painter(self.network, self.description, values, steps, self.inferer, self.autocast_dtype)
         if mode == "insert" and not len(self.bank.fits):
-            raise InputError(f"{len(learnt)} training cases, in which no lesion of another one has a place",
+            raise InputError(f"{len(names)} training cases, in which no lesion of another one has a place",
                              "cases with tissue like that around lesions", "give --mode replace or remove")  # fmt: skip
-        self.places = [(scene, plane) for scene in self.scenes for plane in self._planes_with_lesions(scene)]
+        self.places = [
+            (case, plane) for case, scene in enumerate(self.scenes) for plane in self._planes_with_lesions(scene)
+        ]
 
     def check(self, condition: dict | None) -> None:
         """Raise `InputError` for a condition that this generator cannot follow."""
@@ -193,11 +199,12 @@ class FlowSampler(Sampler):
             if any(not low <= value <= high for value, (low, high) in asked):
                 return None
         wanted = relabel(label, patch, np.zeros(label.ndim, int))
-        donor = self.scenes[self.bank.lesions[drawn.lesion].case].case.id
+        donor = self.scenes.names[self.bank.lesions[drawn.lesion].case]
         return Plan(scene, plane, wanted, hole & (label >= 0), donor)
 
     def _change(self, rng: np.random.Generator) -> Plan | None:
-        scene, plane = self.places[rng.integers(len(self.places))]
+        case, plane = self.places[rng.integers(len(self.places))]
+        scene = self.scenes[case]
         label = scene.label(plane)
         parts, count = ndimage.label(np.isin(label, self.lesions), np.ones([3] * label.ndim))
         old = parts == rng.integers(1, count + 1)
@@ -207,7 +214,7 @@ class FlowSampler(Sampler):
         if self.mode == "remove":
             return Plan(scene, plane, wanted, hole & (label >= 0), None)
         lesion = self.bank.lesions[int(rng.integers(len(self.bank.lesions)))]
-        donor = self.scenes[lesion.case].case.id
+        donor = self.scenes.names[lesion.case]
         if donor == scene.case.id:
             return None
         patch = self._patch(rng, lesion, np.argwhere(old).mean(axis=0), label.shape, border)
@@ -230,7 +237,7 @@ class FlowSampler(Sampler):
         )
 
     def _planes_with_lesions(self, scene: Scene) -> list[int | None]:
-        found = np.isin(scene.labels, self.lesions)
+        found = np.isin(scene.label(None), self.lesions)
         if self.dimension == 3:
             return [None] if found.any() else []
         return list(np.flatnonzero(found.any(axis=(1, 2))).tolist())

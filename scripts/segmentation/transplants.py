@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,14 @@ from nnunet_plugin.transplant.bank import Transplant
 from nnunet_plugin.transplant.making import LEAST_VARIATION, lesion_labels, make_bank, variation
 from nnunet_plugin.transplant.paste import blend, relabel
 from nnunet_plugin.transplant.render import render
+from nnunet_plugin.transplant.store import files_without_names
 
 from ..data.cases import Case
 from ..data.geometry import SliceGeometry
 from ..data.scaling import MASK_MARGIN
-from ..data.training_set import TrainingSet, grid_items
+from ..data.training_set import CACHE_GB, TrainingSet, check_cache, grid_items
 from ..runtime.errors import InputError
+from ..runtime.tensor_store import TensorStore
 
 OUTSIDE = -1  # label of the plugin for what is no body
 DRAWS = 50  # of a transplant, before it is said that the images have no room for any
@@ -75,48 +78,58 @@ class Transplants:
         data: the real items.
         settings: of the draws.
         seed: of the draws.
+        cache_gb: memory that the slices or volumes may take, and that what lesions are placed by may; others are read
+            from files.
+        cache_dir: where these are made; None: where the system keeps temporary files.
 
     Raises:
         InputError: fewer than two training cases, labels that are no lesions, or lesions that fit nowhere.
     """
 
-    def __init__(self, data: TrainingSet, settings: TransplantSettings, seed: int):
+    def __init__(
+        self,
+        data: TrainingSet,
+        settings: TransplantSettings,
+        seed: int,
+        cache_gb: float = CACHE_GB,
+        cache_dir: str | Path | None = None,
+    ):
         self.settings, self.seed, self.description = settings, seed, data.cases.description
         self.dimension = len(data.geometry.spatial_size)
         self.names: list[str] = []
-        self.images: list[np.ndarray] = []
-        self.labels: list[np.ndarray] = []
-        spacings = []
+        self.planes: list[range] = []  # numbers in the store, of each case
+        self.store = TensorStore(room := check_cache(cache_gb), cache_dir)
+        spacings, volumes = [], []
         for case in data.cases.training():
             image, label = _case_on_grid(case, data)
-            self.names.append(case.id)
-            self.images.append(image)
-            self.labels.append(label)
             spacings.append(_spacing(case, data))
+            values, counts = np.unique(label, return_counts=True)
+            volumes.append(dict(zip(values.tolist(), (counts * np.prod(spacings[-1])).tolist(), strict=True)))
+            joint = torch.from_numpy(np.concatenate([image, label[None].astype(np.float32)]))
+            numbers = [self.store.append(plane) for plane in joint.unbind(1)]
+            self.names.append(case.id)
+            self.planes.append(range(numbers[0], numbers[-1] + 1))
         if len(self.names) < 2:
             raise InputError(
                 f"transplants between {len(self.names)} training case", "2 or more", "use more cases, or none of them"
             )
-        cases = zip(self.images, self.labels, spacings, strict=True)
-        self.bank = make_bank(cases, self.dimension, self._lesions(spacings), seed=seed)
+        cases = ((*self._volume(case), spacing) for case, spacing in enumerate(spacings))
+        files = files_without_names(cache_dir)
+        self.bank = make_bank(cases, self.dimension, self._lesions(volumes), seed=seed, open_file=files, room=room)
         self.make(0, 0)  # what cannot be done is said before the training
 
-    def _lesions(self, spacings: list[tuple[float, ...]]) -> list[int]:
-        """The integers of label maps that are lesions.
+    def _lesions(self, volumes: list[dict[int, float]]) -> list[int]:
+        """The integers of label maps that are lesions, by their volumes in each case.
 
         Raises:
             InputError: there are none.
         """
-        known = sorted({int(value) for label in self.labels for value in np.unique(label)} - {OUTSIDE, 0})
-        voxels = [float(np.prod(spacing)) for spacing in spacings]
-        volumes: dict[int, Sequence[float]] = {
-            value: [float((label == value).sum()) * voxel for label, voxel in zip(self.labels, voxels, strict=True)]
-            for value in known
-        }
-        if not (found := lesion_labels(volumes)):
+        known = sorted({value for of in volumes for value in of} - {OUTSIDE, 0})
+        by_label = {value: [of.get(value, 0.0) for of in volumes] for value in known}
+        if not (found := lesion_labels(by_label)):
             raise InputError(
                 "labels whose volume is alike in all cases, as that of an organ (coefficient of variation "
-                + ", ".join(f"label {value}: {variation(sizes):.2f}" for value, sizes in volumes.items()) + ")",
+                + ", ".join(f"label {value}: {variation(sizes):.2f}" for value, sizes in by_label.items()) + ")",
                 f"a label that varies as lesions do, by {LEAST_VARIATION} or more",
                 "train without transplant: an organ has one place",
             )  # fmt: skip
@@ -141,24 +154,37 @@ class Transplants:
 
     def _paste(self, drawn: Transplant) -> tuple[np.ndarray, np.ndarray]:
         """Image `(channel, [depth,] height, width)` and label map of a drawn transplant."""
-        image, label = self.images[drawn.case], self.labels[drawn.case]
-        source = self.images[drawn.source] if drawn.is_decoy else None
-        if self.dimension == 2:
-            image, label = image[:, drawn.plane], label[drawn.plane]
-            source = None if source is None else source[:, drawn.source_plane]
+        flat = self.dimension == 2
+        image, label = self._volume(drawn.case, drawn.plane if flat else None)
+        source = self._volume(drawn.source, drawn.source_plane if flat else None)[0] if drawn.is_decoy else None
         patch = render(self.bank, drawn, label.shape, source)
         start = np.zeros(label.ndim, int)
         return blend(image, patch, start), relabel(label, patch, start)
 
+    def _volume(self, case: int, plane: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Image `(channel, [depth,] height, width)` and label map of a case, or of a plane of it."""
+        numbers = self.planes[case]
+        if plane is not None:
+            joint = self.store[numbers[plane]].numpy()
+        else:
+            joint = np.stack([self.store[number].numpy() for number in numbers], axis=1)
+        return joint[:-1], joint[-1].astype(np.int16)
 
-def open_transplants(data: TrainingSet, block: Mapping[str, Any] | None, seed: int) -> Transplants | None:
+
+def open_transplants(
+    data: TrainingSet,
+    block: Mapping[str, Any] | None,
+    seed: int,
+    cache_gb: float = CACHE_GB,
+    cache_dir: str | Path | None = None,
+) -> Transplants | None:
     """The transplants that a configuration asks for; None without a block, or with a share of 0.
 
     Raises:
         InputError: see `TransplantSettings.parse` and `Transplants`.
     """
     settings = TransplantSettings.parse(block)
-    return None if settings is None or settings.share == 0 else Transplants(data, settings, seed)
+    return None if settings is None or settings.share == 0 else Transplants(data, settings, seed, cache_gb, cache_dir)
 
 
 def transplant_record(transplants: Transplants | None) -> dict[str, Any] | None:

@@ -49,8 +49,9 @@ class PaintedGrid:
         from ..report.figures import save_png
         from ..report.sheets import draw_sheet
 
-        items = [item["image"] for item in self.data.validation or self.data.training if self.data.has_lesion(item)]
-        chosen = torch.stack(items[:: max(1, len(items) // COUNT)][:COUNT])
+        items = self.data.validation or self.data.training
+        lesions = [number for number, item in enumerate(items) if self.data.has_lesion(item)]
+        chosen = torch.stack([items[n]["image"] for n in lesions[:: max(1, len(lesions) // COUNT)][:COUNT]])
         seeds = range(self.seed, self.seed + len(chosen))
         image, distance, hole = painting_inputs(chosen, self.data.num_labels, self.data.steps, seeds, False)
         noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(self.seed))

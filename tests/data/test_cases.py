@@ -12,6 +12,7 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from scripts.data.cases import open_cases
 from scripts.data.description import read_description
 from scripts.data.folds import crossval_folds
+from scripts.data.lesion_crops import load_lesion_crops
 from scripts.data.scaling import Scaling
 from scripts.data.training_set import load_training_set
 from scripts.runtime.errors import InputError
@@ -336,11 +337,30 @@ def test_a_linked_folder_is_the_same_data_set(tmp_path):
     assert (one.description, one.space, one.fold) == (two.description, two.space, two.fold)
 
 
-def test_one_image_in_training_and_validation_is_refused(tmp_path):
+@pytest.mark.parametrize("dtype, slope", [
+    (np.float32, 1.0), (np.uint8, 3.0), (np.int16, 5.0), (np.float64, 1e-9), (np.float32, -2.0),
+])  # fmt: skip
+def test_one_image_in_training_and_validation_is_refused(tmp_path, dtype, slope):
+    """Whatever the type of its voxels, and however they were scaled."""
     raw = write_raw(tmp_path / "Dataset901_Toy")
     fold = open_cases(raw).fold
     one, two = fold.train[0], fold.val[0]
-    for name in ("imagesTr/{}_0000.nii.gz", "labelsTr/{}.nii.gz"):
-        (raw / name.format(two)).write_bytes((raw / name.format(one)).read_bytes())
-    with pytest.raises(InputError, match=f"{two} .seen as {one}"):
-        load_training_set(open_cases(raw), (24, 24))
+    image = nib.load(raw / f"imagesTr/{one}_0000.nii.gz")
+    values = slope * (np.asarray(image.dataobj, np.float64) - 7)
+    if np.issubdtype(dtype, np.integer):
+        values = (values - values.min()) / np.ptp(values) * 200
+    nib.save(nib.Nifti1Image(values.astype(dtype), image.affine), raw / f"imagesTr/{two}_0000.nii.gz")
+    for load in (load_training_set, load_lesion_crops):
+        with pytest.raises(InputError, match=f"{two} .seen as {one}"):
+            load(open_cases(raw), (24, 24))
+
+
+def test_files_of_other_editors_say_the_same(tmp_path):
+    """With a byte order mark, and lines that end as on Windows."""
+    write_preprocessed(tmp_path / "Dataset901_Toy")
+    before = open_cases(tmp_path / "Dataset901_Toy", 1)
+    for name in ("dataset.json", "splits_final.json", "nnUNetPlans.json"):
+        file = tmp_path / "Dataset901_Toy" / name
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n"))
+    after = open_cases(tmp_path / "Dataset901_Toy", 1)
+    assert (after.description, after.fold, after.space) == (before.description, before.fold, before.space)

@@ -9,6 +9,7 @@ import pytest
 from nnunet_plugin.command_line import describe, run_commands
 from nnunet_plugin.errors import InputError
 
+NO_MEMORY = 1000  # no number of the system's
 calls: list[dict[str, Any]] = []
 
 
@@ -43,7 +44,7 @@ def fail(number: int) -> None:
     """Fail as a disk does."""
     if number == 0:
         raise KeyboardInterrupt
-    if number < 0:
+    if number == NO_MEMORY:
         raise MemoryError("cannot allocate 9 GB")
     raise OSError(number, os.strerror(number), "/data/pool.json")
 
@@ -98,7 +99,7 @@ def test_arguments_and_short_flags_are_nnunets(words):
         (["--dataset", "1e5"], {"dataset": "1e5"}),
         (["--overwrite"], {"overwrite": True}),
         (["--overwrite", "false"], {"overwrite": False}),
-        (["--share", "-1"], {"share": -1}),  # a value, and no flag
+        (["--share", "1e-1", "--plans=~/x"], {"share": 0.1, "plans": os.path.expanduser("~/x")}),
         (["--steps", "[[0, 0.5], [3, 1]]"], {"steps": [[0, 0.5], [3, 1]]}),
         (["--training", '{"first_order": true}'], {"training": {"first_order": True}}),
         (["--training", "{'first_order': True}"], {"training": {"first_order": True}}),
@@ -125,6 +126,7 @@ def test_each_option_takes_its_kind(words, values):
         ([*FOUR, "--overwrite", "flase"], 1, "True or False"),
         ([*FOUR, "--overwrite", "1"], 1, "True or False"),
         ([*FOUR, "--share", "half"], 1, "a number"),
+        ([*FOUR, "--share", "-1"], 1, "--share -1; allowed: a number from 0"),  # a value, and no flag
         (["fail", "two"], 1, "a whole number"),
     ],
 )
@@ -135,12 +137,12 @@ def test_what_is_wrong_is_said_once_and_nothing_is_done(capsys, words, status, s
     assert not calls
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.ENOMEM, -1])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.ENOMEM, NO_MEMORY])
 def test_what_the_machine_lacks_is_one_error(capsys, number):
     assert tool("fail", str(number)) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and "Traceback" not in error
-    assert ("memory" in error) == (number in (errno.ENOMEM, -1))
+    assert ("memory" in error) == (number in (errno.ENOMEM, NO_MEMORY))
 
 
 def test_ctrl_c_says_that_the_command_goes_on(capsys):

@@ -158,6 +158,20 @@ def test_changed_cases_are_refused_before_and_after_add_pool(make_pool, make_tra
         datasets(make_trainer("2d_syn50", plans="nnUNetPlansSynthAug"))
 
 
+@pytest.mark.parametrize("recorded", ["hashes", "fingerprints"])
+@pytest.mark.parametrize("which", ["training", "both"])
+def test_volumes_exchanged_after_add_pool_are_refused(make_pool, make_trainer, nnunet, which, recorded):
+    base = nnunet / "preprocessed" / PLAIN
+    _, train, val = folds(base)
+    pool = make_pool(samples=2, configuration="3d_fullres")
+    if recorded == "fingerprints":
+        with_fingerprints(pool, base, "nnUNetPlans_3d_fullres")
+    add_pool(pool, 901, 0, configuration="3d_fullres")
+    exchange(base / "nnUNetPlans_3d_fullres", train[0], train[1] if which == "training" else val[0])
+    with pytest.raises(InputError, match="not those that the generator was trained on"):
+        datasets(make_trainer("3d_fullres_syn50", plans="nnUNetPlansSynthAug"))
+
+
 def test_cases_with_other_bits_are_taken(make_pool, make_trainer, nnunet):
     """Preprocessed again, by another nnU-Net: other hashes, the same images; also new names of the split's order."""
     folder, train, val = folds(nnunet / "preprocessed" / PLAIN)

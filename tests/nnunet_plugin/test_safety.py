@@ -3,6 +3,8 @@
 import errno
 import gzip
 import json
+import os
+import shlex
 import shutil
 import struct
 import tracemalloc
@@ -43,6 +45,7 @@ def show(
         (["2024", "007"], ("2024", 7, None, False, 3, 0.5, None)),
         (["0x10", "Dataset066_MR-liver", "1.0"], ("0x10", "Dataset066_MR-liver", "1.0", False, 3, 0.5, None)),
         (["[a]", "1e5", "{b: c}", "--overwrite"], ("[a]", "1e5", "{b: c}", True, 3, 0.5, None)),
+        (["~", "--count", "1_000"], (os.path.expanduser("~"), 1, None, False, 1000, 0.5, None)),
         (["True", "--overwrite=False", "--share=1"], ("True", 1, None, False, 3, 1, None)),
         (["a", "--overwrite", "false", "--sizes", "[1,2]"], ("a", 1, None, False, 3, 0.5, [1, 2])),
     ],
@@ -63,6 +66,10 @@ def test_options_arrive_as_their_annotations_say(capsys, words, arrives):
         ["--count", "True"],
         ["--share", "half"],
         ["--share", "nan"],
+        ["--share", "1e999"],
+        ["--share=-0.5"],
+        ["--count", "1e3"],
+        ["--count", "-1"],
     ],
 )
 def test_options_of_another_type_are_refused(capsys, words):
@@ -279,23 +286,29 @@ def test_records_of_other_types_are_one_line(make_pool, capsys, keys, value):
     assert "error: " in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["Dataset066_MR-liver", "Dataset030_WORD-V0.1.0", "Dataset1234_URDE", "Dataset901"])
+@pytest.mark.parametrize("name", [
+    "Dataset066_MR-liver", "Dataset030_WORD-V0.1.0", "Dataset1234_URDE", "Dataset901", "Dataset005_Zwölf Fälle (a+b)",
+])  # fmt: skip
 def test_names_that_nnunet_accepts(make_pool, nnunet, monkeypatch, name):
     """By name and by number; a link to the folder has the name of the link, and pools may name either."""
-    pool = make_pool(samples=1)
-    base = nnunet / "preprocessed"
-    (nnunet / "elsewhere").mkdir()
-    (base / PLAIN).rename(nnunet / "elsewhere" / PLAIN)
-    (base / name).symlink_to(nnunet / "elsewhere" / PLAIN)
+    (nnunet / "ein Büschel [1], $a").mkdir()
+    pool = make_pool(samples=1).rename(nnunet / "ein Büschel [1], $a/pool")
+    base, elsewhere = nnunet / "vor verarbeitet ü", nnunet / "elsewhere"
+    elsewhere.mkdir()
+    (nnunet / "preprocessed" / PLAIN).rename(elsewhere / PLAIN)
+    (nnunet / "preprocessed").rename(elsewhere / "all")
+    base.symlink_to(elsewhere / "all")
+    monkeypatch.setenv("nnUNet_preprocessed", str(base))
+    (base / name).symlink_to(elsewhere / PLAIN)
     number = int(name[7:].partition("_")[0])
     for dataset in (name, number, f"{number:03d}"):
         assert find_dataset(dataset).name == name
-    assert name in add_pool(pool, number, 0)["train_command"]
+    assert shlex.split(add_pool(pool, number, 0)["train_command"])[1] == name
     content = json.loads((pool / "pool.json").read_text())
     content["dataset"]["name"] = content["provenance"]["dataset"] = name
     (pool / "pool.json").write_text(json.dumps(content))
     assert add_pool(pool, name, 0, pool_name="named", name="named")["imported"]
-    for wrong in ("Dataset", "Dataset*", "", ".", "..", f"../preprocessed/{name}", 7, number // 10):
+    for wrong in ("Dataset", "Dataset*", "", ".", "..", f"../{base.name}/{name}", 7, number // 10):
         with pytest.raises(InputError):
             find_dataset(wrong)
 

@@ -313,6 +313,8 @@ def test_names_that_nnunet_accepts(raw, tmp_path, monkeypatch):
         "Dataset066_MR-liver": "66",
         "Dataset030_WORD-V0.1.0": "30",
         "Dataset1234_URDE": "1234",
+        "Dataset901": "901",
+        "Dataset005_Zwölf Fälle (a+b)": "5",
     }.items():
         assert dataset_number(name) == number
     link = tmp_path / "Dataset066_MR-liver"

@@ -105,7 +105,7 @@ def test_preprocessed_slices_enter_their_space(tmp_path):
 def test_the_leak_rule_takes_the_user_by_his_word(saw, raw, tmp_path):
     fold = open_cases(raw, 0).fold
     if saw == "list":
-        (tmp_path / "cases.txt").write_text("\n".join(fold.train))
+        (tmp_path / "cases.txt").write_bytes("\ufeff".encode() + "\r\n".join(fold.train).encode())  # as on Windows
     word = tmp_path / "cases.txt" if saw == "list" else saw
     pool = adopt_pool(write_files(tmp_path / "gan"), tmp_path / "pool", raw, "MyGAN", word)
     seen = {"none": [], "list": fold.train}.get(saw, sorted([*fold.train, *fold.val]))

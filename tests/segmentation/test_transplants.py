@@ -73,6 +73,20 @@ def test_items_are_training_cases_with_a_lesion_more(size, cases):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("size", [(40, 36), (40, 36, 10)])
+def test_transplants_do_not_depend_on_the_cache(size, cases, tmp_path):
+    data = load_training_set(cases, size)
+    whole, small = (
+        Transplants(data, TransplantSettings(decoys=0.5), 0, cache_gb, tmp_path / "cache") for cache_gb in (4.0, 30e-6)
+    )
+    for place in range(8):
+        one, other = whole.make(1, place), small.make(1, place)
+        assert torch.equal(one.pop("image"), other.pop("image")) and one == other
+    assert sum(image.nbytes for image in small.store._held.values()) <= 30e3
+    assert not list((tmp_path / "cache").iterdir())  # the files have no name: a kill leaves nothing
+
+
+@pytest.mark.slow
 def test_decoys_have_no_label_of_their_own(cases):
     data = load_training_set(cases, (40, 36), background_share=None)
     decoys = Transplants(data, TransplantSettings(decoys=1.0), seed=0)

@@ -15,7 +15,7 @@ from nnunet_plugin.transplant.lesions import Lesion, Surroundings, surface
 from nnunet_plugin.transplant.making import make_bank
 from nnunet_plugin.transplant.paste import blend, make_patch, relabel
 from nnunet_plugin.transplant.render import render
-from nnunet_plugin.transplant.store import load_bank, save_bank
+from nnunet_plugin.transplant.store import files_in, load_bank, save_bank
 from nnunet_plugin.transplant.warp import Warp, draw_warp, rotation
 from scipy import ndimage
 
@@ -202,7 +202,7 @@ def test_ring_is_harmonised():
 
 @pytest.mark.parametrize("dimension", [2, 3])
 def test_stored_banks_draw_the_same(tmp_path, dimension):
-    save_bank(bank(dimension), tmp_path)
+    save_bank(make_bank(cases(), dimension, [1, 2], open_file=files_in(tmp_path), room=0), tmp_path)
     stored = load_bank(tmp_path)
     for seed in range(12):
         ours, theirs = (of.draw(np.random.default_rng(seed), 0.3) for of in (bank(dimension), stored))
