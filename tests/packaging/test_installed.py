@@ -54,6 +54,7 @@ def test_a_wheel_holds_synthaug_and_no_scripts(site):
     configs = list((site / "synthaug/bundles").glob("*/configs/*.json"))
     assert len(configs) > 20 and not [path for path in configs if "scripts." in path.read_text()]
     assert "$from synthaug." in (site / "synthaug/bundles/dhvae/configs/train.json").read_text()
+    assert "from synthaug." in (site / "synthaug/bundles/lesion_flow/docs/label_app/paint.py").read_text()
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import re
 import subprocess
 import zipfile
 from pathlib import Path
@@ -312,3 +313,7 @@ def test_metadata_names_all_that_a_packed_bundle_needs(name, tmp_path, monkeypat
     done = python("-S", "-c", NAMED, bundle.parent, bundle.name, cwd=tmp_path / "elsewhere", **where)
     assert done.returncode == 0, done.stderr[-3000:]
     assert not (packages / "synthaug").exists() and not list((tmp_path / "elsewhere").iterdir())
+    programs = "".join(file.read_text() for file in (bundle / "docs").rglob("*.py"))
+    modules = re.findall(r"^from (scripts\S*) import", programs, re.MULTILINE)
+    assert bool(modules) == (name == "lesion_flow")
+    assert all((bundle / f"{module.replace('.', '/')}.py").is_file() for module in modules)
