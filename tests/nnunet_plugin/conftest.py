@@ -73,13 +73,21 @@ def nnunet_template(tmp_path_factory):
     in_process = SimpleNamespace(Pool=ThreadPool)  # nnU-Net's own pools take seconds each to import torch
     with mock.patch.dict(os.environ, environment):
         from nnunet_plugin.cpu_plans import write_cpu_plans
+        from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
         from nnunetv2.experiment_planning.plan_and_preprocess_api import (
             extract_fingerprints,
             plan_experiments,
             preprocess,
         )
 
-        with mock.patch("multiprocessing.get_context", lambda method=None: in_process):
+        few = property(lambda _: 6e4, lambda *_: None)  # nnU-Net draws 10e7, here from a hundred voxels: 20 s
+        with (
+            mock.patch("multiprocessing.get_context", lambda method=None: in_process),
+            mock.patch("nnunetv2.utilities.utils.Pool", ThreadPool),
+            mock.patch.object(
+                DatasetFingerprintExtractor, "num_foreground_voxels_for_intensitystats", few, create=True
+            ),
+        ):
             numbers = [901, 902, 903]
             extract_fingerprints(numbers, num_processes=1, verbose=False)
             plan_experiments(numbers)
