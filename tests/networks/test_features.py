@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 import socket
+from unittest import mock
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ from scripts.runtime.errors import InputError
 @pytest.fixture(scope="module")
 def vgg_file(tmp_path_factory):
     """Random weights in the layout of torchvision's file; its large classifier is left out."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), mock.patch.object(nn.Linear, "reset_parameters"):
         torch.manual_seed(0)
         state = vgg16(weights=None, init_weights=False).state_dict()
     path = tmp_path_factory.mktemp("vgg") / "weights.pth"
