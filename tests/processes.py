@@ -27,6 +27,7 @@ PRELOADED = [
 ]  # fmt: skip
 CAN_FORK = sys.platform == "linux"
 _forkserver = multiprocessing.get_context("forkserver" if CAN_FORK else "spawn")
+_forkserver.set_forkserver_preload(PRELOADED)  # of the only one that there is, whoever starts it
 
 
 def python(
@@ -90,7 +91,6 @@ class _Started:
 
 class _Forked:
     def __init__(self, words: list[str], cwd: str, env: dict[str, str], files: Sequence[str], ranks: int):
-        _forkserver.set_forkserver_preload(PRELOADED)
         self._process = _forkserver.Process(target=_become, args=(words, cwd, env, files, ranks))
         self._process.start()
         self.pid = self._process.pid
