@@ -176,6 +176,7 @@ def test_record_says_what_was_done(planted, result):
     assert sorted(judged) == sorted(set(result.audit.real.groups))
 
 
+@pytest.mark.slow
 def test_bad_input_is_refused_before_any_work(planted, tmp_path):
     pool, data_set, _, _ = planted
     with pytest.raises(InputError, match="did you mean 'agreement'"):

@@ -65,6 +65,7 @@ def test_metadata_fits_the_schema(folder, tmp_path):
     assert not [line for line in commands if "synthaug " in line]  # which a packed bundle does not have
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*:FutureWarning", "ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_network_def_is_what_the_metadata_says(name, tmp_path, monkeypatch):

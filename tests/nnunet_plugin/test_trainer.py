@@ -381,6 +381,7 @@ def test_composes_with_other_trainers(mixed):
 
 
 # nnU-Net's search imports all its trainers, one of them timm and its torch.jit decorators.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
 def test_nnunet_finds_the_trainer(nnunet, monkeypatch):
     monkeypatch.setenv("nnUNet_extTrainer", str(nnunet_plugin.ext_path()))
