@@ -263,14 +263,15 @@ def _coarse_cosines(images: Tensor, fields: Tensor, usual: Tensor) -> tuple[Tens
     square = (fields[:, :2] ** 2).sum(dim=1).flatten(1).T.contiguous()
     least = OVERLAP * square.sum(dim=0)
     found = functional.pad(coarse_fields(images), [REACH] * 4)
+    squares = (found[:, :, :2] ** 2).sum(dim=2)
     best = torch.full((len(images), len(fields)), -1.0)
     place = torch.zeros(best.shape, dtype=torch.int64)
     for shift, (down, right) in enumerate(_SHIFTS):
-        here = found[..., down : down + CELLS, right : right + CELLS]
-        own, inside = (here[:, :, :2] ** 2).sum(dim=2).flatten(2), here[:, :, 2].flatten(2)
+        window = (..., slice(down, down + CELLS), slice(right, right + CELLS))
+        own, inside = squares[window].flatten(2), found[:, :, 2][window].flatten(2)
         lengths = torch.maximum(own @ body, _least_own(own, inside, usual))
         lengths = lengths * torch.maximum(inside @ square, least)
-        cosines, at = ((here[:, :, :2].flatten(2) @ known) / _positive(lengths).sqrt()).max(dim=1)
+        cosines, at = ((found[:, :, :2][window].flatten(2) @ known) / _positive(lengths).sqrt()).max(dim=1)
         nearer = cosines > best
         best[nearer], place[nearer] = cosines[nearer], at[nearer] * len(_SHIFTS) + shift
     return best, place

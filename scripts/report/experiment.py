@@ -32,7 +32,7 @@ from .experiment_scorecard import scorecard_section
 from .experiment_split import split_section
 from .experiment_tables import write_tables
 from .experiment_worth import worth_section
-from .figures import png_bytes, save_png, write_whole
+from .figures import save_png, write_whole
 from .html import document, escaped, html_figure, html_table
 
 # Up to so many comparisons each has a paragraph of its own; more are told in groups.
@@ -397,5 +397,4 @@ def _narrow_table(head: list[str], rows: list[list[Any]], caption: str) -> str:
 
 
 def _save(figure: Figure, path: Path, caption: str) -> str:
-    save_png(figure, path)
-    return html_figure(png_bytes(figure), caption, caption.split(".")[0])
+    return html_figure(save_png(figure, path).read_bytes(), caption, caption.split(".")[0])

@@ -8,7 +8,7 @@ from typing import Any
 
 from .answer import conclusion_words, interval_words, mean_and_spread, p_words, patients_words, runs_words, signed
 from .experiment_results import LEVEL, PRIMARY, Results, Row, label_comparisons, seed_runs
-from .figures import png_bytes, save_png
+from .figures import save_png
 from .html import html_figure, html_table
 from .plots import paired_dice_figure
 
@@ -25,14 +25,14 @@ def paired_figures(results: Results, split: str, compared: dict[Row, dict[str, A
             continue
         sides = [seed_runs(table[side], c["runs"]) for side in (other, row)]
         figure = paired_dice_figure(sides[0], sides[1], (c["names"][0], c["names"][1]), f"Dice ({measure})")
-        save_png(figure, folder / f"patients_{split}{number or ''}.png")
+        drawn = save_png(figure, folder / f"patients_{split}{number or ''}.png").read_bytes()
         caption = (
             f"Dice ({measure}) of each {split} patient, {row.segmenter}, “{c['names'][1]}” against “{c['names'][0]}”; "
             f"{patients_words(c['n'])}, {runs_words(c['runs'])}. On the grey line both are equal. Difference "
             f"{signed(c['difference'])} ({interval_words(c)}). {conclusion_words(c)}"
         )
         words = f"Dice of each patient, {c['names'][1]} against {c['names'][0]}"
-        parts.append(html_figure(png_bytes(figure), caption, words))
+        parts.append(html_figure(drawn, caption, words))
         if len(results.labels) > 1:
             parts.append(_label_table(results, c, row, other))
     return parts

@@ -9,7 +9,7 @@ from ..pool.from_real import CLASSICAL, DUPLICATES, FROM_REAL
 from .answer import interval_words, p_words, signed
 from .experiment_figures import Difference, difference_figure
 from .experiment_results import Results, Row, compare_rows
-from .figures import png_bytes, save_png
+from .figures import save_png
 from .html import html_figure, html_table
 
 PARTS = ("updates", "augmentation", "synthesis", "all together")
@@ -61,7 +61,7 @@ def split_section(results: Results, split: str, folder: Path) -> list[str]:
                          interval_words(c).removeprefix(f"{100 * c['level']:g} % interval "),
                          "–" if c["p"] is None else p_words(c["p_holm"]), c["n"], len(c["runs"])])  # fmt: skip
     figure = difference_figure(groups, "difference in DSC, mean over patients")
-    save_png(figure, folder / f"gain_parts_{split}.png")
+    drawn = save_png(figure, folder / f"gain_parts_{split}.png").read_bytes()
     n = sorted({c["n"] for parts in found.values() for c in parts.values()})
     runs = sorted({len(c["runs"]) for parts in found.values() for c in parts.values()})
     caption = (
@@ -73,7 +73,7 @@ def split_section(results: Results, split: str, folder: Path) -> list[str]:
     head = ["segmenter", "real patients", "arm", "part", "difference", "interval", "p (Holm)", "n", "runs"]
     return [
         "<h3>Updates, augmentation, synthesis</h3>",
-        html_figure(png_bytes(figure), caption, "What the gain is made of"),
+        html_figure(drawn, caption, "What the gain is made of"),
         html_table(head, rows, "The same in numbers.", numbers=tuple(range(4, len(head)))),
     ]
 

@@ -85,6 +85,7 @@ def test_copies_that_were_turned_or_cut_in_two_are_caught(planted, result):
     assert rate(result.copies, planted[2], "changed") >= 0.9
 
 
+@pytest.mark.slow
 def test_masks_that_are_wrong_are_caught(planted, result):
     of = planted[2]
     checks = {check.key: check for check in result.checks}
@@ -100,6 +101,7 @@ def test_masks_that_are_wrong_are_caught(planted, result):
     assert rate(flagged, of, "new") <= 0.2
 
 
+@pytest.mark.slow
 def test_thresholds_are_quantiles_of_real_items(result):
     for check in result.checks:
         beyond = check.beyond(check.real, check.real_bins)
@@ -156,6 +158,7 @@ def test_decisions_are_written_once_and_others_are_left_alone(tmp_path):
     assert [s["scores"] for s in again] == [s["scores"] for s in samples]  # levels change decisions, no scores
 
 
+@pytest.mark.slow
 def test_record_says_what_was_done(planted, result):
     of = planted[2]
     record = result.as_record()
@@ -173,6 +176,7 @@ def test_record_says_what_was_done(planted, result):
     assert sorted(judged) == sorted(set(result.audit.real.groups))
 
 
+@pytest.mark.slow
 def test_bad_input_is_refused_before_any_work(planted, tmp_path):
     pool, data_set, _, _ = planted
     with pytest.raises(InputError, match="did you mean 'agreement'"):

@@ -168,6 +168,7 @@ def test_evidence_is_the_small_fast_network(volume, tmp_path):
     assert network(torch.rand(1, 1, *size)).shape == (1, 1, *size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config, kind", [("train", "train"), ("inference", "infer")])
 def test_monai_finds_every_property(config, kind, folders, tmp_path):
     raw, pre = folders

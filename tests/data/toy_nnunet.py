@@ -1,7 +1,10 @@
 """Tiny data sets that nnU-Net's own preprocessor cropped, normalised and resampled, and pools for them."""
 
+import atexit
 import json
 import shutil
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import nibabel as nib
@@ -43,10 +46,23 @@ def write_dataset(
     **changes,
 ) -> tuple[Path, Path]:
     """Raw and preprocessed (2d and 3d_fullres) folders; `spacing` is in plane, `changes` go to dataset.json."""
+    made = _made(cases, tests, channels, regions, tuple(spacing), tuple(transpose), mask, json.dumps(changes))
+    shutil.copytree(made, root, copy_function=shutil.copyfile, dirs_exist_ok=True)
+    return root / "raw" / "Dataset901_Toy", root / "preprocessed" / "Dataset901_Toy"
+
+
+@cache
+def _made(
+    cases: int, tests: int, channels: int, regions: bool, spacing: tuple, transpose: tuple, mask: bool, changes: str
+) -> Path:
+    """Folders that are made once a process, and copied."""
+    made = tempfile.TemporaryDirectory()
+    atexit.register(made.cleanup)
+    root = Path(made.name)
     raw, pre = root / "raw" / "Dataset901_Toy", root / "preprocessed" / "Dataset901_Toy"
     for index in range(cases + tests):
         write_case(raw, "Tr" if index < cases else "Ts", index, channels, corner=mask)
-    write_description(raw, channels, regions, numTraining=cases, **changes)
+    write_description(raw, channels, regions, numTraining=cases, **json.loads(changes))
     pre.mkdir(parents=True)
     shutil.copy(raw / "dataset.json", pre)
     shutil.copytree(raw / "labelsTr", pre / "gt_segmentations")
@@ -87,7 +103,7 @@ def write_dataset(
     }
     (pre / "nnUNetPlans.json").write_text(json.dumps(plans))
     preprocess(raw, pre, plans)
-    return raw, pre
+    return root
 
 
 def preprocess(raw: Path, pre: Path, plans: dict) -> None:

@@ -369,6 +369,7 @@ def test_files_are_written_whole_and_the_same_twice(data, tmp_path):
         assert comparison["key"] in text
 
 
+@pytest.mark.slow
 def test_what_does_not_belong_together_is_refused(data, tmp_path):
     cases = open_cases(data)
     items = list(slices_of(cases, cases.fold.train))

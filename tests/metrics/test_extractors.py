@@ -2,6 +2,7 @@
 
 import socket
 import urllib.request
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -35,18 +36,24 @@ def inception():
 
 
 @pytest.fixture(scope="module")
-def files(inception, tmp_path_factory):
-    """Weights files with random values in the published layouts; of FID's Inception the classifier has 1008 rows."""
+def small_files(tmp_path_factory):
+    """AlexNet and VGG16 with random values in the published layouts; their large classifiers are left out."""
     folder = tmp_path_factory.mktemp("weights")
-    state = inception.state_dict()
-    torch.save(state, folder / "torchvision.pth")
-    torch.save({**state, "fc.weight": torch.zeros(1008, 2048), "fc.bias": torch.zeros(1008)}, folder / "fid.pth")
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), mock.patch.object(torch.nn.Linear, "reset_parameters"):
         torch.manual_seed(0)
         for name, network in (("alexnet", alexnet(weights=None)), ("vgg", vgg16(weights=None, init_weights=False))):
             features = {f"features.{key}": value for key, value in network.features.state_dict().items()}
             torch.save(features, folder / f"{name}.pth")
     return folder
+
+
+@pytest.fixture(scope="module")
+def files(inception, small_files):
+    """The same with two of Inception; of FID's own the classifier has 1008 rows."""
+    state = inception.state_dict()
+    torch.save(state, small_files / "torchvision.pth")
+    torch.save({**state, "fc.weight": torch.zeros(1008, 2048), "fc.bias": torch.zeros(1008)}, small_files / "fid.pth")
+    return small_files
 
 
 @pytest.fixture
@@ -157,7 +164,7 @@ def test_a_file_that_does_not_fit_is_refused(kind, files, tmp_path):
         InceptionFeatures(path)
 
 
-def test_absent_weights_are_left_out_and_nothing_is_downloaded(empty_hub, files, tmp_path):
+def test_absent_weights_are_left_out_and_nothing_is_downloaded(empty_hub, small_files, tmp_path):
     assert pretrained_extractors() == []
     with pytest.raises(InputError, match="no such file"):
         InceptionFeatures()
@@ -165,7 +172,7 @@ def test_absent_weights_are_left_out_and_nothing_is_downloaded(empty_hub, files,
         with pytest.raises(InputError, match="no such file"):
             pretrained_extractors(**{name: tmp_path / "missing.pth"})
     with pytest.raises(InputError, match="AlexNet weights .*vgg.pth"):
-        pretrained_extractors(alexnet=files / "vgg.pth")
+        pretrained_extractors(alexnet=small_files / "vgg.pth")
 
 
 @pytest.mark.slow

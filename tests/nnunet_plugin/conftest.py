@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from unittest import mock
 
 import blosc2
+import matplotlib
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -53,6 +54,12 @@ def _write(file: Path, array: np.ndarray, spacing: tuple, origin: tuple = (0.0, 
     sitk.WriteImage(image, str(file))
 
 
+@pytest.fixture(autouse=True)
+def small_pictures(monkeypatch):
+    """nnU-Net draws its progress after every epoch, in 3000 x 5400 pixels."""
+    monkeypatch.setitem(matplotlib.rcParams, "figure.dpi", 10)
+
+
 @pytest.fixture(scope="session")
 def nnunet_template(tmp_path_factory):
     """Folders raw and preprocessed with the three data sets; plans nnUNetPlans and, small, nnUNetPlansCPU."""
@@ -73,13 +80,21 @@ def nnunet_template(tmp_path_factory):
     in_process = SimpleNamespace(Pool=ThreadPool)  # nnU-Net's own pools take seconds each to import torch
     with mock.patch.dict(os.environ, environment):
         from nnunet_plugin.cpu_plans import write_cpu_plans
+        from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
         from nnunetv2.experiment_planning.plan_and_preprocess_api import (
             extract_fingerprints,
             plan_experiments,
             preprocess,
         )
 
-        with mock.patch("multiprocessing.get_context", lambda method=None: in_process):
+        few = property(lambda _: 6e4, lambda *_: None)  # nnU-Net draws 10e7, here from a hundred voxels: 20 s
+        with (
+            mock.patch("multiprocessing.get_context", lambda method=None: in_process),
+            mock.patch("nnunetv2.utilities.utils.Pool", ThreadPool),
+            mock.patch.object(
+                DatasetFingerprintExtractor, "num_foreground_voxels_for_intensitystats", few, create=True
+            ),
+        ):
             numbers = [901, 902, 903]
             extract_fingerprints(numbers, num_processes=1, verbose=False)
             plan_experiments(numbers)
@@ -96,7 +111,7 @@ def nnunet_template(tmp_path_factory):
 @pytest.fixture
 def nnunet(nnunet_template, tmp_path, monkeypatch):
     """A copy of the preprocessed data sets for one test, with nnU-Net's environment variables set to it."""
-    shutil.copytree(nnunet_template / "preprocessed", tmp_path / "preprocessed")
+    shutil.copytree(nnunet_template / "preprocessed", tmp_path / "preprocessed", copy_function=shutil.copyfile)
     (tmp_path / "results").mkdir()
     monkeypatch.setenv("nnUNet_raw", str(nnunet_template / "raw"))
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
@@ -236,8 +251,9 @@ def make_trainer(nnunet):
 
 def tree_hash(folder: Path) -> dict[str, str]:
     """Hash of every file below a folder, by relative path."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+    found = (os.path.join(path, name) for path, _, names in os.walk(folder) for name in names)
+    files = (path for path in found if os.path.isfile(path))
+    return {os.path.relpath(f, folder): hashlib.sha256(Path(f).read_bytes()).hexdigest() for f in files}
 
 
 @pytest.fixture

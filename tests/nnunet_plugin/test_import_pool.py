@@ -453,6 +453,7 @@ def test_command_line(make_pool, nnunet, capsys, snapshot):
     assert folder == nnunet_plugin.ext_path()
 
 
+@pytest.mark.slow
 def test_exit_status_of_the_process():
     environment = {**os.environ, "PYTHONPATH": str(Path(nnunet_plugin.__file__).parents[1])}
     environment.pop("nnUNet_preprocessed", None)

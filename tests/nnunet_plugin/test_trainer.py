@@ -7,8 +7,6 @@ import pickle
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from functools import partial
 from multiprocessing.pool import ThreadPool
@@ -238,9 +236,7 @@ def test_command_killed_in_an_epoch_and_continued(mixed, nnunet):
         "nnUNet_n_proc_DA": "1",
         "nnUNet_extTrainer": str(nnunet_plugin.ext_path()),
     }
-    command = [sys.executable, "-c", "from nnunetv2.run.run_training import run_training_entry as e; e()"]
-    command += ["901", "2d_syn50", "0", "-p", "nnUNetPlansCPUSynthAug", "-tr", "nnUNetTrainerSynthAug"]
-    command += ["-device", "cpu"]
+    command = ["901", "2d_syn50", "0", "-p", "nnUNetPlansCPUSynthAug", "-tr", "nnUNetTrainerSynthAug", "-device", "cpu"]
     run = partial(run_until, command, environment, nnunet)
     run(lambda: "Epoch 2 " in "".join(file.read_text() for file in output.glob("training_log*.txt")))
     assert len(read_epochs(output / EPOCHS_FILE)) == 2
@@ -249,17 +245,24 @@ def test_command_killed_in_an_epoch_and_continued(mixed, nnunet):
     assert [(r["epoch"], r["synthetic"], r["draws"]) for r in records] == reference
 
 
+TRAIN = """
+import os
+os.setsid()
+import matplotlib
+matplotlib.rcParams["figure.dpi"] = 10
+from nnunetv2.run.run_training import run_training_entry
+run_training_entry()
+"""
+
+
 def run_until(command, environment, folder, condition, *arguments):
-    """Run a command until the condition holds, then end it and its workers with SIGKILL."""
-    with open(folder / "log.txt", "w") as log:
-        process = subprocess.Popen(
-            [*command, *arguments], env=environment, cwd=folder, stdout=log, stderr=log, start_new_session=True
-        )
-        try:
-            wait_until(condition, process)
-        finally:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    """Run nnUNetv2_train until the condition holds, then end it and its workers with SIGKILL."""
+    process = start("-c", TRAIN, *command, *arguments, env=environment, cwd=folder, output=folder)
+    try:
+        wait_until(condition, process)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def expected_record(trainer, epoch):
@@ -378,6 +381,7 @@ def test_composes_with_other_trainers(mixed):
 
 
 # nnU-Net's search imports all its trainers, one of them timm and its torch.jit decorators.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
 def test_nnunet_finds_the_trainer(nnunet, monkeypatch):
     monkeypatch.setenv("nnUNet_extTrainer", str(nnunet_plugin.ext_path()))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.packaging.pack import pack_bundle
+from scripts.packaging import pack
 
 from ..processes import ROOT, python
 
@@ -58,7 +58,7 @@ def test_a_wheel_holds_synthaug_and_no_scripts(site):
 
 
 @pytest.mark.slow
-def test_an_installed_bundle_runs_and_is_packed_as_that_of_a_clone(site, tmp_path, capsys):
+def test_an_installed_bundle_runs_and_is_packed_as_that_of_a_clone(site, tmp_path, capsys, monkeypatch):
     bundle = Path(installed(site, "-m", "synthaug", "bundle-path", "dhvae", cwd=tmp_path).strip())
     assert bundle == site / "synthaug/bundles/dhvae"
     program = (
@@ -68,6 +68,7 @@ def test_an_installed_bundle_runs_and_is_packed_as_that_of_a_clone(site, tmp_pat
     assert installed(site, "-c", program, cwd=bundle).splitlines()[-1] == "False"
     assert len(json.loads((tmp_path / "pool/pool.json").read_text())["samples"]) == 2
     installed(site, "-m", "synthaug", "pack", "dhvae", tmp_path / "installed", cwd=tmp_path)
-    ours = pack_bundle(ROOT / "bundles/dhvae", tmp_path / "clone")
+    monkeypatch.setattr(pack, "check_loads", lambda *_: None)  # has been done, and these are the same bytes
+    ours = pack.pack_bundle(ROOT / "bundles/dhvae", tmp_path / "clone")
     assert (tmp_path / "installed" / ours.name).read_bytes() == ours.read_bytes()
     capsys.readouterr()

@@ -73,6 +73,7 @@ def test_a_picture_is_the_slice_that_its_source_names(made, tmp_path):
     assert np.corrcoef(image[0, 1].ravel(), real.ravel())[0, 1] > 0.99
 
 
+@pytest.mark.slow
 def test_what_cannot_be_shown_is_refused(made, tmp_path):
     for settings, message in (
         ({"count": 1}, "count"), ({"slices": 2}, "slices"), ({"count": 80}, "synthetic images"), ({"seed": -1}, "seed"),

@@ -78,6 +78,7 @@ def test_a_condition_bounds_volume_and_place(toy):
             sampler.check(wrong)
 
 
+@pytest.mark.slow
 def test_other_data_and_other_modes_are_refused(toy, tmp_path):
     network, given, _ = toy
     with pytest.raises(InputError, match="mode 'paint'"):

@@ -173,6 +173,7 @@ def test_organs_are_refused(roomy, snapshot):
     assert snapshot() == before
 
 
+@pytest.mark.slow
 def test_refusals_at_training_start(with_transplants, make_trainer, nnunet, split):
     trainer = with_transplants(0.5)
     with pytest.raises(InputError, match="no lesions to transplant"):
