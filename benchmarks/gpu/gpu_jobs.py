@@ -70,7 +70,7 @@ def queue(data: Path, tiny: bool = False) -> list[Job]:
         Job(f"segment_{name}", _segmenter(overlays, data / LGG), LGG) for name, overlays in SEGMENTERS.items()
     ]
     if tiny:
-        tiny_step = Job("step_hvae", _script("step", "hvae/vae", "{out}"))
+        tiny_step = Job("step_hvae", _script("step", "hvae/vae", "{out}", "--rounds", "1"))
         return [job for job in (*checks, *pet) if job.name in ("check_hvae", "curve_hvae_pet")] + [tiny_step]
     return [*checks, *pet[:3], *steps, *pet[3:], *lgg[:4], *segmenters, *lgg[4:]]
 
