@@ -226,6 +226,14 @@ class ModelSpace:
         return manager, manager.get_configuration(self.space["configuration"])
 
 
+def window(space: ModelSpace | str | Path) -> list[int]:
+    """The grid that a network was trained on, as the window of an inferer.
+
+    With a larger one, which is filled up with zeros where the image ends, a network sees what no training showed.
+    """
+    return list(ModelSpace.open(space).geometry.spatial_size)
+
+
 def _geometry_of(geometry: SliceGeometry | VolumeGeometry, shape: Sequence[int]) -> SliceGeometry | VolumeGeometry:
     """The geometry for a case `(depth, height, width)`: the same, or with more room at the same resolution."""
     plane = geometry if isinstance(geometry, SliceGeometry) else geometry.plane

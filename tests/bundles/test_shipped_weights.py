@@ -82,12 +82,16 @@ def test_dhvae_samples_after_the_download(downloaded):
 
 @pytest.mark.slow
 def test_segmentation_finds_uptake_after_the_download(downloaded, uptake):
+    """On the grid that it was trained on, whatever spatial_size says, which is of trainings."""
     image, label = uptake
-    folder = downloaded("segmentation")
-    run(folder, "inference", dataset_dir=image.parent)
-    (found,) = (folder / "predictions").rglob("*.nii.gz")
-    found, wanted = (np.asanyarray(nib.load(path).dataobj) > 0 for path in (found, label))
-    assert 2 * (found & wanted).sum() / (found.sum() + wanted.sum()) > 0.6
+    folder, found = downloaded("segmentation"), {}
+    for size in ([64, 64], [96, 96]):
+        run(folder, "inference", dataset_dir=image.parent, spatial_size=size, output_dir=folder / f"of_{size[0]}")
+        (path,) = (folder / f"of_{size[0]}").rglob("*.nii.gz")
+        found[size[0]] = np.asanyarray(nib.load(path).dataobj) > 0
+    wanted = np.asanyarray(nib.load(label).dataobj) > 0
+    assert np.array_equal(found[64], found[96])
+    assert 2 * (found[64] & wanted).sum() / (found[64].sum() + wanted.sum()) > 0.6
 
 
 @pytest.mark.slow
