@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
@@ -17,7 +18,7 @@ from ..data.description import DatasetDescription
 from ..data.geometry import geometry_from_record
 from ..data.provenance import read_provenance
 from ..data.scaling import Scaling
-from ..runtime.errors import InputError
+from ..runtime.errors import InputError, refuse_changes
 from ..runtime.files import read_record
 from ..runtime.precision import autocast_dtype
 
@@ -55,6 +56,7 @@ class Sampler:
         compile: compile the network with `torch.compile`; pays for large networks and many samples.
         threads: threads on the CPU; a pool that has to be made faster is shared by several processes instead.
         inferer: what calls the network; MONAI's SimpleInferer unless given.
+        arguments: of the network, which have to be those that the checkpoint was trained with; None: not compared.
 
     Attributes:
         provenance: record of the generator.
@@ -81,6 +83,7 @@ class Sampler:
         compile: bool = False,
         threads: int = 1,
         inferer: Inferer | None = None,
+        arguments: Mapping[str, Any] | None = None,
     ):
         if int(samples_per_pass) < 1 or int(threads) < 1:
             raise InputError(
@@ -92,7 +95,7 @@ class Sampler:
         self.autocast_dtype = autocast_dtype(autocast, self.device)
         self.provenance = read_provenance(provenance, checkpoint)
         read_record(provenance, FIELDS, "restore the models folder, or train again")
-        load_weights(network, checkpoint, self.provenance)
+        load_weights(network, checkpoint, self.provenance, arguments or {})
         self.network = network.to(self.device).eval()
         self.inferer = SimpleInferer() if inferer is None else inferer
         self.description = DatasetDescription(**self.provenance["description"])
@@ -220,11 +223,13 @@ def same_rounding(threads: int) -> Iterator[None]:
         torch.backends.cudnn.deterministic = before[1]
 
 
-def load_weights(network: nn.Module, checkpoint: str | Path, provenance: dict) -> None:
+def load_weights(
+    network: nn.Module, checkpoint: str | Path, provenance: dict, arguments: Mapping[str, Any] | None = None
+) -> None:
     """Load a checkpoint into a network of the same architecture.
 
     Raises:
-        InputError: the shapes or names differ; names the settings that the checkpoint was trained with.
+        InputError: the shapes, names or arguments differ; names the settings that the checkpoint was trained with.
     """
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
@@ -237,4 +242,11 @@ def load_weights(network: nn.Module, checkpoint: str | Path, provenance: dict) -
             f"the settings it was trained with: {provenance['network']}",
             "give the same overlay or settings as in training",
         )
+    # What a network makes of its weights may hang on what their shapes do not show: heads, groups, noise or velocity.
+    trained, given = provenance["network"], json.loads(json.dumps(arguments or {}))
+    both = trained.keys() & given.keys()
+    refuse_changes(
+        {key: trained[key] for key in both}, {key: given[key] for key in both}, f"{checkpoint} holds a network",
+        "the settings that it was trained with", "give the same overlay or settings as in training",
+    )  # fmt: skip
     network.load_state_dict(state)

@@ -215,6 +215,14 @@ def test_checkpoint_of_another_architecture(tmp_path):
     assert "[8, 16]" in str(caught.value)
 
 
+def test_what_shapes_do_not_show_is_compared_too(tmp_path):
+    """As many weights with other heads, or a velocity taken for noise, would draw something else without a word."""
+    given, same = make_generator(tmp_path / "g"), {"num_channels": 3, **NETWORK}
+    LatentSampler(**given, arguments=same)
+    with pytest.raises(InputError, match=r"attention_heads 1 \(now 2\)"):
+        LatentSampler(**given, arguments={**same, "attention_heads": 2})
+
+
 def test_settings_out_of_range_write_nothing(sampler, tmp_path):
     for wrong in ({"num_samples": 0}, {"num_samples": 3, "batch_size": 0}, {"num_samples": 3, "seed": -1}):
         with pytest.raises(InputError):
