@@ -154,11 +154,11 @@ class Bundle:
 
     def check_infer_properties(self) -> str:
         """`check_properties` of the workflow of inference.json."""
-        return _missing_properties(self._workflow("infer", ["inference"]))
+        return _missing_properties(self._workflow("infer", ["inference"], **self._at_phantom))
 
     def check_evaluation(self) -> str:
         """evaluate.json over train.json, as federated learning takes it, runs and leaves numbers."""
-        where = {**self._where, "ckpt_dir": str(self._of_phantom), "output_dir": str(self.work / "evaluation")}
+        where = {**self._at_phantom, "output_dir": str(self.work / "evaluation")}
         workflow = self._workflow("train", ["train", "evaluate"], **where)
         workflow.initialize()
         _missing_properties(workflow)
@@ -171,7 +171,7 @@ class Bundle:
 
     def check_inference(self) -> str:
         """`python -m monai.bundle run --config_file configs/inference.json` writes something."""
-        self._workflow("infer", ["inference"], **{**self._where, "ckpt_dir": str(self._of_phantom)}).run()
+        self._workflow("infer", ["inference"], **self._at_phantom).run()
         files = [path for path in (self.work / "out").rglob("*") if path.is_file()]
         if not files:
             raise CheckFailed("inference.json wrote nothing to output_dir")
@@ -234,6 +234,11 @@ class Bundle:
     def _where(self) -> dict[str, str]:
         """Settings that keep the bundle's folder clean."""
         return {"bundle_root": str(self.work), "ckpt_dir": str(self._models), "output_dir": str(self.work / "out")}
+
+    @property
+    def _at_phantom(self) -> dict[str, str]:
+        """The same, with weights whose data are at hand."""
+        return {**self._where, "ckpt_dir": str(self._of_phantom)}
 
     @cached_property
     def _settings(self) -> dict[str, Any]:

@@ -122,8 +122,8 @@ def test_overlays_hold_only_what_differs():
 def test_metadata_and_network_agree(tmp_path, capfd):
     metadata = json.loads((BUNDLE / "configs/metadata.json").read_text())
     image, pred = (metadata["network_data_format"][k][n] for k, n in (("inputs", "image"), ("outputs", "pred")))
-    parser = parsed("inference", root=tmp_path)
-    assert image["spatial_shape"] == pred["spatial_shape"] == parser.get_parsed_content("spatial_size")
+    weights = json.loads((BUNDLE / "models/provenance.json").read_text())
+    assert image["spatial_shape"] == pred["spatial_shape"] == weights["geometry"]["spatial_size"]
     verify_net_in_out(
         "network_def", "configs/metadata.json", "configs/inference.json", device="cpu", bundle_root=str(tmp_path)
     )
