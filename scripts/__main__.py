@@ -109,7 +109,7 @@ def run(
 
 
 def demo(output_dir: str = "synthaug_demo", seed: int = 0, processes: int | None = None) -> Path:
-    """Run the whole chain on a phantom, in some eight minutes on two cores; prints the path of the HTML report.
+    """Run the whole chain on a phantom, in some six minutes on two cores; prints the path of the HTML report.
 
     Args:
         output_dir: The working folder; the same command again goes on where it stopped.
@@ -119,7 +119,7 @@ def demo(output_dir: str = "synthaug_demo", seed: int = 0, processes: int | None
     Example:
         synthaug demo --output_dir synthaug_demo
     """
-    print("synthaug demo: the whole chain on a phantom, about 8 minutes on two cores", flush=True)
+    print("synthaug demo: the whole chain on a phantom, about 6 minutes on two cores", flush=True)
     from .experiment.run import run_demo
 
     return run_demo(output_dir, seed, processes=processes, command=_command())

@@ -131,7 +131,10 @@ class Bank:
 
         Every lesion that fits is as likely. A lesion stands in for a decoy where there is no room for decoys.
         """
-        if rng.random() < decoys and len(self._fitting_twice):
+        decoy = rng.random() < decoys
+        if not len(self.fits):
+            return None
+        if decoy and len(self._fitting_twice):
             return self._draw_decoy(rng)
         if not len(self.fitting):
             return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -381,6 +382,18 @@ class LearntCases(Cases):
         validation = record.get("validation", [])  # older records do not say it
         self.fold = Fold(record["fold"], names, validation, record["split_sha256"])
         self.space, self.directions = record["space"], record.get("directions")
+
+
+def phantom_for(record: dict[str, Any], phantom_dir: str | Path) -> Path:
+    """The phantom, where somebody names no data set.
+
+    Raises:
+        InputError: the weights learnt from something else, of which a phantom shows nothing.
+    """
+    if record["dataset"] != PHANTOM_NAME:
+        raise InputError(f"no data set, for weights that learnt from {record['dataset']}", "images of that kind",
+                         "give --dataset_dir")  # fmt: skip
+    return Path(phantom_dir) / PHANTOM_NAME
 
 
 def open_cases(

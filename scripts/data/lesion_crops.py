@@ -33,8 +33,6 @@ logger = logging.getLogger(__name__)
 
 LEAST_VOXELS = {2: 15, 3: 30}  # a smaller part of a lesion in a window is nothing to learn from
 VALUES = (0.02, 99.98)  # percentiles of the training values that painted ones are kept between
-# As pools of pasted tumours: what the audit holds samples against.
-BACKGROUND_SHARE = 0.1
 MOST_DRAWN = 10_000  # healthy places that are sought together
 
 

@@ -18,7 +18,6 @@ from ..runtime.settings import WORDS, least
 # What makes MONAI evaluate, refer to, copy or build something: only a bundle's own configs may.
 MARKS = ("$", "@", "%")
 KEYWORDS = ("_target_", "_mode_", "_disabled_", "_requires_", "_desc_")
-# Counts of which there is at least one.
 
 
 def near(name: str, known: Iterable[str]) -> str:

@@ -127,11 +127,16 @@ def open_pool(pool_dir: str | Path, dataset_dir: str | Path, num_samples: int | 
         )
     if num_samples is not None and num_samples < len(kept):
         kept = [kept[i] for i in np.linspace(0, len(kept) - 1, num_samples).astype(int)]
-    channels, several = cases.description.num_image_channels, "adopted" in record["provenance"]
+    channels, several = cases.description.num_image_channels, _of_several_shapes(record)
     shapes = [load_sample(pool_dir, name, channels)[1].shape for name in (kept if several else kept[:1])]
     shape = (sorted(s[0] for s in shapes)[len(shapes) // 2], max(s[1] for s in shapes), max(s[2] for s in shapes))
     training, held_out = sorted(cases.fold.train), cases.fold.val
     return OpenedPool(Path(pool_dir), record, cases, training, held_out, kept, shape)
+
+
+def _of_several_shapes(record: dict) -> bool:
+    """Another program's samples, and real cases with something new in them, are of the size that they were."""
+    return "adopted" in record["provenance"] or bool(record.get("real_anatomy"))
 
 
 def read_samples(pool: OpenedPool, track: Track) -> ItemSet:
@@ -150,7 +155,7 @@ def scaled_sample(pool: OpenedPool, name: str) -> tuple[np.ndarray, np.ndarray]:
     """
     scaling = sample_scaling(pool.record["provenance"], pool.dimension)
     image, label = load_sample(pool.folder, name, pool.description.num_image_channels)
-    other = label.shape != pool.shape and "adopted" not in pool.record["provenance"]
+    other = label.shape != pool.shape and not _of_several_shapes(pool.record)
     if other or not np.isfinite(image).all():
         raise InputError(
             f"sample {name} of shape {label.shape}, {'finite' if np.isfinite(image).all() else 'not finite'}",

@@ -13,7 +13,7 @@ from nnunet_plugin.transplant.render import render
 from nnunet_plugin.transplant.warp import draw_warp
 from scipy import ndimage
 
-from ..data.cases import PHANTOM_NAME
+from ..data.cases import phantom_for
 from ..data.cases_of_pool import open_cases_of_generator
 from ..data.holes import BORDERS, hole_around
 from ..data.lesion_crops import Scene, lesion_integers, open_bank
@@ -81,7 +81,7 @@ class FlowSampler(Sampler):
         self.mode = mode
         self.settings |= {"mode": mode, "num_steps": network.num_steps}
         trained = self.provenance["training"]
-        folder = Path(phantom_dir) / PHANTOM_NAME if dataset_dir is None else Path(dataset_dir)
+        folder = phantom_for(self.provenance, phantom_dir) if dataset_dir is None else Path(dataset_dir)
         record = {"space": self.provenance["space"], "provenance": self.provenance,
                   "dataset": self.description.as_record()}  # fmt: skip
         cases = open_cases_of_generator(record, folder)

@@ -130,7 +130,7 @@ def _check(mask: Any, volume: Any, centre: Any) -> None:
             f"mask {mask}, volume {volume}, centre {centre}", "a mask, or both a volume and a centre",
             "give --mask FILE, or --volume MM3 --centre '[X,Y,Z]'",
         )  # fmt: skip
-    if drawn and (not isinstance(volume, (int, float)) or volume <= 0 or len(centre) != 3):
+    if drawn and (not isinstance(volume, (int, float)) or not 0 < volume < np.inf or len(centre) != 3):
         raise InputError(f"volume {volume}, centre {centre}", "mm3 above 0, and three voxel indices",
                          "mend --volume or --centre")  # fmt: skip
 

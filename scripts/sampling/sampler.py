@@ -95,7 +95,7 @@ class Sampler:
         self.autocast_dtype = autocast_dtype(autocast, self.device)
         self.provenance = read_provenance(provenance, checkpoint)
         read_record(provenance, FIELDS, "restore the models folder, or train again")
-        load_weights(network, checkpoint, self.provenance, arguments or {})
+        load_weights(network, checkpoint, self.provenance, arguments)
         self.network = network.to(self.device).eval()
         self.inferer = SimpleInferer() if inferer is None else inferer
         self.description = DatasetDescription(**self.provenance["description"])

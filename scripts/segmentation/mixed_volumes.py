@@ -17,8 +17,9 @@ from .datalist import FoldAndPool
 class MixedVolumes(Randomizable, Dataset):
     """Every real training case of a fold, and places for samples, so many that they make `share` of an epoch.
 
-    The share is exact, and each time another sample stands at a place: a place has samples of its own, so that none
-    comes twice in an epoch while the pool lasts. Draws follow MONAI's seed, in each worker of its loader.
+    The share is exact. A place has samples of its own, of which each epoch draws one, so that none comes twice in an
+    epoch while the pool lasts; with no more samples than places all of them come in every epoch. Draws follow MONAI's
+    seed, in each worker of its loader.
 
     Args:
         data: folder of a raw data set.

@@ -226,11 +226,13 @@ class ModelSpace:
         return manager, manager.get_configuration(self.space["configuration"])
 
 
-def window(space: ModelSpace | str | Path) -> list[int]:
-    """The grid that a network was trained on, as the window of an inferer.
+def window(space: ModelSpace | str | Path, untrained: Sequence[int]) -> list[int]:
+    """The grid that a network was trained on, as the window of an inferer; before any training, `untrained`.
 
     With a larger one, which is filled up with zeros where the image ends, a network sees what no training showed.
     """
+    if not isinstance(space, ModelSpace) and not Path(space).is_file():
+        return list(untrained)
     return list(ModelSpace.open(space).geometry.spatial_size)
 
 

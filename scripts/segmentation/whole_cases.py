@@ -13,7 +13,8 @@ from typing import Any
 
 from monai.transforms import Transform
 
-from ..data.cases import PHANTOM_NAME, Cases, PreprocessedCases, RawCases
+from ..data.cases import PHANTOM_NAME, Cases, PreprocessedCases, RawCases, phantom_for
+from ..data.provenance import read_provenance
 from ..phantom.dataset import write_phantom
 from ..runtime.errors import InputError
 
@@ -21,19 +22,24 @@ SPLITS = ("validation", "test")
 ARRAY_ENDING = ".b2nd"
 
 
-def image_items(dataset_dir: str | Path | None, phantom_dir: str | Path) -> list[dict[str, Any]]:
+def image_items(
+    dataset_dir: str | Path | None, phantom_dir: str | Path, ckpt_dir: str | Path | None = None
+) -> list[dict[str, Any]]:
     """Items `{"image": [one path a channel], "case": id}` of a folder, sorted.
 
     Args:
         dataset_dir: a folder with CASE_0000.nii.gz, CASE_0001.nii.gz, ... (one a channel), an nnU-Net raw data set
             (its imagesTs), a folder of arrays that nnU-Net preprocessed, or None for the phantom's test cases.
         phantom_dir: where a training made the phantom; without one it is made elsewhere, while this process runs.
+        ckpt_dir: of the weights, whose record says whether a phantom is what they know.
 
     Raises:
-        InputError: the folder holds no images.
+        InputError: the folder holds no images, or the weights learnt from something else than the phantom.
     """
     if dataset_dir is None:
-        made = Path(phantom_dir) / PHANTOM_NAME
+        made, record = Path(phantom_dir) / PHANTOM_NAME, ckpt_dir and Path(ckpt_dir) / "provenance.json"
+        if record and record.is_file():
+            made = phantom_for(read_provenance(record), phantom_dir)
         dataset_dir = made if made.is_dir() else _passing_phantom()
     folder = Path(dataset_dir)
     if (folder / "imagesTs").is_dir():

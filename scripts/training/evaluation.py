@@ -13,6 +13,7 @@ from monai.handlers import StatsHandler, TensorBoardStatsHandler
 from torch import Tensor
 
 from ..data.provenance import read_provenance
+from ..data.scaling import Scaling
 from ..data.training_set import TrainingSet
 from ..runtime.errors import InputError
 from ..runtime.files import write_json
@@ -108,6 +109,12 @@ def check_held_out(data: TrainingSet, ckpt_dir: str | Path) -> None:
     if not data.validation:
         raise InputError(f"fold {data.cases.fold.name} of {data.cases.description.name}, which holds out no case "
                          "with foreground", "a fold with validation cases", "give another --fold")  # fmt: skip
+    if (data.scaling.knee is None) != (Scaling.from_record(provenance["scaling"]).knee is None):
+        raise InputError(
+            "intensities that are scaled in another way than those of the training",
+            "the same scale",
+            "give the --intensities of the training (before there were any: linear)",
+        )
     seen = sorted({case["id"] for case in provenance["cases"]} & {item["case"] for item in data.validation})
     if seen:
         raise InputError(

@@ -1,6 +1,7 @@
 """What a generator learns from: scaling and geometry can be inverted, and nothing of validation is learnt."""
 
 import json
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -13,6 +14,7 @@ from scripts.data.provenance import build_provenance, read_provenance, trained, 
 from scripts.data.scaling import Scaling
 from scripts.data.training_set import load_training_set
 from scripts.runtime.errors import InputError
+from scripts.training.evaluation import check_held_out
 
 from .toy import write_preprocessed, write_raw
 
@@ -262,6 +264,17 @@ def test_provenance_belongs_to_its_checkpoint(cases, tmp_path):
     path.write_text('{"format_version": 99}')
     with pytest.raises(InputError, match="99"):
         read_provenance(path)
+
+
+def test_an_evaluation_on_another_scale_is_refused(cases, tmp_path):
+    data = load_training_set(cases, (24, 24))
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "model.pt")
+    record = build_provenance(data, {"name": "toy", "version": "0"}, 0, {"num_channels": 4}, {})
+    write_provenance(tmp_path / "provenance.json", record, tmp_path / "model.pt")
+    check_held_out(data, tmp_path)
+    curved = replace(data, scaling=replace(data.scaling, knee=(0.1, np.inf)))
+    with pytest.raises(InputError, match="--intensities"):
+        check_held_out(curved, tmp_path)
 
 
 @pytest.mark.parametrize("per_case", [False, True])

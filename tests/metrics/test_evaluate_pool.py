@@ -14,7 +14,7 @@ from scripts.data.cases import open_cases
 from scripts.data.scaling import Scaling
 from scripts.metrics.evaluate_pool import EvaluationSettings, _paired_figures, _Progress, evaluate_pool
 from scripts.metrics.fidelity import psnr
-from scripts.metrics.item_sets import ItemSet
+from scripts.metrics.item_sets import ItemSet, open_pool, read_samples
 from scripts.report.pool_metrics import write_pool_metrics
 from scripts.runtime.errors import InputError
 from tests.data import toy
@@ -390,3 +390,19 @@ def test_what_does_not_belong_together_is_refused(data, tmp_path):
     for changes in ({"neighbours": 0}, {"resamples": 1}, {"level": 1.0}):
         with pytest.raises(InputError, match="neighbours"):
             evaluate_pool(pool, data, settings=EvaluationSettings(**changes), progress=False)
+
+
+@pytest.mark.parametrize("real_anatomy", [True, False])
+def test_painted_samples_are_of_the_size_of_their_patients(tmp_path, real_anatomy):
+    cases = open_cases(toy.write_preprocessed(tmp_path / "Dataset901_Toy"))
+    items = list(slices_of(cases, cases.fold.train))[:6]
+    items = [(image[..., : 34 - 2 * (i % 2)], label[..., : 34 - 2 * (i % 2)]) for i, (image, label) in enumerate(items)]
+    pool = open_pool(
+        write_pool(tmp_path / "pool", cases, items, real_anatomy=real_anatomy), tmp_path / "Dataset901_Toy"
+    )
+    if real_anatomy:
+        read = read_samples(pool, lambda names, _: names)
+        assert len(read.ids) == 6 and pool.shape == (1, 36, 34)
+    else:
+        with pytest.raises(InputError, match="as the first sample"):
+            read_samples(pool, lambda names, _: names)

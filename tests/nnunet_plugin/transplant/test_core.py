@@ -1,5 +1,6 @@
 """Laws of the transplants themselves: millimetres, margins, labels with their image, decoys, places, determinism."""
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -276,3 +277,9 @@ def test_core_knows_no_nnunet():
     room = Path(__file__).parents[3] / "nnunet_plugin" / "transplant"
     core = ("anatomy", "bank", "body", "lesions", "making", "paste", "place", "render", "store", "warp")
     assert not [name for name in core if "nnunetv2" in (text := (room / f"{name}.py").read_text()) or "from .." in text]
+
+
+@pytest.mark.parametrize("decoys", [0.0, 0.5, 1.0])
+def test_where_nothing_fits_nothing_is_drawn(decoys):
+    empty = replace(bank(2), fits=[])
+    assert all(empty.draw(np.random.default_rng(seed), decoys) is None for seed in range(8))

@@ -11,6 +11,7 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 BUNDLE = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(BUNDLE))
 
+from scripts.runtime.errors import InputError  # noqa: E402 - the bundle's own code
 from scripts.sampling.insertion import insert_lesion, write_insertion  # noqa: E402 - the bundle's own code
 
 
@@ -33,6 +34,8 @@ class Paint(InferTask):
 
     def __call__(self, request):
         """Paint; the label map's path, and what was done."""
+        if not request.get("foreground"):
+            raise InputError("no click", "a voxel of the image", "click where the lesion is to be")
         image, click = Path(request["image"]), [round(index) for index in request["foreground"][0]]
         settings = {name: type(default)(request.get(name, default)) for name, default in self.config().items()}
         done = insert_lesion([image], self.models, centre=click, remove=self.mode == "remove", **settings)
