@@ -27,6 +27,7 @@ MAX_CANDIDATES_PER_SAMPLE = 50
 FIELDS: dict[str, type | tuple[type, ...]] = {  # of the record, beside what says whose it is
     "description.name": str, "description.channel_names": dict, "description.labels": dict, "scaling.low": list,
     "scaling.high": list, "geometry.spatial_size": list, "geometry.field_of_view": list, "space.kind": str,
+    "network": dict,
 }  # fmt: skip
 
 

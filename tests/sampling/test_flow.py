@@ -83,7 +83,7 @@ def test_other_data_and_other_modes_are_refused(toy, tmp_path):
     network, given, _ = toy
     with pytest.raises(InputError, match="mode 'paint'"):
         FlowSampler(network, **given, mode="paint")
-    with pytest.raises(InputError, match="no folder"):
+    with pytest.raises(InputError, match="weights that learnt from"):
         FlowSampler(network, **{**given, "dataset_dir": None}, phantom_dir=tmp_path)
 
 
