@@ -131,10 +131,7 @@ class Bank:
 
         Every lesion that fits is as likely. A lesion stands in for a decoy where there is no room for decoys.
         """
-        decoy = rng.random() < decoys
-        if not len(self.fits):
-            return None
-        if decoy and len(self._fitting_twice):
+        if rng.random() < decoys and len(self._fitting_twice):
             return self._draw_decoy(rng)
         if not len(self.fitting):
             return None
@@ -179,13 +176,15 @@ class Bank:
     @cached_property
     def _rows(self) -> dict[int, np.ndarray]:
         """The fits of every lesion that fits somewhere, by their numbers."""
+        if not len(self._index):
+            return {}
         lesions, first = np.unique(self._index[:, 0], return_index=True)
         return dict(zip(lesions.tolist(), np.split(np.arange(len(self._index)), first[1:]), strict=True))
 
     @cached_property
     def fitting(self) -> list[int]:
         """The lesions that fit somewhere."""
-        return list(self._rows) if len(self._index) else []
+        return list(self._rows)
 
     @cached_property
     def _fitting_twice(self) -> list[int]:

@@ -384,13 +384,13 @@ class LearntCases(Cases):
         self.space, self.directions = record["space"], record.get("directions")
 
 
-def phantom_for(record: dict[str, Any], phantom_dir: str | Path) -> Path:
-    """The phantom, where somebody names no data set.
+def phantom_for(record: dict[str, Any] | None, phantom_dir: str | Path) -> Path:
+    """The phantom, where somebody names no data set; None: no weights are there yet.
 
     Raises:
         InputError: the weights learnt from something else, of which a phantom shows nothing.
     """
-    if record["dataset"] != PHANTOM_NAME:
+    if record is not None and record["dataset"] != PHANTOM_NAME:
         raise InputError(f"no data set, for weights that learnt from {record['dataset']}", "images of that kind",
                          "give --dataset_dir")  # fmt: skip
     return Path(phantom_dir) / PHANTOM_NAME

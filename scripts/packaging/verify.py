@@ -280,7 +280,7 @@ class Bundle:
     def _workflow(self, kind: str, configs: Sequence[str], **where: Any) -> Any:
         files = [f"configs/{name}.json" for name in configs]
         known = set(ConfigParser.load_config_files(files))
-        settings = {**SHORT, "dataset_dir": self._phantom, **(where or self._where)}
+        settings = {**SHORT, "dataset_dir": self._phantom, **where}
         given: dict[str, Any] = {name: value for name, value in settings.items() if name in known}
         return create_workflow(config_file=files, workflow_type=kind, logging_file=False, **given)
 

@@ -37,9 +37,8 @@ def image_items(
         InputError: the folder holds no images, or the weights learnt from something else than the phantom.
     """
     if dataset_dir is None:
-        made, record = Path(phantom_dir) / PHANTOM_NAME, ckpt_dir and Path(ckpt_dir) / "provenance.json"
-        if record and record.is_file():
-            made = phantom_for(read_provenance(record), phantom_dir)
+        path = None if ckpt_dir is None else Path(ckpt_dir) / "provenance.json"
+        made = phantom_for(read_provenance(path) if path and path.is_file() else None, phantom_dir)
         dataset_dir = made if made.is_dir() else _passing_phantom()
     folder = Path(dataset_dir)
     if (folder / "imagesTs").is_dir():
