@@ -6,12 +6,13 @@ import importlib.metadata
 import json
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnunet_plugin.leakage import cases_sha256
 
-from ..runtime.errors import InputError
+from ..runtime.errors import InputError, refuse_changes
 from ..runtime.files import file_sha256, read_record, write_json
 from ..runtime.packed import FILE as PACKED
 from ..runtime.running import checkpoint_being_loaded
@@ -121,6 +122,20 @@ def record_of_weights(path: str | Path) -> Path:
     """`path`, or while `monai.bundle.load` loads weights from elsewhere, the file of that name beside them."""
     loaded = checkpoint_being_loaded()
     return Path(path) if loaded is None else loaded.with_name(Path(path).name)
+
+
+def refuse_other_network(
+    trained: Mapping[str, Any], given: Mapping[str, Any], weights: str | Path, allowed: str, remedy: str
+) -> None:
+    """Raise `InputError` where arguments of a network are not those of its record.
+
+    Shapes do not show all of them: heads, groups, noise or velocity. One that the record lacks is younger than it, and
+    the configs know what its absence means.
+    """
+    given = json.loads(json.dumps(given))
+    both = trained.keys() & given.keys()
+    before, now = ({name: record[name] for name in both} for record in (trained, given))
+    refuse_changes(before, now, f"{weights} holds a network", allowed, remedy)
 
 
 def trained(path: str | Path, name: str, default: Any, before: Any = None) -> Any:

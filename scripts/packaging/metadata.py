@@ -12,7 +12,8 @@ from monai.bundle import ConfigParser
 from torch import nn
 
 from ..data.description import DatasetDescription
-from ..runtime.errors import InputError, refuse_changes
+from ..data.provenance import refuse_other_network
+from ..runtime.errors import InputError
 
 # What DICOM calls the images that channels of data sets are usually named after; others are n/a, as in the zoo.
 MODALITIES = {
@@ -72,15 +73,10 @@ def built_network(configs: Mapping[str, dict], trained: Mapping[str, Any], weigh
     parser = ConfigParser({**configs["inference.json"], "ckpt_dir": str(weights.parent), "device": "cpu"})
     key = "network_record" if "network_record" in configs["inference.json"] else "network_arguments"
     network, record = parser.get_parsed_content("network_def"), parser.get_parsed_content(key)
-    # an argument that the record lacks is younger than it, and the configs know what its absence means
-    record = {name: value for name, value in json.loads(json.dumps(record)).items() if name in trained["network"]}
     remedy = (
         """give the config files of the training, such as --overlays '["volume.json"]', or your own with its settings"""
     )
-    refuse_changes(
-        {name: trained["network"][name] for name in record}, record, f"{weights} holds a network",
-        "the network that was trained", remedy,
-    )  # fmt: skip
+    refuse_other_network(trained["network"], record, weights, "the network that was trained", remedy)
     state = torch.load(weights, map_location="cpu", weights_only=True)
     ours = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     theirs = {name: tuple(value.shape) for name, value in state.items()}

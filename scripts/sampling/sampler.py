@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
@@ -16,9 +15,9 @@ from torch import nn
 
 from ..data.description import DatasetDescription
 from ..data.geometry import geometry_from_record
-from ..data.provenance import read_provenance
+from ..data.provenance import read_provenance, refuse_other_network
 from ..data.scaling import Scaling
-from ..runtime.errors import InputError, refuse_changes
+from ..runtime.errors import InputError
 from ..runtime.files import read_record
 from ..runtime.precision import autocast_dtype
 
@@ -243,11 +242,8 @@ def load_weights(
             f"the settings it was trained with: {provenance['network']}",
             "give the same overlay or settings as in training",
         )
-    # What a network makes of its weights may hang on what their shapes do not show: heads, groups, noise or velocity.
-    trained, given = provenance["network"], json.loads(json.dumps(arguments or {}))
-    both = trained.keys() & given.keys()
-    refuse_changes(
-        {key: trained[key] for key in both}, {key: given[key] for key in both}, f"{checkpoint} holds a network",
+    refuse_other_network(
+        provenance["network"], arguments or {}, checkpoint,
         "the settings that it was trained with", "give the same overlay or settings as in training",
     )  # fmt: skip
     network.load_state_dict(state)
