@@ -3,8 +3,8 @@
 One process without background workers draws batches in these arms: stock nnU-Net, stock again, the plugin with a pool
 at share 0 and 0.5, and with transplants at share 0 and 0.3. The order of the arms is shuffled in each block, each block
 reseeds every random generator, and the CPU time of an arm is compared with stock's in the same block. Stock against
-stock shows the noise of the measurement; the plugin passes where its interval overlaps that one, and transplants where
-their median is at most 1.1 times stock's.
+stock shows the noise of the measurement; the plugin passes where its interval does not lie above that one, and transplants
+where their median is at most 1.1 times stock's.
 
     python benchmarks/plugin_overhead.py                                  # random cases that it makes itself
     python benchmarks/plugin_overhead.py --dataset /path/to/nnUNet_raw/Dataset501_LGG
@@ -230,8 +230,8 @@ def summarise(seconds: dict[str, list[float]], seed: int) -> dict:
         medians = np.median(rng.choice(paired, (10_000, len(paired))), axis=1)
         interval = [round(float(bound), 4) for bound in np.percentile(medians, [2.5, 97.5])]
         ratios[arm] = {"median": round(float(np.median(paired)), 4), "interval": interval}
-    low, high = ratios["stock again"]["interval"]
-    passes = {arm: ratios[arm]["interval"][0] <= high and low <= ratios[arm]["interval"][1] for arm in ARMS[2:5]}
+    noise = ratios["stock again"]["interval"][1]
+    passes = {arm: ratios[arm]["interval"][0] <= noise for arm in ARMS[2:5]}
     passes["transplants 0.3"] = ratios["transplants 0.3"]["median"] <= MOST
     medians = {arm: round(float(np.median(values)), 5) for arm, values in seconds.items()}
     return {"seconds_per_batch": medians, "ratio_to_stock": ratios, "passes": passes}

@@ -15,7 +15,7 @@ from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import distributed as dist
 
-from .dataset import EpochPlans, Ledger, MixedDataset, WritableCases, planned
+from .dataset import EpochPlans, Ledger, MixedDataset, OpenCases, WritableCases, planned
 from .errors import InputError
 from .identity import Identity
 from .import_pool import read_import
@@ -108,6 +108,7 @@ class SynthAugMixin(nnUNetTrainer):
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         """Return the training cases mixed with the pool's and with transplants, and the real validation cases."""
         train, val = super().get_tr_and_val_datasets()
+        train = OpenCases(train)
         if self.dataset_class is nnUNetDatasetNumpy:
             train, val = WritableCases(train), WritableCases(val)
         dataset = PreprocessedDataset(Path(self.preprocessed_dataset_folder_base), self.dataset_json)

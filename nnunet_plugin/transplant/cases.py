@@ -15,7 +15,6 @@ from .render import render
 from .store import load_bank
 
 MOST_LOCATIONS = 10_000  # voxels of a class that nnU-Net keeps, and that are kept of a lesion
-MOST_OPEN = 64  # cases that a worker keeps open, since to open one takes a fifth of a transplant's time
 
 
 class TransplantCases:
@@ -48,10 +47,9 @@ class TransplantCases:
         self._patch_size, self._classes = tuple(patch_size), tuple(classes)
         self._decoys, self._seed, self._rank = decoys, seed, rank
         self._bank: Bank | None = None  # every worker maps the files itself
-        self._opened: dict[int, tuple[Any, Any, Any, dict]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_bank": None, "_opened": {}}
+        return {**self.__dict__, "_bank": None}
 
     @property
     def bank(self) -> Bank:
@@ -76,11 +74,7 @@ class TransplantCases:
         return self._volume(transplant, data, seg, source, properties["class_locations"])
 
     def _open(self, case: int) -> tuple[Any, Any, Any, dict]:
-        if case not in self._opened:
-            if len(self._opened) == MOST_OPEN:
-                del self._opened[next(iter(self._opened))]
-            self._opened[case] = self._cases.load_case(self._names[case])
-        return self._opened[case]
+        return self._cases.load_case(self._names[case])
 
     def _plane(self, transplant: Transplant, data: Any, seg: Any, source: Any) -> tuple[Any, Any, None, dict]:
         plane = transplant.plane
@@ -167,20 +161,20 @@ def moved_locations(
 
     Locations are (voxels, 4) of channel (0) and place; the patch's count is kept below 10,000 a class.
     """
-    low, high = (np.array([getattr(part, end) for part in window]) for end in ("start", "stop"))
-    ours = np.argwhere(patch.labels > 0)
-    values = patch.labels[tuple(ours.T)]
+    low, high = (np.array([getattr(part, end) for part in window])[:, None] for end in ("start", "stop"))
+    place, size = patch.start[:, None], np.array(patch.labels.shape)[:, None]
+    ours = np.stack(np.nonzero(patch.labels))
+    values = patch.labels[tuple(ours)]
+    ours += place
     moved: dict[Any, Any] = {}
     for of in classes:
         members = (of,) if isinstance(of, int) else of
-        kept = np.asarray(locations[of]).reshape(-1, 4)[:, 1:]
-        place = kept - patch.start
-        inside = ((place >= 0) & (place < patch.labels.shape)).all(axis=1)
-        now = np.zeros(len(kept), patch.labels.dtype)
-        now[inside] = patch.labels[tuple(place[inside].T)]
-        kept = kept[(now == 0) | np.isin(now, members)]
-        added = ours[np.isin(values, members)] + patch.start
-        every = np.concatenate([kept, added[:: len(added) // MOST_LOCATIONS + 1]])
-        every = every[((every >= low) & (every < high)).all(axis=1)] - low
-        moved[of] = np.concatenate([np.zeros((len(every), 1), int), every], axis=1) if len(every) else []
+        kept = np.ascontiguousarray(np.asarray(locations[of]).reshape(-1, 4)[:, 1:].T)
+        inside = np.flatnonzero(((kept >= place) & (kept < place + size)).all(axis=0))
+        now = patch.labels[tuple(kept.take(inside, axis=1) - place)]
+        kept = np.delete(kept, inside[(now > 0) & ~np.isin(now, members)], axis=1)
+        added = ours.compress(np.isin(values, members), axis=1)
+        every = np.concatenate([kept, added[:, :: added.shape[1] // MOST_LOCATIONS + 1]], axis=1)
+        every = every.compress(((every >= low) & (every < high)).all(axis=0), axis=1) - low
+        moved[of] = np.concatenate([np.zeros((1, every.shape[1]), int), every]).T if every.size else []
     return moved

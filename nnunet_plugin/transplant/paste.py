@@ -70,31 +70,35 @@ def make_patch(
     width = border * spacing.min()
     box = box_around(centre, warp.new_extent(lesion.extent) + width, spacing, shape)
     axes = [(np.arange(part.start, part.stop) - at) * step for part, at, step in zip(box, centre, spacing, strict=True)]
-    points = in_voxels(warp.old_offsets(axes), lesion)
     # The distance grows with the scale; the free-form deformation changes it by little.
     distance = lesion.distance.astype(np.float32) * warp.scale
-    grid = tuple(len(axis) for axis in axes)
-    near = _near(distance, points, grid, width + 2 * (STEP // 2) * np.linalg.norm(spacing))
-    points = points.reshape(len(points), -1)[:, near]
+    close, low = _near(distance, lesion, warp, axes, width + 2 * (STEP // 2) * np.linalg.norm(spacing))
+    axes = [axis[first : first + size] for axis, first, size in zip(axes, low, close.shape, strict=True)]
+    near = np.flatnonzero(close)
+    points = in_voxels(warp.old_offsets(axes), lesion).reshape(len(axes), -1).take(near, axis=1)
     away = ndimage.map_coordinates(distance, points, order=1, mode="nearest")
     # Whether the mask covers a point by half is a question only at its surface; distances go from voxel to voxel by two
     # voxels at most (from inside to outside), and by one elsewhere.
     inside = away < 0
-    surface = np.abs(away) < 2 * warp.scale * np.linalg.norm(lesion.spacing)
-    inside[surface] = covered(lesion, points[:, surface])
+    surface = np.flatnonzero(np.abs(away) < 2 * warp.scale * np.linalg.norm(lesion.spacing))
+    inside[surface] = covered(lesion, points.take(surface, axis=1))
     away[inside] = 0
-    touched = away < width
-    near, points, away, inside = near[touched], points[:, touched], away[touched], inside[touched]
-    soft = np.clip(1 - away / width, 0, 1)
-    alpha, labels = np.zeros(grid, np.float32), np.zeros(grid, lesion.labels.dtype)
-    alpha.flat[near] = soft * soft * (3 - 2 * soft)
-    nearest = np.rint(points[:, inside]).astype(int).T.clip(0, np.array(lesion.labels.shape) - 1)
-    labels.flat[near[inside]] = lesion.labels[tuple(nearest.T)]
-    warped = np.zeros((len(image), *grid), np.float32)
+    touched = np.flatnonzero(away < width)
+    near, points, inside = near[touched], points.take(touched, axis=1), np.flatnonzero(inside[touched])
+    soft = np.clip(1 - away[touched] / width, 0, 1)
+    alpha, labels = np.zeros(close.size, np.float32), np.zeros(close.size, lesion.labels.dtype)
+    alpha[near] = soft * soft * (3 - 2 * soft)
+    nearest = [
+        np.rint(axis).astype(int).clip(0, size - 1)
+        for axis, size in zip(points.take(inside, axis=1), lesion.labels.shape, strict=True)
+    ]
+    labels[near[inside]] = lesion.labels[tuple(nearest)]
+    warped = np.zeros((len(image), close.size), np.float32)
     for channel, of in enumerate(image):
         values = ndimage.map_coordinates(of, points, order=1, mode="nearest")
-        warped[channel].flat[near] = np.maximum(values * gain[channel] + offset[channel], floor[channel])
-    return Patch(np.array([part.start for part in box]), warped, labels, alpha)
+        warped[channel, near] = np.maximum(values * gain[channel] + offset[channel], floor[channel])
+    start = np.array([part.start for part in box]) + low
+    return Patch(start, *(array.reshape(*array.shape[:-1], *close.shape) for array in (warped, labels, alpha)))
 
 
 def covered(lesion: Lesion, points: np.ndarray) -> np.ndarray:
@@ -103,21 +107,24 @@ def covered(lesion: Lesion, points: np.ndarray) -> np.ndarray:
     return ndimage.map_coordinates(mask, points, order=1, mode="constant") >= 0.5
 
 
-def _near(distance: np.ndarray, points: np.ndarray, grid: tuple[int, ...], reach: float) -> np.ndarray:
-    """Return the flat indices of a grid's points that may lie within `reach` mm, judged by every third along an axis.
+def _near(
+    distance: np.ndarray, lesion: Lesion, warp: Warp, axes: list[np.ndarray], reach: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return which points of a grid, given by its axes' offsets, may lie within `reach` mm: a box of it, and its start.
 
-    Most of a volume's box is farther away, and to look at every point is what takes time. `reach` has to leave room for
-    a block's own points, which lie one step from its middle.
+    Judged by the middles of blocks of `STEP` points along each axis, since most of a volume's grid is farther away, and
+    to look at every point is what takes time. `reach` has to leave room for the step to a block's other points.
     """
-    every = tuple(slice(STEP // 2, None, STEP) if size > STEP else slice(None, None, STEP) for size in grid)
-    coarse = ndimage.map_coordinates(distance, points[(slice(None), *every)], order=1, mode="nearest") < reach
-    for axis, size in enumerate(grid):
-        coarse = np.repeat(coarse, STEP, axis=axis)
-        lacking = size - coarse.shape[axis]
-        if lacking > 0:  # the last, incomplete step
-            coarse = np.concatenate([coarse, *[coarse.take([-1], axis=axis)] * lacking], axis=axis)
-        coarse = coarse.take(range(size), axis=axis)
-    return np.flatnonzero(coarse)
+    middles = [axis[np.minimum(np.arange(0, len(axis), STEP) + STEP // 2, len(axis) - 1)] for axis in axes]
+    points = in_voxels(warp.old_offsets(middles), lesion)
+    close = ndimage.map_coordinates(distance, points, order=1, mode="nearest") < reach
+    low = np.zeros(len(axes), int)
+    for axis, offsets in enumerate(axes):
+        blocks = np.flatnonzero(close.any(axis=tuple(other for other in range(len(axes)) if other != axis)))
+        first, last = blocks[[0, -1]] if len(blocks) else (0, 0)
+        low[axis] = STEP * first
+        close = close.take(np.arange(low[axis], min(STEP * (last + 1), len(offsets))) // STEP, axis=axis)
+    return close, low
 
 
 def in_voxels(offsets: np.ndarray, lesion: Lesion) -> np.ndarray:
