@@ -3,7 +3,7 @@
 One process without background workers draws batches in these arms: stock nnU-Net, stock again, the plugin with a pool
 at share 0 and 0.5, and with transplants at share 0 and 0.3. The order of the arms is shuffled in each block, each block
 reseeds every random generator, and the CPU time of an arm is compared with stock's in the same block. Stock against
-stock shows the noise of the measurement; the plugin passes where its interval does not lie above that one, and transplants
+stock shows the noise of the measurement; the plugin passes where its interval does not lie above that one, transplants
 where their median is at most 1.1 times stock's.
 
     python benchmarks/plugin_overhead.py                                  # random cases that it makes itself

@@ -109,7 +109,7 @@ def run(
 
 
 def demo(output_dir: str = "synthaug_demo", seed: int = 0, processes: int | None = None) -> Path:
-    """Run the whole chain on a phantom, in some six minutes on two cores; prints the path of the HTML report.
+    """Run the whole chain on a phantom, in a few minutes on two cores; prints the path of the HTML report.
 
     Args:
         output_dir: The working folder; the same command again goes on where it stopped.
@@ -119,7 +119,7 @@ def demo(output_dir: str = "synthaug_demo", seed: int = 0, processes: int | None
     Example:
         synthaug demo --output_dir synthaug_demo
     """
-    print("synthaug demo: the whole chain on a phantom, about 6 minutes on two cores", flush=True)
+    print("synthaug demo: the whole chain on a phantom, a few minutes on two cores", flush=True)
     from .experiment.run import run_demo
 
     return run_demo(output_dir, seed, processes=processes, command=_command())
@@ -318,14 +318,13 @@ def experiment(
     """
     if protocol is not None:
         print(f"synthaug experiment: checking {protocol} and its data", flush=True)
-    from .experiment.experiment import devices_of, list_protocols, run_experiment
+    from .experiment.experiment import devices_of, list_protocols, prepare, run_experiment
 
     if protocol is None:
         return list_protocols()
-    return run_experiment(
-        protocol, output_dir or f"synthaug_{Path(protocol).stem}", preset, dataset_dir, raw_dir, processes,
-        devices_of(devices), executor, cluster, _command(),
-    )  # fmt: skip
+    folder = output_dir or f"synthaug_{Path(protocol).stem}"
+    where = (processes, devices_of(devices), executor, cluster)
+    return run_experiment(prepare(protocol, folder, preset, dataset_dir, raw_dir, *where), _command())
 
 
 def bundle_path(name: str) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..runtime.errors import InputError
 from .cells import plan_cells
@@ -17,49 +17,12 @@ from .schedule import Cluster, Executor, Processes, Schedule, num_cores
 EXECUTORS = ("processes", "slurm", "local")
 
 
-def run_experiment(
-    protocol: str | Path,
-    output_dir: str | Path,
-    preset: str | None = None,
-    dataset_dir: str | Path | None = None,
-    raw_dir: str | Path | None = None,
-    processes: int | None = None,
-    devices: Sequence[str] = (),
-    executor: str = "processes",
-    cluster: dict[str, Any] | None = None,
-    command: str = "",
-    over: Mapping[str, Any] | None = None,
-) -> Path:
-    """Do all cells of a protocol that are not done, then write the report; returns its path.
+class Prepared(NamedTuple):
+    """An experiment whose settings were checked, and where its cells will run."""
 
-    Args:
-        protocol: name of one that comes with the package, or a YAML file.
-        output_dir: the folder; the same command goes on where it stopped, one with other settings repeats only what
-            they change.
-        preset: of the protocol.
-        dataset_dir: nnU-Net data set, raw or preprocessed; None: the protocol's phantom.
-        raw_dir: raw data set of a preprocessed one, for test cases.
-        processes: cells at a time; None: one for each device; without one, two where there are two cores.
-        devices: GPUs, one for each of these in turn.
-        executor: processes of this machine, or submitit's slurm or local.
-        cluster: parameters of submitit.
-        command: how the user called it, for the report.
-        over: settings over those of the protocol.
-
-    Raises:
-        InputError: the protocol or data cannot be used, another command works in the folder, or cells failed (their
-            logs are named).
-    """
-    from ..report.experiment import write_experiment_report
-
-    settings, slots = prepare(
-        protocol, output_dir, preset, dataset_dir, raw_dir, processes, devices, executor, cluster, over
-    )
-    with held(absolute(output_dir)):
-        schedule = do_cells(output_dir, settings, slots, command)
-        report = write_experiment_report(output_dir)
-    check_done(schedule, report)
-    return report
+    output_dir: Path
+    settings: dict[str, Any]
+    slots: Executor
 
 
 def prepare(
@@ -73,15 +36,50 @@ def prepare(
     executor: str = "processes",
     cluster: dict[str, Any] | None = None,
     over: Mapping[str, Any] | None = None,
-) -> tuple[dict[str, Any], Executor]:
-    """The settings of an experiment, every one checked, and where its cells will run, see `run_experiment`."""
+) -> Prepared:
+    """Check a protocol, its data and where it runs.
+
+    Args:
+        protocol: name of one that comes with the package, or a YAML file.
+        output_dir: the folder.
+        preset: of the protocol.
+        dataset_dir: nnU-Net data set, raw or preprocessed; None: the protocol's phantom.
+        raw_dir: raw data set of a preprocessed one, for test cases.
+        processes: cells at a time; None: one for each device; without one, two where there are two cores.
+        devices: GPUs, one for each of these in turn.
+        executor: processes of this machine, or submitit's slurm or local.
+        cluster: parameters of submitit.
+        over: settings over those of the protocol.
+
+    Raises:
+        InputError: the protocol, the data or the folder cannot be used.
+    """
     settings = read_protocol(protocol, preset, over)
     folder = absolute(output_dir)
     check_folder(folder, settings["name"])
     slots = _executor(folder, processes, devices, executor, cluster)
     settings |= data_settings(settings, dataset_dir, raw_dir)
     check_networks(settings)
-    return settings, slots
+    return Prepared(folder, settings, slots)
+
+
+def run_experiment(prepared: Prepared, command: str = "") -> Path:
+    """Do all cells that are not done, then write the report; returns its path.
+
+    The same command goes on where it stopped, one with other settings repeats only what they change. `command` is how
+    the user called it, for the report.
+
+    Raises:
+        InputError: another command works in the folder, or cells failed (their logs are named).
+    """
+    from ..report.experiment import write_experiment_report
+
+    folder, settings, slots = prepared
+    with held(folder):
+        schedule = do_cells(folder, settings, slots, command)
+        report = write_experiment_report(folder)
+    check_done(schedule, report)
+    return report
 
 
 def do_cells(

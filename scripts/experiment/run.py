@@ -10,21 +10,24 @@ from ..data.raw_files import is_raw_dataset, lists_its_files
 from ..packaging.bundle_files import bundle_names
 from ..runtime.errors import InputError
 from .accepted import check_overlays, check_settings, near, plain
-from .experiment import run_experiment
+from .experiment import prepare, run_experiment
 from .protocol import DECIDED, SEGMENTATION, read_protocol
 
 CONFIGURATIONS = ("2d", "3d_fullres")
 REAL, MIXED, TRANSPLANTED, SEGMENTER = "real only", "real + synthetic", "real + transplants", "nnU-Net"
 
 
-def run_dataset(dataset_dir: str | Path, output_dir: str | Path, options: Mapping[str, Any], **how: Any) -> Path:
+def run_dataset(
+    dataset_dir: str | Path, output_dir: str | Path, options: Mapping[str, Any], command: str = "", **how: Any
+) -> Path:
     """Train a generator on a data set, judge its pool, train nnU-Net without and with it, test both; the report's path.
 
     Args:
         dataset_dir: raw nnU-Net data set with imagesTs and labelsTs.
         output_dir: the run's folder.
         options: see `settings_of`.
-        how: processes, devices, executor, cluster and command, as of `run_experiment`.
+        command: how the user called it.
+        how: processes, devices, executor and cluster, as of `prepare`.
 
     Raises:
         InputError: an option or the data cannot be used, or a cell failed.
@@ -39,7 +42,7 @@ def run_dataset(dataset_dir: str | Path, output_dir: str | Path, options: Mappin
                 "imagesTr, labelsTr, and imagesTs with labelsTs to measure on",
                 "add the folder; keep some annotated patients apart as test cases",
             )
-    return run_experiment("run", output_dir, None, dataset_dir, over=over, **how)
+    return run_experiment(prepare("run", output_dir, dataset_dir=dataset_dir, over=over, **how), command)
 
 
 def settings_of(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,13 +103,13 @@ def settings_of(options: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def run_demo(output_dir: str | Path, seed: int, **how: Any) -> Path:
+def run_demo(output_dir: str | Path, seed: int, processes: int | None, command: str) -> Path:
     """The whole chain on a phantom; returns the report's path."""
     if not _whole(seed, 0):
         raise InputError(f"--seed {seed!r}", "a whole number from 0", "mend --seed")
     data = read_protocol("demo")["dataset"]
     over = {"dataset": {**data, "seed": seed}, "generator_seed": seed, "seeds": [seed]}
-    return run_experiment("demo", output_dir, over=over, **how)
+    return run_experiment(prepare("demo", output_dir, over=over, processes=processes), command)
 
 
 def _number(value: Any) -> bool:

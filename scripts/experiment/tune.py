@@ -108,7 +108,7 @@ def tune(
     }
     output = absolute(output_dir or f"synthaug_tune_{data.name}_fold_{fold}")
     chosen_devices = devices_of(devices)
-    settings, slots = prepare(
+    _, settings, slots = prepare(
         "tune", output, preset, data.folder, None, processes, chosen_devices, executor, cluster, over
     )
     if refused:

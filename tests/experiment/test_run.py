@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from scripts.experiment.dataset import make_view
-from scripts.experiment.experiment import run_experiment
+from scripts.experiment.experiment import prepare, run_experiment
 from scripts.experiment.run_folder import RunFolder
 from scripts.experiment.work import BUSY, run_cell
 from scripts.runtime.errors import InputError
@@ -144,13 +144,13 @@ def test_submitit_runs_the_same_cells(tmp_path):
     pytest.importorskip("submitit")
     data = write_raw(tmp_path / "Dataset901_Toy")
     protocol = write_protocol(tmp_path, POOL)
-    report = run_experiment(protocol, tmp_path / "run", dataset_dir=data, executor="local", processes=2)
+    report = run_experiment(prepare(protocol, tmp_path / "run", dataset_dir=data, executor="local", processes=2))
     assert report.is_file()
     run = RunFolder(tmp_path / "run")
     assert all(run.result(cell) for cell in run.cells)
     assert "sampling" in run.log("pool/pasted_real-all_fold0").read_text()  # its output is in the cell's log
     with pytest.raises(InputError, match="cluster"):
-        run_experiment(protocol, tmp_path / "run", dataset_dir=data, cluster={"timeout_min": 3})
+        prepare(protocol, tmp_path / "run", dataset_dir=data, cluster={"timeout_min": 3})
 
 
 def test_a_held_cell_is_left_alone(tmp_path):
