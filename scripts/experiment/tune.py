@@ -136,14 +136,16 @@ def tune(
 
 
 def decide(compared: Mapping[str, Mapping[str, Any]]) -> str:
-    """The arm whose lower bound of the paired gain is the highest, if that is above 0; else real only.
+    """The arm that did better with the highest lower bound of its paired gain, or real only where none did.
+
+    "Better" is what the report calls so: a lower bound above 0 and p below 0.05 by Holm over the arms. The bound alone
+    would choose an arm that helps nothing in about 16 % of cases with 16 patients and five arms, in 25 % with six.
 
     Args:
-        compared: of each arm, "interval" of its paired gain over real only, or None.
+        compared: of each arm, "interval" of its paired gain over real only, or None, and "conclusion".
     """
-    bounds = {arm: c["interval"][0] for arm, c in compared.items() if c.get("interval")}
-    best = max(bounds, key=lambda arm: bounds[arm], default=REAL)
-    return best if bounds.get(best, 0.0) > 0 else REAL
+    better = {arm: c["interval"][0] for arm, c in compared.items() if c["conclusion"] == "higher"}
+    return max(better, key=lambda arm: better[arm], default=REAL)
 
 
 def seconds_spent(output: Path) -> float:

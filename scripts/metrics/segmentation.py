@@ -34,16 +34,19 @@ def compare_masks(
 ) -> dict[str, float | int | None]:
     """Compare two masks of one patient.
 
-    Where both are empty nothing is defined: these values are None. Where one is empty, "dice", "iou" and "nsd" are 0
-    and "hd95" is not defined (None): there is no distance to nothing. MONAI gives NaN, 0 or infinity there, which
-    a mean would take for the best value or lose without a word.
+    Where the reference is empty nothing of these is defined (None), whatever was predicted: whether a patient is in a
+    mean must not depend on the network. What is predicted there is counted by the lesion measures and by
+    "predicted_voxels". Where the prediction alone is empty, "dice", "iou" and "nsd" are 0 and "hd95" is not defined:
+    there is no distance to nothing. MONAI gives NaN, 0 or infinity there, which a mean would take for the best value
+    or lose without a word.
 
     Args:
         prediction, reference: bool `(x, y, z)`; an axis of one voxel is no surface.
         spacing: millimetres along these axes.
         tolerance: of the surfaces in millimetres; None: no surfaces, which take longer.
 
-    Returns "dice", "iou", with a tolerance "hd95" (95th percentile of the symmetric surface distances, mm), "nsd"
+    Returns "dice", "iou", with a tolerance "hd95" (mm; of the 95th percentiles of the distances from either surface to
+    the other the larger, as MONAI defines it), "nsd"
     (normalised surface Dice, Nikolov et al. 2021) and those of `lesion_measures`, and "reference_voxels" and
     "predicted_voxels".
     """
@@ -52,7 +55,7 @@ def compare_masks(
     counts |= {"reference_voxels": voxels[0], "predicted_voxels": voxels[1]}
     names = OVERLAPS if tolerance is None else OVERLAPS + SURFACES
     if not all(voxels):
-        value = 0.0 if any(voxels) else None
+        value = 0.0 if voxels[0] else None
         return {**{name: None if name == "hd95" else value for name in names}, **counts}
     # Both lie in the box around the two, with a margin for their surfaces.
     places = np.argwhere(prediction | reference)

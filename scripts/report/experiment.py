@@ -28,7 +28,7 @@ from .experiment_results import (
     steps,
 )
 from .experiment_runs import run_section, unfinished_section
-from .experiment_scorecard import scorecard_section
+from .experiment_scorecard import cited_split, scorecard_section
 from .experiment_split import split_section
 from .experiment_tables import write_tables
 from .experiment_worth import worth_section
@@ -83,7 +83,7 @@ def write_experiment_report(run_dir: str | Path) -> Path:
     for split in splits:
         body += _segmentation_section(results, split, compared[split], folder)
     body += pool_section(results, folder)
-    body += scorecard_section(results, compared[splits[0]] if splits else {})
+    body += scorecard_section(results, compared[cited_split(splits)] if splits else {})
     body += run_section(results)
     for split in splits:
         body += patient_section(results, split)

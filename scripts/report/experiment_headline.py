@@ -12,8 +12,8 @@ from .experiment_results import Row
 def headline(compared: Mapping[Row, Mapping[str, Any]]) -> str | None:
     """The one sentence, from comparisons with a reference (`comparisons`); None where nothing is defined.
 
-    With several arms: how many do better after Holm, and the one that does so most surely; or that none does, and the
-    one with the highest mean.
+    With several arms: how many do better after Holm, and of these the one with the highest lower bound; or that none
+    does, and the one with the highest mean; and how many do worse.
     """
     defined = {row: c for row, c in compared.items() if c["difference"] is not None}
     if not defined:
@@ -24,17 +24,19 @@ def headline(compared: Mapping[Row, Mapping[str, Any]]) -> str | None:
         (row, c), = defined.items()  # fmt: skip
         verb = told.get(c["conclusion"], "cannot be told from")
         return f"“{row.words}” {verb} “{reference}”: {_difference(row, c, several=False)}."
+    number = sum(c["conclusion"] == "lower" for c in defined.values())
+    worse = f" {number} of {len(defined)} did worse." if number else ""
     better = {row: c for row, c in defined.items() if c["conclusion"] == "higher"}
     if better:
         row = max(better, key=lambda one: better[one]["interval"][0])
         return (
-            f"{len(better)} of {len(defined)} arms did better than “{reference}”, most surely “{row.words}”: "
-            f"{_difference(row, better[row])}."
+            f"{len(better)} of {len(defined)} arms did better than “{reference}”, with the highest lower bound "
+            f"“{row.words}”: {_difference(row, better[row])}.{worse}"
         )
     row = max(defined, key=lambda one: defined[one]["difference"])
     return (
         f"None of {len(defined)} arms can be told to do better than “{reference}”; the highest is “{row.words}”: "
-        f"{_difference(row, defined[row])}."
+        f"{_difference(row, defined[row])}.{worse}"
     )
 
 

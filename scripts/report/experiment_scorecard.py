@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..pool.from_real import CLASSICAL, DUPLICATES
@@ -14,6 +14,11 @@ from .html import html_table
 # As many samples as there are held-out items, so that both figures are of one n; else all.
 POOLED, CEILING = ("synthetic (n of held-out) vs training", "synthetic vs training"), "held-out vs training"
 HEAD = ("pool", "fidelity", "coverage", "copies", "usefulness", "gain")
+
+
+def cited_split(splits: Sequence[str]) -> str:
+    """The split whose gain is cited: test patients where there are such."""
+    return "test" if "test" in splits else splits[0]
 
 
 def scorecards(results: Results, compared: Mapping[Row, Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -56,7 +61,8 @@ def scorecard_section(results: Results, compared: Mapping[Row, Mapping[str, Any]
         "names; coverage (Naeem et al. 2020): the part of training items with a sample among their neighbours; beside "
         "each what held-out real cases reach. Copies: of training cases, by the audit. Usefulness: Dice on held-out "
         "patients of a network that learnt from the pool alone, over that of one that learnt from real slices. Gain: "
-        "of the arm with the most samples of this generator over real only. Intervals: 95 %. To cite: scorecard.md."
+        "of the arm with the most samples of this generator over real only, on test patients where there are such. "
+        "Intervals: 95 %. To cite: scorecard.md."
     )
     return ["<h3>Scorecards</h3>", html_table(list(HEAD), [[card[name] for name in HEAD] for card in cards], caption)]
 
@@ -100,7 +106,8 @@ def _usefulness(useful: Mapping[str, Any] | None) -> str:
     if useful["ratio"] is None:
         return "cannot be told"
     between = "" if useful["interval"] is None else " [{:.2f}, {:.2f}]".format(*useful["interval"])
-    return f"{useful['ratio']:.2f}{between}" + ("" if useful["useful"] else f" (below {useful['threshold']:g})")
+    below = useful["ratio"] < useful["threshold"]
+    return f"{useful['ratio']:.2f}{between}" + (f" (below {useful['threshold']:g})" if below else "")
 
 
 def _gain(results: Results, place: Mapping[str, Any], compared: Mapping[Row, Mapping[str, Any]]) -> str:
@@ -113,4 +120,5 @@ def _gain(results: Results, place: Mapping[str, Any], compared: Mapping[Row, Map
     row = max(rows, key=lambda one: one.num_synthetic)
     c = compared[row]
     p = "" if c["p"] is None else f", Holm {p_words(c['p_holm'])}"
-    return f"{signed(c['difference'])} Dice ({interval_words(c)}{p}; “{row.words}”, {row.segmenter}, n = {c['n']})"
+    patients = f"{c['n']} {row.split} patients"
+    return f"{signed(c['difference'])} Dice ({interval_words(c)}{p}; “{row.words}”, {row.segmenter}, {patients})"

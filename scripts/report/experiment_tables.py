@@ -11,7 +11,7 @@ from typing import Any
 from ..runtime.files import write_text
 from .experiment_pools import metric_rows
 from .experiment_results import MEASURES, Results, Row, arm_summary, baseline_comparisons, comparisons
-from .experiment_scorecard import scorecard_text
+from .experiment_scorecard import cited_split, scorecard_text
 
 
 def write_tables(results: Results, folder: Path) -> None:
@@ -22,8 +22,8 @@ def write_tables(results: Results, folder: Path) -> None:
     _write(folder / "pool_metrics.csv", _metrics(results))
     _write(folder / "cells.csv", _cells(results))
     if results.cells("pool"):
-        split = next(iter(_splits(results)), None)
-        compared = {} if split is None else comparisons(results, split)
+        splits = _splits(results)
+        compared = comparisons(results, cited_split(splits)) if splits else {}
         write_text(folder / "scorecard.md", scorecard_text(results, compared))
 
 

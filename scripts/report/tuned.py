@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .answer import patients_words, signed
+from .answer import p_words, patients_words, signed
 from .experiment_plateau import rising_words
 from .experiment_results import read_results
 from .figures import write_whole
@@ -53,15 +53,16 @@ def tune_words(record: Mapping[str, Any]) -> str:
         one = compared[chosen]
         return (
             f"Train with “{chosen}”: on {patients_words(one['n'])} of this fold's training, each validated once, it "
-            f"gained {_gain(one)} of Dice over real cases only, and its lower bound is above 0."
+            f"gained {_gain(one)} of Dice over real cases only, Holm {p_words(one['p_holm'])}."
         )
     if not compared:
         return "Train on real cases only: no arm could be compared with them, for the reasons below."
     best = max(compared, key=lambda arm: compared[arm]["difference"])
+    gain = f"{_gain(compared[best])} ({patients_words(compared[best]['n'])})"
     return (
-        f"Train on real cases only: of {len(compared)} arm{'s' * (len(compared) > 1)} none has a lower bound above 0. "
-        f"The highest gain was that of “{best}”, {_gain(compared[best])} ({patients_words(compared[best]['n'])}). That "
-        "is no proof that it does not help."
+        f"Train on real cases only: of {len(compared)} arm{'s' * (len(compared) > 1)} none can be told to do better (a "
+        f"lower bound above 0, and p below 0.05 by Holm over the arms). The highest gain was that of “{best}”, {gain}. "
+        "That is no proof that it does not help."
     )
 
 

@@ -11,6 +11,7 @@ from scripts.audit.audit import audit_words, run_audit
 from scripts.audit.items import Items
 from scripts.audit.usefulness import (
     UsefulnessSettings,
+    _ratio_interval,
     find_usefulness,
     patient_dice,
     usefulness_settings,
@@ -72,6 +73,21 @@ def test_where_it_cannot_be_told(audited):
     everyone = type(audit)(**{**vars(audit), "held_out": np.zeros(len(audit.real), bool)})
     unknown = find_usefulness(everyone, np.ones(len(audit.samples), bool), settings, 0, CPU, all_of)
     assert unknown["ratio"] is None and "fold all" in usefulness_words(unknown)
+
+
+def test_below_the_threshold_is_said_where_the_whole_interval_is():
+    record = {"ratio": 0.84, "interval": [0.66, 1.02], "useful": None, "threshold": 0.85, "pool_dice": 0.42,
+              "real_dice": 0.5, "patients": 6, "steps": 9}  # fmt: skip
+    assert "cannot be told" in usefulness_words(record) and "UNLIKELY" not in usefulness_words(record)
+    assert "UNLIKELY" in usefulness_words({**record, "interval": [0.66, 0.84], "useful": False})
+
+
+def test_a_ratio_to_next_to_nothing_has_no_interval():
+    """Of five patients all five may be drawn as the four that the real cases do not teach."""
+    assert _ratio_interval(np.full(5, 0.5), np.array([0, 0, 0, 0, 0.9]), 0) is None
+    low, high = _ratio_interval(np.full(5, 0.4), np.full(5, 0.5), 0)
+    assert low == pytest.approx(0.8) == high
+    assert _ratio_interval(np.full(4, 0.4), np.full(4, 0.5), 0) is None
 
 
 def test_dice_is_that_of_a_whole_patient():

@@ -16,6 +16,7 @@ from scripts.experiment.protocol import read_protocol
 from scripts.experiment.schedule import DONE, FAILED
 from scripts.experiment.tune import REAL, TRANSPLANTS, decide, tune
 from scripts.experiment.work import run_cell
+from scripts.metrics.comparison import compare_paired
 from scripts.runtime.errors import InputError
 from scripts.sampling.copy_paste import write_copy_paste
 from scripts.segmentation.mixing import load_pool
@@ -100,11 +101,21 @@ class MadeJob(FakeJob):
         return self.outcome
 
 
-def test_the_highest_lower_bound_above_zero_is_chosen():
-    a, b, c = ({"interval": interval} for interval in ([0.001, 0.1], [0.01, 0.02], [-0.01, 0.3]))
+def test_the_highest_lower_bound_of_the_arms_that_did_better_is_chosen():
+    a, b = ({"interval": interval, "conclusion": "higher"} for interval in ([0.001, 0.1], [0.01, 0.02]))
+    c = {"interval": [-0.01, 0.3], "conclusion": "undecided"}
     assert decide({"a": a, "b": b, "c": c}) == "b"
-    assert decide({"c": c}) == decide({"d": {"interval": [-0.2, -0.1]}}) == decide({}) == REAL
-    assert decide({"e": {"interval": None}, "f": {"interval": [0.0, 0.1]}}) == REAL
+    worse = {"interval": [-0.2, -0.1], "conclusion": "lower"}
+    assert decide({"c": c}) == decide({"d": worse}) == decide({}) == REAL
+    assert decide({"e": {"interval": None, "conclusion": "too few"}}) == REAL
+
+
+def test_a_bound_above_zero_alone_is_not_enough():
+    """Of six patients the interval is too short: Wilcoxon's p is 0.06 here."""
+    gains = [0.20, 0.15, 0.10, 0.08, 0.05, -0.01]
+    real = {0: {f"p{k}": 0.5 for k in range(6)}}
+    found = compare_paired(real, {0: {f"p{k}": 0.5 + gain for k, gain in enumerate(gains)}})
+    assert found["interval"][0] > 0 and decide({"arm": found}) == REAL
 
 
 @pytest.mark.parametrize("fold", [0, 1, "all"])
@@ -163,7 +174,7 @@ def test_transplants_that_help_are_written_as_a_configuration(tmp_path, monkeypa
     block = plans["configurations"]["2d_tuned"]["synthaug"]["transplant"]
     assert (block["share"], block["decoys"], block["finish_epochs"]) == (0.3, 0.25, 10)
     assert (data / "synthaug/transplants_nnUNetPlans_2d/fold_0").is_dir()
-    assert record["train_command"] in page and "its lower bound is above 0" in page and "RISING" not in page
+    assert record["train_command"] in page and "of Dice over real cases only, Holm p" in page and "RISING" not in page
     assert "not trained to a plateau" in page  # the made-up reference still rises
     again = Made({TRANSPLANTS: 0.05})
     assert run_tune(tmp_path, monkeypatch, again, num_epochs=50)[1] == record and not again.started

@@ -89,13 +89,14 @@ def test_empty_masks_are_defined_and_counted():
     both = compare_masks(none, none, (1, 1, 1), 1.0)
     assert all(both[name] is None for name in ("dice", "iou", "hd95", "nsd"))
     missed, invented = compare_masks(none, some, (1, 1, 1), 1.0), compare_masks(some, none, (1, 1, 1), 1.0)
-    for one in (missed, invented):
-        assert (one["dice"], one["iou"], one["nsd"], one["hd95"]) == (0, 0, 0, None)
+    assert (missed["dice"], missed["iou"], missed["nsd"], missed["hd95"]) == (0, 0, 0, None)
+    assert all(invented[name] is None for name in ("dice", "iou", "hd95", "nsd"))  # as both: no network decides it
+    assert invented["predicted_voxels"] == some.sum()
     perfect = compare_masks(some, some, (1, 1, 1), 1.0)
     cases = {name: {"a": one} for name, one in zip("wxyz", (both, missed, invented, perfect), strict=True)}
     summary = summarise_cases(cases)["a"]
     assert summary["dice"] == {
-        "n": 3, "mean": pytest.approx(1 / 3), "sd": pytest.approx(np.std([0, 0, 1], ddof=1)), "median": 0,
+        "n": 2, "mean": pytest.approx(1 / 2), "sd": pytest.approx(np.std([0, 1], ddof=1)), "median": 0.5,
     }  # fmt: skip
     assert summary["hd95"] == {"n": 1, "mean": 0, "sd": None, "median": 0}
     counts = {key: summary[key] for key in ("cases", "both_empty", "reference_empty", "prediction_empty")}

@@ -7,7 +7,7 @@ import pytest
 from scripts.report.experiment import write_experiment_report
 from scripts.report.experiment_headline import headline
 from scripts.report.experiment_results import Row, comparisons, read_results
-from scripts.report.experiment_scorecard import HEAD, _figure, scorecards
+from scripts.report.experiment_scorecard import HEAD, _figure, cited_split, scorecards
 
 from ..experiment.fake import finish, start, write_result
 
@@ -53,8 +53,16 @@ def test_several_arms():
         row("c"): compared(0.04, [0.03, 0.05], "higher", 3),
         row("d"): compared(0.05, [0.01, 0.09], "higher", 3),
     }
-    assert headline(more).startswith("2 of 4 arms did better than “real only”, most surely “c”: Dice +0.040")
+    assert headline(more).startswith("2 of 4 arms did better than “real only”, with the highest lower bound “c”: ")
+    assert "did worse" not in headline(more)
+    harm = {row("e"): compared(-0.05, [-0.1, -0.01], "lower", 3), row("f"): compared(-0.04, [-0.1, -0.01], "lower", 3)}
+    assert headline(few | harm).endswith(" 2 of 4 did worse.") and "None of 4" in headline(few | harm)
+    assert headline(more | harm).endswith(" 2 of 6 did worse.") and "2 of 6 arms did better" in headline(more | harm)
     assert headline({}) is None
+
+
+def test_gains_on_test_patients_are_cited_where_there_are_such():
+    assert cited_split(["validation", "test"]) == "test" and cited_split(["validation"]) == "validation"
 
 
 @pytest.mark.slow
@@ -76,7 +84,11 @@ def test_scorecards_hold_five_figures_of_each_pool(tmp_path):
     assert _figure([pool, {**ceiling, "n": [9, 40]}], "fid") == "3; real 1"
     assert _figure([pool, {**ceiling, "n": [52, 40]}], "fid") == "3; real 1 (of 52 items, not 9: another scale)"
     c = found[Row("validation", "U-Net", "all", "model", 20)]
-    assert f"{c['difference']:+.3f} Dice" in card["gain"] and "model, 20" in card["gain"] and "n = 16" in card["gain"]
+    assert (
+        f"{c['difference']:+.3f} Dice" in card["gain"]
+        and "model, 20" in card["gain"]
+        and "16 validation patients" in card["gain"]
+    )
     assert cards["pasted, all real, fold 1"]["copies"] == "not audited"
     page = write_experiment_report(run.path)
     text = (page.parent / "scorecard.md").read_text()
