@@ -27,6 +27,7 @@ from .seen import check_pretrained, check_seen, pretrained_file, read_seen, writ
 from .settings import parse_settings
 from .transplant.cases import TransplantCases
 from .transplant.folds import bank_folder, read_fold
+from .transplant.loader import loading_transplants
 
 EPOCHS_FILE = "synthaug_epochs.jsonl"
 
@@ -131,6 +132,11 @@ class SynthAugMixin(nnUNetTrainer):
         synthetic = None if pool is None else self._pool_cases(dataset, pool)
         transplants = None if bank is None else self._transplant_cases(dataset, bank, train)
         return MixedDataset(train, synthetic, self.synthaug_plans, self.synthaug_ledger, transplants), val
+
+    def get_dataloaders(self) -> tuple[Any, Any]:
+        """Return nnU-Net's loaders, which take patches of a transplant around its lesion."""
+        with loading_transplants():
+            return super().get_dataloaders()
 
     def _pool_record(self, dataset: PreprocessedDataset) -> dict[str, Any] | None:
         """Return the record of the imported pool, if there is one and it fits the configuration."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..dataset import CaseSource
 from .bank import Bank, Transplant
+from .loader import Locations
 from .paste import Patch, blend, relabel
 from .render import render
 from .store import load_bank
@@ -26,8 +27,7 @@ class TransplantCases:
         folder: of the bank.
         names: the bank's cases, in its order.
         cases: reads them.
-        patch_size: of the network, two or three numbers. What is returned of a large image is the part of which every
-            patch shows the lesion: nnU-Net's loader does not know where that is.
+        patch_size: of the network, two or three numbers: `TransplantLoader` takes patches that show the lesion.
         classes: the labels (int) and regions (tuple) whose places the loader wants to know.
         decoys: share of the transplants that are healthy tissue.
     """
@@ -69,53 +69,43 @@ class TransplantCases:
             return None
         data, seg, _, properties = self._open(transplant.case)
         source = self._open(transplant.source)[0] if transplant.is_decoy else None
-        if self.bank.dimension == 2:
-            return self._plane(transplant, data, seg, source)
-        return self._volume(transplant, data, seg, source, properties["class_locations"])
+        return self._paste(transplant, data, seg, source, properties["class_locations"])
 
     def _open(self, case: int) -> tuple[Any, Any, Any, dict]:
         return self._cases.load_case(self._names[case])
 
-    def _plane(self, transplant: Transplant, data: Any, seg: Any, source: Any) -> tuple[Any, Any, None, dict]:
-        plane = transplant.plane
-        if source is not None:
-            source = np.asarray(source[:, transplant.source_plane : transplant.source_plane + 1])[:, 0]
-        patch = render(self.bank, transplant, tuple(data.shape[2:]), source)
-        window = window_around(transplant.centre, self._patch_size, data.shape[2:])
-        cut = (slice(None), slice(plane, plane + 1), *window)
-        start = np.array([part.start for part in window])
-        image = blend(np.asarray(data[cut])[:, 0], patch, start)[:, None]
-        labels = relabel(np.asarray(seg[cut])[0, 0], patch, start)[None, None]
-        return image, labels, None, {"class_locations": locations_in(labels, self._classes)}
-
-    def _volume(
+    def _paste(
         self, transplant: Transplant, data: Any, seg: Any, source: Any, locations: dict
     ) -> tuple[Any, Any, None, dict]:
-        patch = render(self.bank, transplant, tuple(data.shape[1:]), source)
-        window = window_around(transplant.centre, self._patch_size, data.shape[1:])
-        locations = moved_locations(locations, patch, window, self._classes)
-        return PastedImage(data, patch, window), PastedLabels(seg, patch, window), None, {"class_locations": locations}
+        shape = data.shape[-self.bank.dimension :]
+        window = window_around(transplant.centre, self._patch_size, shape)
+        if self.bank.dimension == 3:
+            patch = render(self.bank, transplant, shape, source)
+        else:
+            plane = slice(transplant.plane, transplant.plane + 1)
+            if source is not None:
+                source = np.asarray(source[:, transplant.source_plane : transplant.source_plane + 1])[:, 0]
+            patch = in_plane(render(self.bank, transplant, shape, source), plane.start)
+            window = [plane, *window]
+            locations = {of: rows_in(where, plane) for of, where in locations.items()}
+        moved = Locations(moved_locations(locations, patch, self._classes), window)
+        return PastedImage(data, patch), PastedLabels(seg, patch), None, {"class_locations": moved}
 
 
 class PastedImage:
-    """A part of an image `(channels, *spatial)` with a patch in it; only what is indexed by slices is read."""
+    """An image `(channels, *spatial)` with a patch in it; only what is indexed by slices is read."""
 
-    def __init__(self, whole: Any, patch: Patch, window: Sequence[slice]):
+    def __init__(self, whole: Any, patch: Patch):
         self._whole, self._patch = whole, patch
-        self._start = np.array([part.start for part in window])
-        self.shape = (whole.shape[0], *(part.stop - part.start for part in window))
-        self.dtype = whole.dtype
-        self.ndim = len(self.shape)
+        self.shape, self.dtype, self.ndim = tuple(whole.shape), whole.dtype, len(whole.shape)
 
     def __getitem__(self, slices: Any) -> np.ndarray:
         """Return a region, given by as many slices as there are axes, or fewer; without a step."""
         slices = slices if isinstance(slices, tuple) else (slices,)
         slices = (*slices, *[slice(None)] * (self.ndim - len(slices)))
         bounds = [part.indices(size)[:2] for part, size in zip(slices, self.shape, strict=True)]
-        start = self._start + [low for low, _ in bounds[1:]]
-        stop = self._start + [high for _, high in bounds[1:]]
-        region = np.asarray(self._whole[(slice(*bounds[0]), *map(slice, start.tolist(), stop.tolist()))])
-        return self._paste(region, start)
+        region = np.asarray(self._whole[tuple(slice(*bound) for bound in bounds)])
+        return self._paste(region, np.array([low for low, _ in bounds[1:]]))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return self[:].astype(dtype or self.dtype, copy=False)
@@ -125,10 +115,21 @@ class PastedImage:
 
 
 class PastedLabels(PastedImage):
-    """A part of a label map `(1, *spatial)` with a patch's labels in it; only what is indexed is read."""
+    """A label map `(1, *spatial)` with a patch's labels in it; only what is indexed is read."""
 
     def _paste(self, region: np.ndarray, start: np.ndarray) -> np.ndarray:
         return relabel(region[0], self._patch, start)[None]
+
+
+def in_plane(patch: Patch, plane: int) -> Patch:
+    """Return a patch of a plane as one of the volume."""
+    return Patch(np.array([plane, *patch.start]), patch.image[:, None], patch.labels[None], patch.alpha[None])
+
+
+def rows_in(locations: Any, plane: slice) -> np.ndarray:
+    """Return those of the locations (voxels, 4) that are in a plane."""
+    rows = np.asarray(locations, np.int64).reshape(-1, 4)
+    return rows[rows[:, 1] == plane.start]
 
 
 def window_around(centre: np.ndarray, patch_size: Sequence[int], shape: Sequence[int]) -> list[slice]:
@@ -145,23 +146,11 @@ def window_around(centre: np.ndarray, patch_size: Sequence[int], shape: Sequence
     return window
 
 
-def locations_in(labels: np.ndarray, classes: Sequence[int | tuple[int, ...]]) -> dict:
-    """Return where the classes are in a label map `(1, planes, rows, columns)`: (voxels, 4) each, or an empty list."""
-    found: dict[Any, Any] = {}
-    for of in classes:
-        where = np.argwhere(labels == of if isinstance(of, int) else np.isin(labels, of))
-        found[of] = where[:: len(where) // MOST_LOCATIONS + 1] if len(where) else []
-    return found
-
-
-def moved_locations(
-    locations: dict, patch: Patch, window: Sequence[slice], classes: Sequence[int | tuple[int, ...]]
-) -> dict:
-    """Return a case's locations in the window: without those that the patch labels otherwise, with those of the patch.
+def moved_locations(locations: dict, patch: Patch, classes: Sequence[int | tuple[int, ...]]) -> dict:
+    """Return a case's locations without those that the patch labels otherwise, and with those of the patch.
 
     Locations are (voxels, 4) of channel (0) and place; the patch's count is kept below 10,000 a class.
     """
-    low, high = (np.array([getattr(part, end) for part in window])[:, None] for end in ("start", "stop"))
     place, size = patch.start[:, None], np.array(patch.labels.shape)[:, None]
     ours = np.stack(np.nonzero(patch.labels))
     values = patch.labels[tuple(ours)]
@@ -169,12 +158,12 @@ def moved_locations(
     moved: dict[Any, Any] = {}
     for of in classes:
         members = (of,) if isinstance(of, int) else of
-        kept = np.ascontiguousarray(np.asarray(locations[of]).reshape(-1, 4)[:, 1:].T)
+        # nnU-Net keeps an empty list of a class that a case has not.
+        kept = np.ascontiguousarray(np.asarray(locations.get(of, ()), np.int64).reshape(-1, 4)[:, 1:].T)
         inside = np.flatnonzero(((kept >= place) & (kept < place + size)).all(axis=0))
         now = patch.labels[tuple(kept.take(inside, axis=1) - place)]
         kept = np.delete(kept, inside[(now > 0) & ~np.isin(now, members)], axis=1)
         added = ours.compress(np.isin(values, members), axis=1)
         every = np.concatenate([kept, added[:, :: added.shape[1] // MOST_LOCATIONS + 1]], axis=1)
-        every = every.compress(((every >= low) & (every < high)).all(axis=0), axis=1) - low
         moved[of] = np.concatenate([np.zeros((1, every.shape[1]), int), every]).T if every.size else []
     return moved

@@ -10,7 +10,7 @@ from nnunet_plugin.errors import InputError
 from nnunet_plugin.transplant.anatomy import read_anatomy
 from nnunet_plugin.transplant.bank import Bank
 from nnunet_plugin.transplant.body import body_mask, depth_in
-from nnunet_plugin.transplant.cases import PastedImage, PastedLabels, window_around
+from nnunet_plugin.transplant.cases import PastedImage, PastedLabels, in_plane, moved_locations, window_around
 from nnunet_plugin.transplant.folds import choose_labels
 from nnunet_plugin.transplant.lesions import Lesion, Surroundings, surface
 from nnunet_plugin.transplant.making import make_bank
@@ -223,14 +223,23 @@ def test_stored_banks_draw_the_same(tmp_path, dimension):
 
 
 def test_lazy_regions_are_those_of_the_whole():
-    transplant, image, labels, patch = next(iter(drawn(3, 0.0, 1)))
-    window = window_around(transplant.centre, (6, 16, 16), labels.shape)
-    lazy, whole = PastedImage(image, patch, window), blend(image, patch, np.zeros(3, int))
-    lazy_labels, whole_labels = PastedLabels(labels[None], patch, window), relabel(labels, patch, np.zeros(3, int))
-    assert lazy.shape[1:] == lazy_labels.shape[1:] and np.array_equal(lazy[:], whole[(slice(None), *window)])
-    assert np.array_equal(np.asarray(lazy_labels)[0], whole_labels[tuple(window)])
+    _, image, labels, patch = next(iter(drawn(3, 0.0, 1)))
+    lazy, whole = PastedImage(image, patch), blend(image, patch, np.zeros(3, int))
+    lazy_labels, whole_labels = PastedLabels(labels[None], patch), relabel(labels, patch, np.zeros(3, int))
+    assert lazy.shape == image.shape and np.array_equal(lazy[:], whole)
+    assert np.array_equal(np.asarray(lazy_labels)[0], whole_labels)
     part = (slice(None), slice(1, 4), slice(3, 9), slice(2, None))
-    assert np.array_equal(lazy[part], whole[(slice(None), *window)][part])
+    assert np.array_equal(lazy[part], whole[part])
+
+
+def test_a_patch_of_a_plane_is_one_of_the_volume():
+    transplant, image, labels, patch = next(iter(drawn(2, 0.0, 1)))
+    stack = np.stack([image] * 3, axis=1)
+    lazy = PastedImage(stack, in_plane(patch, 1))
+    assert np.array_equal(lazy[:][:, 1], blend(image, patch, np.zeros(2, int)))
+    assert np.array_equal(lazy[:][:, [0, 2]], stack[:, [0, 2]])
+    inside = PastedLabels(np.stack([labels] * 3)[None], in_plane(patch, 1))[:, :, 5:40, 3:]
+    assert np.array_equal(inside[0, 1], relabel(labels, patch, np.zeros(2, int))[5:40, 3:])
 
 
 @pytest.mark.parametrize("centre", [0, 3, 20, 47])
@@ -239,6 +248,20 @@ def test_every_patch_shows_the_lesion(centre):
     (window,) = window_around(np.array([centre]), (16,), (48,))
     assert 0 <= window.start and window.stop <= 48 and window.stop - window.start >= 16
     assert window.stop - 16 <= centre < window.start + 16
+
+
+def test_locations_move_with_the_patch():
+    """Also of classes that a case has not, of which nnU-Net keeps an empty list."""
+    _, _, labels, patch = next(iter(drawn(3, 0.0, 1)))
+    everywhere = np.argwhere(np.ones_like(labels))
+    rows = np.concatenate([np.zeros((len(everywhere), 1), int), everywhere], axis=1)
+    new = relabel(np.full_like(labels, 3), patch, np.zeros(3, int))
+    moved = moved_locations({3: rows, 2: [], (1, 2): []}, patch, [1, 2, 3, (1, 2)])
+    for of, where in moved.items():
+        places = np.asarray(where, int).reshape(-1, 4)
+        expected = np.isin(new, of)
+        assert (places[:, 0] == 0).all() and len(np.unique(places, axis=0)) == len(places) == expected.sum()
+        assert expected[tuple(places[:, 1:].T)].all()
 
 
 def test_body_leaves_out_air_and_keeps_the_skull():
