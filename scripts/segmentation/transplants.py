@@ -118,6 +118,11 @@ class Transplants:
         self.bank = make_bank(cases, self.dimension, self._lesions(volumes), seed=seed, open_file=files, room=room)
         self.make(0, 0)  # what cannot be done is said before the training
 
+    @property
+    def record(self) -> dict[str, Any]:
+        """What the provenance says of them."""
+        return {**asdict(self.settings), "cases": self.names, "lesions": len(self.bank.lesions)}
+
     def _lesions(self, volumes: list[dict[int, float]]) -> list[int]:
         """The integers of label maps that are lesions, by their volumes in each case.
 
@@ -185,13 +190,6 @@ def open_transplants(
     """
     settings = TransplantSettings.parse(block)
     return None if settings is None or settings.share == 0 else Transplants(data, settings, seed, cache_gb, cache_dir)
-
-
-def transplant_record(transplants: Transplants | None) -> dict[str, Any] | None:
-    """What the provenance says of them."""
-    if transplants is None:
-        return None
-    return {**asdict(transplants.settings), "cases": transplants.names, "lesions": len(transplants.bank.lesions)}
 
 
 def _case_on_grid(case: Case, data: TrainingSet) -> tuple[np.ndarray, np.ndarray]:

@@ -11,12 +11,14 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
-from monai.transforms import Transform
+from monai.transforms import Compose, Invertd, LoadImaged, Transform
+from monai.utils import CommonKeys as Keys
 
 from ..data.cases import PHANTOM_NAME, Cases, PreprocessedCases, RawCases, phantom_for
 from ..data.provenance import read_provenance
 from ..phantom.dataset import write_phantom
 from ..runtime.errors import InputError
+from .model_space import ImageReader, ModelSpace, ToGridd, ToLabelMapd
 
 SPLITS = ("validation", "test")
 ARRAY_ENDING = ".b2nd"
@@ -122,6 +124,24 @@ def case_of(image: str | Path | Sequence[str | Path]) -> str:
     path = Path(image if isinstance(image, (str, Path)) else image[0])
     name = Path(path.name.removesuffix(".gz")).stem
     return name if path.suffix == ARRAY_ENDING else name.removesuffix("_0000")
+
+
+def labelled_on_grid(space: ModelSpace | str | Path) -> Compose:
+    """Transforms of `labelled_items`: the image on the grid of the model's space, the label as the file has it."""
+    return Compose(
+        [
+            NameCase(),
+            LoadImaged([Keys.IMAGE, Keys.LABEL], reader=ImageReader(), ensure_channel_first=True),
+            ToGridd(Keys.IMAGE, space),
+        ]
+    )
+
+
+def label_map_of_file(preprocessing: Compose, space: ModelSpace | str | Path) -> Compose:
+    """Transforms of logits `pred` of an image that `preprocessing` brought to the grid: to a label map of its file."""
+    return Compose(
+        [Invertd(Keys.PRED, preprocessing, orig_keys=Keys.IMAGE, nearest_interp=False), ToLabelMapd(Keys.PRED, space)]
+    )
 
 
 class NameCase(Transform):

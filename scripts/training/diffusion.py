@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 from ignite.engine import Engine, Events
+from ignite.metrics import Metric
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
@@ -19,12 +20,13 @@ from ..runtime.errors import InputError
 from ..runtime.noise import draw_rows
 from ..runtime.precision import autocast_dtype, casting
 from .averaging import WeightAverage
-from .evaluation import ItemEvaluation
+from .evaluation import ItemEvaluation, item_means
 from .parallel import mean_terms
 from .steps import descend
 
 NOISE_LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss}
 QUARTILES = 4
+QUARTILE_LOSSES = tuple(f"noise_loss_q{i + 1}" for i in range(QUARTILES))
 
 
 class Conditions(Protocol):
@@ -204,5 +206,10 @@ class DiffusionEvaluation(ItemEvaluation):
             added = torch.randn(mean.shape, generator=noise).to(mean)
             predicted = network.predict_noise(network.ddpm.add_noise(mean, added, t), t)
             losses.append(NOISE_LOSSES[self.noise_loss](predicted, added))
-        named = {f"noise_loss_q{i + 1}": loss for i, loss in enumerate(losses)}
+        named = dict(zip(QUARTILE_LOSSES, losses, strict=True))
         return {"noise_loss": torch.stack(losses).mean(), **named}
+
+
+def noise_loss_means() -> dict[str, Metric]:
+    """Metrics of a `DiffusionEvaluation` under their names after `val_`; the key metric is the noise loss."""
+    return item_means(**{f"val_{name}": name for name in ("noise_loss", *QUARTILE_LOSSES)})

@@ -10,7 +10,6 @@ from ignite.engine import Engine, Events
 from monai.engines import Evaluator
 from monai.handlers import ValidationHandler
 
-from ..data.training_set import TrainingSet
 from .averaging import BestWeights
 from .checkpoints import Checkpoints
 from .loading import EpochSeeds
@@ -23,11 +22,9 @@ class TrainingHandlers:
     """Checkpoints, seeds, losses, validation, pictures, record and progress: one handler for MONAI's trainer.
 
     Args:
-        record: of the training; its folder holds all that is written.
-        data: what is learnt from.
+        record: of the training: its data, its seed, and the folder that holds all that is written.
         states: what a resumed training needs, name -> object with `state_dict`, or None; with `"network"`.
         noise: source of the model's noise.
-        seed: of the training.
         device: where it runs.
         best: which weights the training ends with; judged by `validator`, and part of the states.
         model: what `model.pt` holds and pictures show; those of `best`, or the network, unless given.
@@ -44,10 +41,8 @@ class TrainingHandlers:
     def __init__(
         self,
         record: TrainingRecord,
-        data: TrainingSet,
         states: dict[str, Any],
         noise: torch.Generator,
-        seed: int,
         device: torch.device | str = "cpu",
         best: BestWeights | None = None,
         model: Any = None,
@@ -75,9 +70,10 @@ class TrainingHandlers:
             if best is not None:
                 best.attach_validator(validator)
         self.more = [handler for handler in more if handler is not None]
-        self.rest: list[Any] = [EpochSeeds(seed, noise), LossLog(folder, validator)]
+        self.rest: list[Any] = [EpochSeeds(record.seed, noise), LossLog(folder, validator)]
         if picture is None:
-            picture = SampleGrid(data, model if shown is None else shown, folder, grid_interval, sample=sample)
+            shown = model if shown is None else shown
+            picture = SampleGrid(record.data, shown, folder, grid_interval, sample=sample)
         self.rest.append(picture)
         self.rest += [record.noting(**(notes or {})), Progress()]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ class TrainingRecord:
         network: arguments of the network.
         settings: other settings that decide the result, by the names that users know; a resumed training must have
             the same. Give them as they are used (`"@train#optimizer#lr"`), so that nested overrides are recorded.
+            Of several dicts, the later count: what is recorded of every training, and of this one.
         trainer: id of the trainer in the config that is run. All that it is made of is recorded as well, and must be
             the same, too.
     """
@@ -40,11 +42,13 @@ class TrainingRecord:
         bundle: dict,
         seed: int,
         network: dict,
-        settings: dict,
+        settings: dict | Sequence[dict],
         trainer: str = "train#trainer",
     ):
         self.data, self.ckpt_dir, self.bundle, self.seed = data, Path(ckpt_dir), bundle, seed
-        self.network, self.settings = network, settings
+        self.network = network
+        parts = [settings] if isinstance(settings, dict) else settings
+        self.settings = {name: value for part in parts for name, value in part.items()}
         self.used = settings_behind(trainer)
         self.notes: dict[str, Any] = {}
 

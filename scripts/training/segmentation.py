@@ -9,12 +9,18 @@ from typing import Any
 
 import torch
 from ignite.engine import Events
+from monai.handlers import LrScheduleHandler
 from monai.utils import CommonKeys as Keys
 from nnunet_plugin.precision import memory_format
 
 from ..runtime.errors import InputError
 from ..runtime.precision import autocast_dtype, casting
+from ..segmentation.model_space import ModelSpace
+from ..segmentation.normalisation import Normalise
+from ..segmentation.trained import earlier_training
+from .handlers import TrainingHandlers
 from .parallel import mean_terms
+from .record import TrainingRecord
 from .steps import descend
 
 logger = logging.getLogger(__name__)
@@ -55,22 +61,16 @@ class Validation:
     are stored with the checkpoint, so that a resumed training has them all.
 
     Args:
-        evaluator: MONAI's, with the metric.
-        metric: its name.
+        evaluator: MONAI's, whose key metric it is.
+        cases: that it runs over; where there are none, nothing is validated.
         num_epochs: of the training.
         interval: epochs between other validations; 0: none.
     """
 
-    def __init__(self, evaluator: Any, metric: str, num_epochs: int, interval: int):
-        self.cases: Sequence[Any] = ()
-        self.evaluator, self.metric, self.interval = evaluator, metric, interval
+    def __init__(self, evaluator: Any, cases: Sequence[Any], num_epochs: int, interval: int):
+        self.evaluator, self.cases, self.interval = evaluator, cases, interval
         self.points = {max(1, round(part * num_epochs)): str(part) for part in PLATEAU}
         self.plateau: dict[str, float] = {}
-
-    def of(self, cases: Sequence[Any]) -> Validation:
-        """Name the cases; where there are none, nothing is validated."""
-        self.cases = cases
-        return self
 
     def attach(self, engine: Any) -> None:
         """Act at the end of epochs."""
@@ -83,7 +83,8 @@ class Validation:
         if epoch in self.points or (self.interval and epoch % self.interval == 0):
             self.evaluator.run(epoch)
             if epoch in self.points:
-                self.plateau[self.points[epoch]] = float(self.evaluator.state.metrics[self.metric])
+                state = self.evaluator.state
+                self.plateau[self.points[epoch]] = float(state.metrics[state.key_metric_name])
 
     def state_dict(self) -> dict[str, float]:
         """What a resumed training needs."""
@@ -92,6 +93,60 @@ class Validation:
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Go on from `state_dict`."""
         self.plateau.update(state)
+
+
+class SegmentationHandlers(TrainingHandlers):
+    """Those of a segmenter: its validation and its schedule, pictures of what it predicts, and the record's facts.
+
+    Args:
+        record: of the training.
+        network: images (batch, channels, ...) -> logits (batch, labels, ...).
+        optimizer, lr_scheduler: of its weights; a step of the schedule is an epoch.
+        validator, cases, num_epochs, val_interval: see `Validation`.
+        space: which the network knows.
+        normalise: of the training items.
+        listed: learn from a list of files, beginning with the weights in the folder, which the record then describes;
+            a checkpoint there is not gone on from.
+        device, save_interval, grid_interval: see `TrainingHandlers`.
+    """
+
+    def __init__(
+        self,
+        record: TrainingRecord,
+        network: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        lr_scheduler: Any,
+        validator: Any,
+        cases: Sequence[Any],
+        num_epochs: int,
+        space: ModelSpace,
+        normalise: Normalise,
+        listed: bool = False,
+        device: torch.device | str = "cpu",
+        val_interval: int = 0,
+        save_interval: int = 1,
+        grid_interval: int = 1,
+    ):
+        validation = Validation(validator, cases, num_epochs, val_interval)
+        states = {"network": network, "optimizer": optimizer, "lr_scheduler": lr_scheduler, "validation": validation}
+        notes = {
+            "plans": space.plans,
+            "axes": space.axes,
+            "plateau": validation.plateau,
+            "started_from": earlier_training(record.ckpt_dir) if listed else None,
+        }
+        super().__init__(
+            record,
+            states,
+            torch.default_generator,
+            device,
+            shown=Predictor(network, record.data.num_image_channels, normalise.common),
+            save_interval=save_interval,
+            grid_interval=grid_interval,
+            more=[LrScheduleHandler(lr_scheduler, print_lr=False), validation],
+            notes=notes,
+            resume=not listed,
+        )
 
 
 class SegmentationUpdate:

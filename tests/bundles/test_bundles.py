@@ -92,7 +92,7 @@ def test_overlays_hold_only_what_differs(name):
         for key, value in configs.get(name, {}).items():
             if not str(value).startswith("%"):
                 base.setdefault(key, []).append(value)
-    whole = {"inference", "train", "training", "train_autoencoder", "train_diffusion", "metadata", "evaluate"}
+    whole = {"common", "inference", "train", "training", "train_autoencoder", "train_diffusion", "metadata", "evaluate"}
     for overlay in set(configs) - whole - {"multi_gpu_train"}:
         for key, value in configs[overlay].items():
             assert key in base, f"{overlay}.json sets the unknown {key}"
@@ -134,8 +134,7 @@ def test_what_two_bundles_share_stands_once(name, base):
 @pytest.mark.parametrize("path", sorted((ROOT / "bundles").glob("*/configs/train*.json")), ids=str)
 def test_train_configs_can_be_read(path):
     lines = path.read_text().splitlines()
-    limit = 170 if path.parent.parent.name != "segmentation" else 240  # which is two spaces and a pool in one
-    assert len(lines) <= limit and max(map(len, lines)) <= 120
+    assert len(lines) <= 160 and max(map(len, lines)) <= 120
 
 
 def test_paper_preset_has_the_size_of_the_paper(tmp_path, monkeypatch):

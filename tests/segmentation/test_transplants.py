@@ -11,7 +11,7 @@ from scripts.data.cases import Case, open_cases
 from scripts.data.training_set import load_training_set
 from scripts.runtime.errors import InputError
 from scripts.segmentation.mixing import first_cases
-from scripts.segmentation.transplants import Transplants, TransplantSettings, open_transplants, transplant_record
+from scripts.segmentation.transplants import Transplants, TransplantSettings, open_transplants
 
 from ..data.toy import write_raw
 
@@ -69,7 +69,7 @@ def test_items_are_training_cases_with_a_lesion_more(size, cases):
         assert changed.float().mean() < 0.5  # and most of the recipient is as it was
     assert torch.equal(transplants.make(1, 3)["image"], made[3]["image"])
     assert not torch.equal(transplants.make(2, 3)["image"], made[3]["image"])
-    assert transplant_record(transplants)["cases"] == cases.fold.train
+    assert transplants.record["cases"] == cases.fold.train
 
 
 @pytest.mark.slow
@@ -108,7 +108,6 @@ def test_only_the_chosen_patients_give_lesions(cases):
 def test_settings(cases):
     data = load_training_set(cases, (40, 36), background_share=None)
     assert open_transplants(data, None, 0) is None is open_transplants(data, {"share": 0}, 0)
-    assert transplant_record(None) is None
     assert TransplantSettings.parse({"until": 0.5}).finish_epochs(10) == 5
     for block, words in (
         ({"shares": 0.3}, "share"),

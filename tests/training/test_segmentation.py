@@ -78,7 +78,7 @@ def test_wrong_gradients_are_not_trained_with(monkeypatch, caplog):
 
 def test_validation_at_its_interval_and_at_the_plateau():
     ran = []
-    evaluator = SimpleNamespace(state=SimpleNamespace(metrics={}))
+    evaluator = SimpleNamespace(state=SimpleNamespace(metrics={}, key_metric_name="dice"))
 
     def run(epoch):
         ran.append(epoch)
@@ -87,10 +87,10 @@ def test_validation_at_its_interval_and_at_the_plateau():
     evaluator.run = run
     for interval, expected in ((0, [6, 8, 10]), (5, [5, 6, 8, 10])):
         ran.clear()
-        validation = Validation(evaluator, "dice", 10, interval).of([{"case": "a"}])
+        validation = Validation(evaluator, [{"case": "a"}], 10, interval)
         for epoch in range(1, 11):
             validation(SimpleNamespace(state=SimpleNamespace(epoch=epoch)))
         assert ran == expected and validation.plateau == {"0.6": 0.6, "0.8": 0.8, "1.0": 1.0}
-    again = Validation(evaluator, "dice", 10, 0)
+    again = Validation(evaluator, [], 10, 0)
     again.load_state_dict(validation.state_dict())
     assert again.plateau == validation.plateau
