@@ -113,8 +113,7 @@ def _painted(record: dict, folder: Path, data: TrainingSet) -> Tensor | None:
         return None
     boxes = []
     for sample in record["samples"]:
-        _, label = load_sample(folder, sample["id"], data.num_image_channels)
-        box = np.zeros(label.shape, np.float32)
+        box = np.zeros(sample_shape(folder, sample["id"]), np.float32)
         start, size = sample["hole"]["start"], sample["hole"]["size"]
         hole = tuple(slice(first, first + n) for first, n in zip(start, size, strict=True))
         box[(slice(None),) * (3 - len(hole)) + hole] = 1

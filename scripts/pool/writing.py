@@ -83,6 +83,12 @@ def load_sample(pool_dir: str | Path, sample_id: str, num_image_channels: int) -
     return image, _load(folder / "labels" / f"{sample_id}.nii.gz").astype(np.uint8)
 
 
+def sample_shape(pool_dir: str | Path, sample_id: str) -> tuple[int, ...]:
+    """`(depth, height, width)` of one sample, of which no voxel is read."""
+    image, axes = _opened(Path(pool_dir) / "labels" / f"{sample_id}.nii.gz")
+    return tuple(image.shape[axis] for axis in axes)
+
+
 def write_pool(
     sampler: Any,
     pool_dir: str | Path,
@@ -411,6 +417,12 @@ def _header(shape: tuple[int, ...], dtype: str, steps: tuple[float, ...], slice_
 
 def _load(path: Path) -> np.ndarray:
     """Read `(depth, height, width)`."""
+    image, axes = _opened(path)
+    return np.asarray(image.dataobj).transpose(axes)
+
+
+def _opened(path: Path) -> tuple[nib.Nifti1Image, tuple[int, int, int]]:
+    """A file, and which of its axes are depth, height and width."""
     image = nib.Nifti1Image.from_filename(path)
     slice_axis = image.header.get_dim_info()[2]
-    return np.asarray(image.dataobj).transpose(array_axes(2 if slice_axis is None else slice_axis))
+    return image, array_axes(2 if slice_axis is None else slice_axis)

@@ -15,7 +15,7 @@ from scripts.data.provenance import build_provenance, write_provenance
 from scripts.data.scaling import Scaling
 from scripts.data.training_set import load_training_set
 from scripts.networks.hvae import HVAE
-from scripts.pool.writing import _nifti, load_sample, partial_dir, read_pool, write_pool
+from scripts.pool.writing import _nifti, load_sample, partial_dir, read_pool, sample_shape, write_pool
 from scripts.runtime.errors import InputError
 from scripts.sampling.latent import LatentSampler
 from scripts.sampling.sampler import latent_noise
@@ -170,6 +170,16 @@ def test_volumes_are_what_the_contract_says(tmp_path, kind):
         file = nib.load(folder / "labels" / f"{sample['id']}.nii.gz")
         assert np.array_equal(np.diag(file.affine), [1.0, 1.5, 4.0, 1.0])
         assert sample["features"] == mask_features(label > 0, (4.0, 1.5, 1.0))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_the_shape_of_a_sample_is_read_without_its_voxels(tmp_path, axis):
+    (tmp_path / "labels").mkdir()
+    file = tmp_path / "labels/syn_000000.nii.gz"
+    file.write_bytes(_nifti(np.zeros((3, 4, 5), np.uint8), [1.0, 1.0, 1.0], axis, (1, 1, 1)))
+    assert sample_shape(tmp_path, "syn_000000") == (3, 4, 5)
+    file.write_bytes(gzip.compress(gzip.decompress(file.read_bytes())[:352]))
+    assert sample_shape(tmp_path, "syn_000000") == (3, 4, 5)
 
 
 def test_raw_volumes_have_the_axes_of_the_raw_files(tmp_path):
