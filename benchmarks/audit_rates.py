@@ -60,10 +60,10 @@ INTENDED = {
 
 
 class PlantedSampler(Sampler):
-    """Gives the pairs that it was given, image (channels, height, width) and label (height, width), as they are."""
+    """Gives the pairs that it was given, image (channels, [depth,] height, width) and label, as they are."""
 
     def __init__(self, data: TrainingSet, pairs: list[tuple[np.ndarray, np.ndarray]]):
-        self.pairs, self.description, self.dimension = pairs, data.cases.description, 2
+        self.pairs, self.description, self.dimension = pairs, data.cases.description, len(data.geometry.spatial_size)
         self.samples_per_pass, self.min_foreground, self.settings = 1, 0, {}
         record = build_provenance(data, {"name": "planted", "version": "0"}, 0, {}, {"background_share": 0.1})
         self.provenance = {**record, "weights_sha256": "none"}
