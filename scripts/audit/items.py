@@ -17,7 +17,7 @@ from ..data.cases import Case
 from ..data.cases_of_pool import open_cases_of_generator
 from ..data.scaling import AUTO, LINEAR, Scaling, sample_scaling
 from ..data.training_set import TrainingSet, item_name, load_training_set
-from ..pool.writing import load_sample, read_pool
+from ..pool.writing import load_sample, read_pool, sample_shape
 from ..runtime.errors import InputError
 
 Track = Callable[[Sequence, str], Iterable]  # passes a sequence through and shows a bar of that name
