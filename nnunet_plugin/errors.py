@@ -30,6 +30,8 @@ def plain_words(error: BaseException) -> InputError | None:
         return InputError(words, "room on the disk", "free some; the same command goes on")
     if number in (errno.EROFS, errno.EACCES, errno.EPERM):
         return InputError(words, f"rights to read or write {file or 'it'}", "name another folder, or change its rights")
+    if number in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG):
+        return InputError(words, "folders all the way, and a name that is free", "name another place")
     without_memory = type(error).__name__ == "OutOfMemoryError" or any(said in words for said in WITHOUT_MEMORY)
     if isinstance(error, MemoryError) or number == errno.ENOMEM or without_memory:
         return InputError(

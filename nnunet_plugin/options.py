@@ -122,7 +122,7 @@ def _fits(value: Any, kinds: set[type] | None) -> bool:
         return value >= 0
     if float in kinds and isinstance(value, (int, float)):
         return math.isfinite(value) and value >= 0
-    return bool(kinds & {*_TEXT}) and isinstance(value, (str, os.PathLike))
+    return bool(kinds & {*_TEXT}) and isinstance(value, (str, os.PathLike)) and value != ""
 
 
 def _is_whole(value: Any) -> bool:

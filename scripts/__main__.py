@@ -193,7 +193,7 @@ def evaluate_pool(
         weights_inception: A local file of the FID Inception's weights; without any, the project's own extractor.
         weights_alexnet: A local file of AlexNet's weights, for LPIPS.
         weights_vgg: A local file of VGG16's weights.
-        num_samples: Measure the first samples only; all by default.
+        num_samples: Measure so many samples only, spread evenly over the pool; all by default.
         resamples: Bootstrap draws of the intervals.
         seed: The seed of pairs, draws and the own extractor's training.
         feature_steps: Training steps of the project's own extractor.

@@ -68,8 +68,8 @@ def read_pool(pool_dir: str | Path) -> dict:
 
 def partial_dir(pool_dir: str | Path) -> Path:
     """Where a pool lies while it grows."""
-    folder = Path(pool_dir)
-    return folder.with_name(folder.name + ".partial")
+    folder = Path(pool_dir).absolute()  # "." has no name
+    return folder.parent / f"{folder.name}.partial"
 
 
 def load_sample(pool_dir: str | Path, sample_id: str, num_image_channels: int) -> tuple[np.ndarray, np.ndarray]:
@@ -264,7 +264,7 @@ def _only_writer(folder: Path) -> Iterator[None]:
     """Refuse to write where another process does; the lock ends with the process that holds it."""
     from filelock import FileLock, Timeout
 
-    path = folder.with_name(folder.name + ".lock")
+    path = partial_dir(folder).with_suffix(".lock")
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path, blocking=False)
     try:
@@ -296,6 +296,10 @@ def _removed_when_empty(partial: Path, records: list[dict]) -> Iterator[None]:
 
 def _reopen(folder: Path, partial: Path, settings: dict, num_samples: int) -> list[dict]:
     """Records of what is already there; leaves `partial` ready to be written to, unless the pool is whole."""
+    if folder.exists() and not (folder / "pool.json").exists():
+        if not folder.is_dir() or any(folder.iterdir()) or folder.samefile("."):
+            raise InputError(f"{folder}, which is no pool", "a name that is free", "give another --output_dir")
+        folder.rmdir()
     if folder.exists() and partial.exists():
         raise InputError(f"{folder} and {partial}", "one of the two", "remove the one that you do not want")
     if folder.exists():

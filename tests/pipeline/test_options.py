@@ -3,6 +3,7 @@
 import functools
 import inspect
 import math
+from pathlib import Path
 
 import pytest
 from nnunet_plugin.command_line import _loaded
@@ -35,6 +36,7 @@ def test_every_option_of_every_command_takes_its_kind_alone(name):
     for option, kind in kinds.items():
         wrong = [*NUMBERS] if kind & {int, float} else []
         wrong += [5, "abc", math.nan] if kind & {list, dict} else []
+        wrong += [""] if kind & {str, Path} else []
         wrong += [[]] if list not in kind else []
         wrong += [{}] if dict not in kind else []
         wrong += ["false", "yes", 0, 1] if bool in kind else []

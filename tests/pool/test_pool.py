@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from nnunet_plugin.pool_format import read_pool as plugin_pool
 
 from scripts.data.cases import array_axes, open_cases
 from scripts.data.mask_features import mask_features
@@ -240,6 +241,24 @@ def test_settings_out_of_range_write_nothing(sampler, tmp_path):
     with pytest.raises(InputError, match="unconditional"):
         write_pool(sampler, tmp_path / "pool", 2, condition={"volume": 1}, progress=False)
     assert not (tmp_path / "pool").exists() and not partial_dir(tmp_path / "pool").exists()
+
+
+def test_a_pool_goes_where_nothing_else_is(sampler, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    assert len(read_pool(write_pool(sampler, tmp_path / "empty", 2, progress=False))["samples"]) == 2
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for folder in (tmp_path / "mine", tmp_path / "file", "."):  # the folder that one stands in would be another one
+        with pytest.raises(InputError, match="which is no pool"):
+            write_pool(sampler, folder, 2, progress=False)
+    with pytest.raises(InputError, match="no pool"):
+        read_pool(".")
+    monkeypatch.chdir(tmp_path / "empty")
+    assert len(read_pool(".")["samples"]) == len(plugin_pool(".").kept) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "generator", "here", "mine"]
 
 
 @pytest.mark.slow
