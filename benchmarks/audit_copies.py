@@ -157,7 +157,8 @@ def measure(
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         data = load_training_set(open_cases(dataset_dir, fold), size)
-        alone = load_training_set(open_cases(only_training(dataset_dir, fold, folder), 0), size)
+        known = only_training(dataset_dir, fold, folder)
+        alone = load_training_set(open_cases(known, 0), size)
         both = list(data.cases.training()), list(data.cases.validation())
         seen, new = map(volumes, both) if depth else (slices(both[0]), slices(both[1])[::2])
         span = np.subtract(data.scaling.high, data.scaling.low).reshape(-1, 1, 1)
@@ -174,7 +175,7 @@ def measure(
         pairs = [(np.ascontiguousarray(x, np.float32), m.astype(np.uint8)) for *_, x, m in planted]
         pool = write_pool(PlantedSampler(alone, pairs), folder / "pool", len(pairs), progress=False)
         started = time.process_time()
-        audit = load_audit_data(pool, alone.cases.folder.parent, lambda items, title: items)
+        audit = load_audit_data(pool, known, lambda items, title: items)
         training = audit.real.subset(~audit.held_out)
         images, masks = training.images.float(), training.masks.float()
         if depth:  # as the audit shows them to its extractor
