@@ -36,7 +36,7 @@ def phantom(
     """
     from .phantom.dataset import write_phantom
 
-    grid = None if shape is None else tuple(shape)
+    grid: Any = None if shape is None else tuple(shape)  # whose length is checked there
     return write_phantom(output_dir, modality, cases, test_cases, seed, channels, grid)
 
 
@@ -348,7 +348,7 @@ def insert(
     bundle_root: str | None = None,
     mask: str | None = None,
     volume: float | None = None,
-    centre: list[float] | None = None,
+    centre: list[int] | None = None,
     remove: bool = False,
     seed: int = 0,
 ) -> Path:
