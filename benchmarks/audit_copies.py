@@ -1,12 +1,16 @@
 """Which copies of training slices the audit finds, by the kind and size of what was done to them, fold by fold.
 
     python benchmarks/audit_copies.py $nnUNet_preprocessed/Dataset501_LGG   # writes benchmarks/results/audit_copies.*
+    python benchmarks/audit_copies.py Dataset802_Phantom3D --depth 12 --folds 0 1 2  # volumes, of a raw data set
 
 As in `audit_rates.py` nothing is synthetic: the audit is given the training cases of a fold alone, and gets slices of
 these, changed, and slices of the fold's validation patients, who are new. Only the checks for copies run. A slice is
 changed on the grid of the data set, and then written into a pool as any sample. `TUNED_ON` is what the checks were
 looked at with while they were written; all else was measured afterwards, once. A fold that was measured stays in the
 JSON, and more folds are added to it.
+
+The volumes are made by `synthaug phantom Dataset802_Phantom3D --cases 30 --test_cases 0 --shape '(48,48,12)'`. All
+slices of one are changed in the same way, and noise is drawn for each. Nothing was looked at before.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ from scripts.audit.audit import EXTRACTOR_SEED, EXTRACTOR_STEPS
 from scripts.audit.items import load_audit_data
 from scripts.audit.memorisation import find_copies
 from scripts.audit.thresholds import LEVELS, Check, check_levels
-from scripts.data.cases import open_cases
+from scripts.data.cases import Case, open_cases
 from scripts.data.provenance import code_revision
 from scripts.data.training_set import load_training_set
 from scripts.networks.features import train_segmentation_features
@@ -111,6 +115,10 @@ GOAL = [
     "gamma 1.5", "inverted", "scaled 0.7", "scaled 1.15", "mosaic 50 % columns", "elastic 5 pixels, smooth 10",
     "blend 70 %",
 ]  # fmt: skip
+VOLUMES = [
+    "exact", "flipped", "noise 10 %", "shifted 3 %", "shifted 10 %", "turned 15 degrees", "turned 90 degrees",
+    "scaled 0.7", "scaled 1.15", "mosaic 50 % columns", "elastic 5 pixels, smooth 10", "blend 70 %", "blend 50 %",
+]  # fmt: skip
 # Larger, to see where it ends; and all at once.
 FURTHER = [
     "blend 50 %", "noise 20 %", "shifted 15 %", "turned 37 degrees", "gamma 2.5", "scaled 0.55", "scaled 1.5",
@@ -124,36 +132,57 @@ TUNED_ON = [
 ]  # fmt: skip
 
 
-def measure(dataset_dir: Path, fold: int, grid: int, count: int, further: int, seed: int, background: bool) -> dict:
-    """Plant and compare; what flags each planted slice. `background`: it is changed as well, also where it is 0."""
+def slice_by_slice(
+    kind: str, x: np.ndarray, other: np.ndarray, span: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """A volume (channels, depth, height, width) whose slices are all changed in the same way."""
+    stacked = change(
+        kind, x.reshape(-1, *x.shape[2:]), other.reshape(-1, *x.shape[2:]), np.repeat(span, x.shape[1], 0), rng
+    )
+    return stacked.reshape(x.shape)
+
+
+def volumes(cases: list[Case]) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """Patient, image and label of every case."""
+    return [(case.id, case.image, case.label) for case in cases]
+
+
+def measure(
+    dataset_dir: Path, fold: int, grid: int, count: int, further: int, seed: int, background: bool, depth: int | None
+) -> dict:
+    """Plant and compare; what flags each planted item. `background`: it is changed as well, also where it is 0."""
+    size = (grid, grid) if depth is None else (grid, grid, depth)
+    kinds = [*GOAL, *FURTHER] if depth is None else VOLUMES
     rng = np.random.default_rng([seed, fold])
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        data = load_training_set(open_cases(dataset_dir, fold), (grid, grid))
-        alone = load_training_set(open_cases(only_training(dataset_dir, fold, folder), 0), (grid, grid))
-        seen, new = slices(list(data.cases.training())), slices(list(data.cases.validation()))[::2]
+        data = load_training_set(open_cases(dataset_dir, fold), size)
+        known = only_training(dataset_dir, fold, folder)
+        alone = load_training_set(open_cases(known, 0), size)
+        both = list(data.cases.training()), list(data.cases.validation())
+        seen, new = map(volumes, both) if depth else (slices(both[0]), slices(both[1])[::2])
         span = np.subtract(data.scaling.high, data.scaling.low).reshape(-1, 1, 1)
         masked = data.scaling.masked
         planted = [("new", patient, "", x, m) for patient, x, m in new]
-        for kind in [*GOAL, *FURTHER]:
-            for index in rng.permutation(len(seen))[: count if kind in GOAL else further]:
+        for kind in kinds:
+            for index in rng.permutation(len(seen))[: further if kind in FURTHER and not depth else count]:
                 patient, x, m = seen[index]
                 other, y, _ = seen[rng.choice([i for i, (p, *_) in enumerate(seen) if p != patient])]
                 fill = 0 if masked else y.min()
                 y = np.stack([centred(channel - fill, m.shape) + fill for channel in y])
-                way = change_masked if masked and not background else change
+                way = slice_by_slice if depth else change_masked if masked and not background else change
                 planted.append((kind, patient, other, way(kind, x, y, span, rng), m))
         pairs = [(np.ascontiguousarray(x, np.float32), m.astype(np.uint8)) for *_, x, m in planted]
         pool = write_pool(PlantedSampler(alone, pairs), folder / "pool", len(pairs), progress=False)
         started = time.process_time()
-        audit = load_audit_data(pool, alone.cases.folder.parent, lambda items, title: items)
+        audit = load_audit_data(pool, known, lambda items, title: items)
         training = audit.real.subset(~audit.held_out)
+        images, masks = training.images.float(), training.masks.float()
+        if depth:  # as the audit shows them to its extractor
+            images, masks = (values.movedim(4, 1).flatten(0, 1) for values in (images, masks))
+            images, masks = (values[masks.flatten(1).any(dim=1)] for values in (images, masks))
         extractor = train_segmentation_features(
-            training.images.float(),
-            training.masks.float(),
-            steps=EXTRACTOR_STEPS,
-            seed=EXTRACTOR_SEED + seed,
-            device="cpu",
+            images, masks, steps=EXTRACTOR_STEPS, seed=EXTRACTOR_SEED + seed, device="cpu"
         )
         found = find_copies(audit, extractor.cpu(), check_levels(None), lambda items, title: items)
     entries = []
@@ -194,14 +223,17 @@ def as_markdown(data: dict) -> str:
         entries = [entry for fold in folds.values() for entry in fold["entries"]]
         checks = list(entries[0]["scores"])
         flagged = sum(judge(fold) for fold in folds.values())
+        seconds = sum(fold["cpu_seconds"] for fold in folds.values())
         real = sum(len(fold["real"]["patients"]) for fold in folds.values())
         lines += [
             f"## {name}",
             "",
             f"`{record['command']}`; folds {', '.join(folds)}, seed {record['seed']}, CPU, commits "
             f"{', '.join(commits)}. Caught: called a copy by any check. "
-            f"Named: the nearest case is one that it was made of. Of {real} real training slices, each "
-            f"without its own patient, {flagged} were called copies by thresholds of the others.",
+            f"Named: the nearest case is one that it was made of. The checks took {seconds / len(entries):.2f} CPU "
+            f"seconds a planted one, reading and the extractor with them. Of {real} real training "
+            f"{'volumes' if record.get('depth') else 'slices'}, each without its own patient, {flagged} were called "
+            "copies by thresholds of the others.",
             "",
             "| planted | caught | of | 95 % interval (Wilson) | named | "
             + " | ".join(key.removeprefix("memorisation_") for key in checks)
@@ -240,6 +272,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=10, help="planted of each kind of the goal and fold")
     parser.add_argument("--further", type=int, default=5, help="the same of the further ones")
     parser.add_argument("--grid", type=int, default=64)
+    parser.add_argument("--depth", type=int, help="of the grid: volumes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--background", action="store_true", help="change it as well where it is 0 and no intensity")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results/audit_copies.json")
@@ -248,11 +281,12 @@ def main() -> None:
     data = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
     name = arguments.dataset_dir.name + (BACKGROUND if arguments.background else "")
     record = data.setdefault(name, {"folds": {}})
-    record |= {"grid": arguments.grid, "seed": arguments.seed}
+    record |= {"grid": arguments.grid, "seed": arguments.seed, "depth": arguments.depth}
     record["command"] = (
         f"python benchmarks/audit_copies.py {arguments.dataset_dir.name} --folds "
         f"{' '.join(map(str, arguments.folds))} --count {arguments.count} --further "
         f"{arguments.further}{' --background' * arguments.background}"
+        + (f" --depth {arguments.depth} --grid {arguments.grid}" if arguments.depth else "")
     )
     for fold in arguments.folds:
         record["folds"][str(fold)] = measure(
@@ -263,6 +297,7 @@ def main() -> None:
             arguments.further,
             arguments.seed,
             arguments.background,
+            arguments.depth,
         )
         arguments.output.write_text(json.dumps(data) + "\n")
         arguments.output.with_suffix(".md").write_text(as_markdown(data))

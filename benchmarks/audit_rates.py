@@ -38,6 +38,7 @@ sys.path.insert(0, str(ROOT))
 from scripts.audit.audit import run_audit  # noqa: E402
 from scripts.audit.result import AuditResult  # noqa: E402
 from scripts.audit.thresholds import LEVELS, patient_interval, wilson_interval  # noqa: E402
+from scripts.audit.usefulness import UsefulnessSettings  # noqa: E402
 from scripts.data.cases import Case, open_cases  # noqa: E402
 from scripts.data.provenance import build_provenance, code_revision, package_versions  # noqa: E402
 from scripts.data.training_set import TrainingSet, load_training_set  # noqa: E402
@@ -59,10 +60,10 @@ INTENDED = {
 
 
 class PlantedSampler(Sampler):
-    """Gives the pairs that it was given, image (channels, height, width) and label (height, width), as they are."""
+    """Gives the pairs that it was given, image (channels, [depth,] height, width) and label, as they are."""
 
     def __init__(self, data: TrainingSet, pairs: list[tuple[np.ndarray, np.ndarray]]):
-        self.pairs, self.description, self.dimension = pairs, data.cases.description, 2
+        self.pairs, self.description, self.dimension = pairs, data.cases.description, len(data.geometry.spatial_size)
         self.samples_per_pass, self.min_foreground, self.settings = 1, 0, {}
         record = build_provenance(data, {"name": "planted", "version": "0"}, 0, {}, {"background_share": 0.1})
         self.provenance = {**record, "weights_sha256": "none"}
@@ -166,8 +167,8 @@ def only_training(dataset_dir: Path, fold: int, folder: Path) -> Path:
     return target
 
 
-def audit_fold(dataset_dir: Path, fold: int, grid: int, count: int, seed: int) -> tuple[list[dict], AuditResult]:
-    """Plant and audit; every planted entry gets the checks that flag it."""
+def audit_fold(dataset_dir: Path, fold: int, grid: int, count: int, seed: int) -> tuple[list[dict], AuditResult, float]:
+    """Plant and audit; every planted entry gets the checks that flag it. CPU seconds are of the whole audit."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         data = load_training_set(open_cases(dataset_dir, fold), (grid, grid))
@@ -175,7 +176,9 @@ def audit_fold(dataset_dir: Path, fold: int, grid: int, count: int, seed: int) -
         alone = load_training_set(open_cases(only_training(dataset_dir, fold, folder), 0), (grid, grid))
         pairs = [(np.ascontiguousarray(e.pop("image"), np.float32), e.pop("label").astype(np.uint8)) for e in planted]
         pool = write_pool(PlantedSampler(alone, pairs), folder / "pool", len(pairs), progress=False)
-        result = run_audit(pool, alone.cases.folder.parent, seed=seed)
+        started = time.process_time()
+        result = run_audit(pool, alone.cases.folder.parent, seed=seed, usefulness=UsefulnessSettings())
+        used = time.process_time() - started
     flags = {check.key: check.flagged for check in result.checks if check.key != "duplicates"}
     flags["empty"] = result.empty
     flags["agreement, level 0.1"] = dataclasses.replace(result.agreement.check, level=0.1).flagged
@@ -183,7 +186,7 @@ def audit_fold(dataset_dir: Path, fold: int, grid: int, count: int, seed: int) -
         entry |= {"fold": fold, "flags": [key for key, flagged in flags.items() if flagged[index]]}
         if "copy" in entry["kind"]:
             entry["named"] = result.memorisation.copied(index)["case"] == entry["patient"]
-    return planted, result
+    return planted, result, used
 
 
 def rate(values: list[bool], patients: list[str]) -> dict:
@@ -271,10 +274,12 @@ def main() -> None:
     planted: list[dict] = []
     folds = {}
     for fold in arguments.folds:
-        entries, result = audit_fold(arguments.dataset_dir, fold, arguments.grid, arguments.count, arguments.seed)
+        entries, result, used = audit_fold(arguments.dataset_dir, fold, arguments.grid, arguments.count, arguments.seed)
         planted += entries
         record = result.as_record()
         folds[str(fold)] = {
+            "samples": len(entries),
+            "cpu_seconds": used,
             "real": record["real"],
             "thresholds": {key: check["threshold"] for key, check in record["checks"].items()},
             "real_dropped": record["real_dropped"],

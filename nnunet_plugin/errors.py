@@ -2,6 +2,9 @@
 
 import errno
 
+# torch's words, and numpy's for arrays whose size is beyond any machine's
+WITHOUT_MEMORY = ("can't allocate memory", "array is too big", "iterator is too large", "Maximum allowed dimension")
+
 
 class InputError(ValueError):
     """Input that cannot be used: what was got, what is allowed, and how to mend it.
@@ -27,7 +30,9 @@ def plain_words(error: BaseException) -> InputError | None:
         return InputError(words, "room on the disk", "free some; the same command goes on")
     if number in (errno.EROFS, errno.EACCES, errno.EPERM):
         return InputError(words, f"rights to read or write {file or 'it'}", "name another folder, or change its rights")
-    without_memory = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in words
+    if number in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG):
+        return InputError(words, "folders all the way, and a name that is free", "name another place")
+    without_memory = type(error).__name__ == "OutOfMemoryError" or any(said in words for said in WITHOUT_MEMORY)
     if isinstance(error, MemoryError) or number == errno.ENOMEM or without_memory:
         return InputError(
             f"too little memory: {words}",

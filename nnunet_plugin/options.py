@@ -14,16 +14,21 @@ from typing import Any
 from .errors import InputError
 
 _TEXT = (str, Path)
-_WORDS = {bool: "True or False", int: "a whole number from 0", float: "a number from 0", str: "a text", Path: "a path"}
+_WORDS = {
+    bool: "True or False", int: "a whole number from 0", float: "a number from 0", str: "a text", Path: "a path",
+    list: "a list", dict: "settings by name",
+}  # fmt: skip
 
 
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function, which raises `InputError` for a bool, number, text or path that is none.
+    """Return the function, which raises `InputError` for a bool, number, text, path, list or dict that is none.
 
-    The text "false" is no bool, True is no number; no command takes a negative or an infinite one. Lists and dicts the
-    function checks itself.
+    The text "false" is no bool, True is no number, "abc" no list; no command takes a negative or an infinite number.
+    What is in a dict, or in a list whose annotation does not say it, the function checks itself.
     """
-    kinds = {name: _kinds(kind) for name, kind in _hints(function).items()}
+    hints = _hints(function)
+    kinds = {name: _kinds(kind) for name, kind in hints.items()}
+    items = {name: _kinds_of_items(kind) for name, kind in hints.items()}
     signature = inspect.signature(function)
 
     @functools.wraps(function)
@@ -31,6 +36,10 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
         for name, value in signature.bind(*args, **kwargs).arguments.items():
             if name in kinds and not _fits(value, kinds[name]):
                 raise _wrong(name, value, kinds[name])
+            if isinstance(value, (list, tuple)):
+                for item in value:
+                    if name in items and not _fits(item, items[name]):
+                        raise _wrong_item(name, value, items[name])
         return function(*args, **kwargs)
 
     return call
@@ -92,18 +101,28 @@ def _kinds(annotation: Any) -> set[type] | None:
     return {kind} if kind in (bool, int, float, str, Path, list, dict, type(None)) else None
 
 
+def _kinds_of_items(annotation: Any) -> set[type] | None:
+    """The types that an annotation allows in a list; None where it does not say."""
+    parts = [part for part in (annotation, *typing.get_args(annotation)) if typing.get_origin(part) is list]
+    return _kinds(typing.get_args(parts[0])[0]) if parts else None
+
+
 def _fits(value: Any, kinds: set[type] | None) -> bool:
-    if kinds is None or kinds & {list, dict}:
+    if kinds is None:
         return True
     if value is None:
         return type(None) in kinds
+    if isinstance(value, (list, tuple)):
+        return list in kinds
+    if isinstance(value, Mapping):
+        return dict in kinds
     if isinstance(value, bool):
         return bool in kinds
     if int in kinds and _is_whole(value):
         return value >= 0
     if float in kinds and isinstance(value, (int, float)):
         return math.isfinite(value) and value >= 0
-    return bool(kinds & {*_TEXT}) and isinstance(value, (str, os.PathLike))
+    return bool(kinds & {*_TEXT}) and isinstance(value, (str, os.PathLike)) and value != ""
 
 
 def _is_whole(value: Any) -> bool:
@@ -118,4 +137,13 @@ def _wrong(name: str, value: Any, kinds: set[type] | None) -> InputError:
     remedy = f"correct --{name}"
     if kinds and bool in kinds:
         remedy = f"write --{name} alone, or --{name}=False"
+    elif kinds and list in kinds:
+        remedy = f"write --{name} '{json.dumps([value], default=str)}'"
+    elif kinds and dict in kinds:
+        remedy = f"write --{name} '{{\"NAME\": VALUE}}'"
     return InputError(f"--{name} {value!r}", allowed, remedy)
+
+
+def _wrong_item(name: str, value: Any, kinds: set[type] | None) -> InputError:
+    words = " or ".join(words for kind, words in _WORDS.items() if kind in (kinds or ()))
+    return InputError(f"--{name} {value!r}", f"a list, each of it {words}", f"correct --{name}")

@@ -191,7 +191,8 @@ def _check_painting(pool: Pool) -> None:
 def _read(folder: str | Path) -> Pool:
     """Read a pool of any format version that is known."""
     folder = Path(folder)
-    partial = folder if folder.name.endswith(".partial") else folder.with_name(folder.name + ".partial")
+    whole = folder.absolute()  # "." has no name
+    partial = folder if whole.name.endswith(".partial") else whole.parent / f"{whole.name}.partial"
     if folder == partial or (partial.is_dir() and not folder.is_dir()):
         raise InputError(
             f"an interrupted pool: {partial}",

@@ -18,7 +18,7 @@ def phantom(
     test_cases: int | None = None,
     seed: int = 0,
     channels: int = 1,
-    shape: list | None = None,
+    shape: list[int] | None = None,
 ) -> Path:
     """Write a phantom data set in nnU-Net raw format.
 
@@ -36,7 +36,7 @@ def phantom(
     """
     from .phantom.dataset import write_phantom
 
-    grid = None if shape is None else tuple(shape)
+    grid: Any = None if shape is None else tuple(shape)  # whose length is checked there
     return write_phantom(output_dir, modality, cases, test_cases, seed, channels, grid)
 
 
@@ -44,7 +44,7 @@ def run(
     dataset_dir: str,
     output_dir: str,
     bundle: str = "dhvae",
-    overlays: list | None = None,
+    overlays: list[str] | None = None,
     generator: dict | None = None,
     configuration: str = "2d",
     num_samples: int = 400,
@@ -139,7 +139,7 @@ def convert(
     test_fraction: float | None = None,
     test_cases: int | None = None,
     seed: int = 0,
-    modalities: list | None = None,
+    modalities: list[str] | None = None,
     target: str | None = None,
     ct: bool | None = None,
     crop: int | None = None,
@@ -193,7 +193,7 @@ def evaluate_pool(
         weights_inception: A local file of the FID Inception's weights; without any, the project's own extractor.
         weights_alexnet: A local file of AlexNet's weights, for LPIPS.
         weights_vgg: A local file of VGG16's weights.
-        num_samples: Measure the first samples only; all by default.
+        num_samples: Measure so many samples only, spread evenly over the pool; all by default.
         resamples: Bootstrap draws of the intervals.
         seed: The seed of pairs, draws and the own extractor's training.
         feature_steps: Training steps of the project's own extractor.
@@ -258,7 +258,7 @@ def copy_paste(
     seed: int = 0,
     plans: str = "nnUNetPlans",
     configuration: str = "2d",
-    spatial_size: list | None = None,
+    spatial_size: list[int] | None = None,
 ) -> Path:
     """Write a pool of tumours pasted from one training patient into another: the baseline without a generator.
 
@@ -347,7 +347,7 @@ def insert(
     bundle_root: str | None = None,
     mask: str | None = None,
     volume: float | None = None,
-    centre: list | None = None,
+    centre: list[int] | None = None,
     remove: bool = False,
     seed: int = 0,
 ) -> Path:

@@ -33,7 +33,7 @@ def add_transplants(
     fold: int | str | None = None,
     share: float = 0.3,
     decoys: float = 0.25,
-    labels: list | None = None,
+    labels: list[int] | None = None,
     plans: str = "nnUNetPlans",
     plans_out: str | None = None,
     name: str | None = None,

@@ -17,7 +17,7 @@ from ..data.cases import Case
 from ..data.cases_of_pool import open_cases_of_generator
 from ..data.scaling import AUTO, LINEAR, Scaling, sample_scaling
 from ..data.training_set import TrainingSet, item_name, load_training_set
-from ..pool.writing import load_sample, read_pool
+from ..pool.writing import load_sample, read_pool, sample_shape
 from ..runtime.errors import InputError
 
 Track = Callable[[Sequence, str], Iterable]  # passes a sequence through and shows a bar of that name
@@ -113,8 +113,7 @@ def _painted(record: dict, folder: Path, data: TrainingSet) -> Tensor | None:
         return None
     boxes = []
     for sample in record["samples"]:
-        _, label = load_sample(folder, sample["id"], data.num_image_channels)
-        box = np.zeros(label.shape, np.float32)
+        box = np.zeros(sample_shape(folder, sample["id"]), np.float32)
         start, size = sample["hole"]["start"], sample["hole"]["size"]
         hole = tuple(slice(first, first + n) for first, n in zip(start, size, strict=True))
         box[(slice(None),) * (3 - len(hole)) + hole] = 1

@@ -32,7 +32,7 @@ class PlainArrays:
 
 
 def write_prepared(
-    dataset_dir: str, output_dir: str, configurations: list | None = None, plans: str = "nnUNetPlans"
+    dataset_dir: str, output_dir: str, configurations: list[str] | None = None, plans: str = "nnUNetPlans"
 ) -> Path:
     """Copy a preprocessed data set as plain arrays, for machines without nnU-Net, blosc2 and SimpleITK.
 
@@ -54,6 +54,8 @@ def write_prepared(
     if target.absolute() == source.absolute():
         raise InputError(f"output_dir {output_dir}, which holds {source.name}", "another folder", "give another one")
     chosen = _configurations(source, plans) if configurations is None else list(configurations)
+    if not chosen:
+        raise InputError("no configurations", "one or more of the plans", "such as --configurations '[\"2d\"]'")
     opened = {name: PreprocessedCases(source, 0, plans, name) for name in chosen}  # writes the folds where none are
     target.mkdir(parents=True, exist_ok=True)
     (target / MANIFEST).unlink(missing_ok=True)

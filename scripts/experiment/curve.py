@@ -28,7 +28,7 @@ def write_curve(
     bundle: str,
     dataset_dir: str,
     output_dir: str,
-    overlays: list | None = None,
+    overlays: list[str] | None = None,
     generator: dict | None = None,
     sampling: dict | None = None,
     points: int = 5,

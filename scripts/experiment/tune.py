@@ -44,7 +44,7 @@ def tune(
     output_dir: str | None = None,
     hours: float = 1.5,
     bundle: str = "ldm",
-    overlays: list | None = None,
+    overlays: list[str] | None = None,
     generator: dict | None = None,
     num_samples: int | None = None,
     plans: str = "nnUNetPlans",

@@ -18,7 +18,7 @@ from ..data.cases_of_pool import open_cases_of_generator
 from ..data.description import DatasetDescription
 from ..data.geometry import SliceGeometry
 from ..data.scaling import Scaling, sample_scaling
-from ..pool.writing import load_sample, read_pool
+from ..pool.writing import load_sample, read_pool, sample_shape
 from ..runtime.errors import InputError
 from ..runtime.tensor_store import StoredRows, TensorStore
 from .masks import tumour_features
@@ -127,8 +127,7 @@ def open_pool(pool_dir: str | Path, dataset_dir: str | Path, num_samples: int | 
         )
     if num_samples is not None and num_samples < len(kept):
         kept = [kept[i] for i in np.linspace(0, len(kept) - 1, num_samples).astype(int)]
-    channels, several = cases.description.num_image_channels, _of_several_shapes(record)
-    shapes = [load_sample(pool_dir, name, channels)[1].shape for name in (kept if several else kept[:1])]
+    shapes = [sample_shape(pool_dir, name) for name in (kept if _of_several_shapes(record) else kept[:1])]
     shape = (sorted(s[0] for s in shapes)[len(shapes) // 2], max(s[1] for s in shapes), max(s[2] for s in shapes))
     training, held_out = sorted(cases.fold.train), cases.fold.val
     return OpenedPool(Path(pool_dir), record, cases, training, held_out, kept, shape)

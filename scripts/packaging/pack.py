@@ -50,7 +50,11 @@ for kind in ("train", "inference"):  # the first is what `load` takes unasked
 
 
 def pack(
-    bundle: str, output_dir: str, checkpoint: str | None = None, url: str | None = None, overlays: list | None = None
+    bundle: str,
+    output_dir: str,
+    checkpoint: str | None = None,
+    url: str | None = None,
+    overlays: list[str] | None = None,
 ) -> Path:
     """Pack a bundle as a zip file that runs where this project is not installed; prints its SHA-256 and its path.
 

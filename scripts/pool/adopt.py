@@ -78,7 +78,7 @@ def adopt_pool(
     if preprocessed and is_raw:
         raise InputError(f"--preprocessed with the raw data set {first}", "its preprocessed folder", "give that folder")
     pairs = find_pairs(folder, read_description(first).num_image_channels)
-    dimension = 2 if _slice_axis(pairs[0]) is not None else 3
+    dimension = 2 if _slice_axis(pairs[0], _load(pairs[0].label).shape) is not None else 3
     configuration = configuration or ("2d" if dimension == 2 else "3d_fullres")
     if not is_raw and dimension == 2 and not preprocessed:
         raise InputError(
@@ -164,17 +164,16 @@ def _whom(saw: str | Path, cases: Cases, dataset_dir: Path) -> str:
 
 
 def _load(path: Path) -> nib.Nifti1Image:
+    """A file with its voxels, which are unpacked once."""
     try:
         image = nib.Nifti1Image.from_filename(path)
-        np.asarray(image.dataobj)
-        return image
+        return nib.Nifti1Image(np.asarray(image.dataobj), image.affine, image.header)
     except Exception as error:  # nibabel, zlib and gzip raise many kinds
         raise InputError(f"{path} cannot be read ({error})", "a NIfTI file", "write it again") from error
 
 
-def _slice_axis(pair: Pair) -> int | None:
-    """The axis of a slice's file along which it has one voxel; None for a volume."""
-    shape = _load(pair.label).shape
+def _slice_axis(pair: Pair, shape: tuple[int, ...]) -> int | None:
+    """The axis of a slice's label of this shape along which it has one voxel; None for a volume."""
     if len(shape) == 2:
         return 2
     thin = [axis for axis, size in enumerate(shape) if size == 1]
@@ -222,7 +221,7 @@ class _Files:
         check_case(case, description)
         if description.ignore_label is not None and (integers == description.ignore_label).any():
             raise InputError(f"{pair.label} holds the label to ignore", "every voxel annotated", "leave it out")
-        if (_slice_axis(pair) is None) != (self.dimension == 3):
+        if (_slice_axis(pair, label.shape) is None) != (self.dimension == 3):
             raise InputError(f"{pair.label} of shape {label.shape}", "slices alone, or volumes alone", "sort them")
         return self._to_space(case, label, pair)
 
@@ -231,7 +230,7 @@ class _Files:
         if self.to_preprocess:
             self._check_directions(file, pair)
             return self._preprocess(case, spacing)
-        axis = _slice_axis(pair)
+        axis = _slice_axis(pair, case.label.shape)
         if axis is None:
             axis = self.cases.space.get("slice_axis", 2)  # preprocessed arrays are written with x, y, z from the last
             if self.cases.space["kind"] == "raw":

@@ -68,8 +68,8 @@ def read_pool(pool_dir: str | Path) -> dict:
 
 def partial_dir(pool_dir: str | Path) -> Path:
     """Where a pool lies while it grows."""
-    folder = Path(pool_dir)
-    return folder.with_name(folder.name + ".partial")
+    folder = Path(pool_dir).absolute()  # "." has no name
+    return folder.parent / f"{folder.name}.partial"
 
 
 def load_sample(pool_dir: str | Path, sample_id: str, num_image_channels: int) -> tuple[np.ndarray, np.ndarray]:
@@ -81,6 +81,12 @@ def load_sample(pool_dir: str | Path, sample_id: str, num_image_channels: int) -
     paths = [folder / "images" / f"{sample_id}_{channel:04d}.nii.gz" for channel in range(num_image_channels)]
     image = np.stack([_load(path).astype(np.float32) for path in paths])
     return image, _load(folder / "labels" / f"{sample_id}.nii.gz").astype(np.uint8)
+
+
+def sample_shape(pool_dir: str | Path, sample_id: str) -> tuple[int, ...]:
+    """`(depth, height, width)` of one sample, of which no voxel is read."""
+    image, axes = _opened(Path(pool_dir) / "labels" / f"{sample_id}.nii.gz")
+    return tuple(image.shape[axis] for axis in axes)
 
 
 def write_pool(
@@ -258,7 +264,7 @@ def _only_writer(folder: Path) -> Iterator[None]:
     """Refuse to write where another process does; the lock ends with the process that holds it."""
     from filelock import FileLock, Timeout
 
-    path = folder.with_name(folder.name + ".lock")
+    path = partial_dir(folder).with_suffix(".lock")
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path, blocking=False)
     try:
@@ -290,6 +296,10 @@ def _removed_when_empty(partial: Path, records: list[dict]) -> Iterator[None]:
 
 def _reopen(folder: Path, partial: Path, settings: dict, num_samples: int) -> list[dict]:
     """Records of what is already there; leaves `partial` ready to be written to, unless the pool is whole."""
+    if folder.exists() and not (folder / "pool.json").exists():
+        if not folder.is_dir() or any(folder.iterdir()) or folder.samefile("."):
+            raise InputError(f"{folder}, which is no pool", "a name that is free", "give another --output_dir")
+        folder.rmdir()
     if folder.exists() and partial.exists():
         raise InputError(f"{folder} and {partial}", "one of the two", "remove the one that you do not want")
     if folder.exists():
@@ -411,6 +421,12 @@ def _header(shape: tuple[int, ...], dtype: str, steps: tuple[float, ...], slice_
 
 def _load(path: Path) -> np.ndarray:
     """Read `(depth, height, width)`."""
+    image, axes = _opened(path)
+    return np.asarray(image.dataobj).transpose(axes)
+
+
+def _opened(path: Path) -> tuple[nib.Nifti1Image, tuple[int, int, int]]:
+    """A file, and which of its axes are depth, height and width."""
     image = nib.Nifti1Image.from_filename(path)
     slice_axis = image.header.get_dim_info()[2]
-    return np.asarray(image.dataobj).transpose(array_axes(2 if slice_axis is None else slice_axis))
+    return image, array_axes(2 if slice_axis is None else slice_axis)

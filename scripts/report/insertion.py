@@ -9,7 +9,7 @@ import numpy as np
 from scipy import ndimage
 
 from ..runtime.errors import InputError
-from ..sampling.insertion import Insertion, insert_lesion, write_insertion
+from ..sampling.insertion import Insertion, insert_lesion, refuse_foreign_insertion, write_insertion
 from .figures import save_png
 from .sheets import SheetRow, draw_sheet
 
@@ -41,13 +41,16 @@ def insert(
     base = base.removesuffix("_0000")
     numbers = [f"_{number:04d}" for number in range(len(images))] if len(images) > 1 else [""]
     outputs = [Path(out).with_name(f"{base}{number}{out_ending}") for number in numbers]
-    if {path.resolve() for path in images} & {path.resolve() for path in outputs}:
-        raise InputError(f"{out}, which is the image itself", "a name of its own", "give another OUT")
+    mask_out, picture = (Path(out).with_name(f"{base}{last}") for last in (f"_mask{out_ending}", ".png"))
+    given = [*images, *([] if mask is None else [Path(mask)])]
+    if {path.resolve() for path in given} & {path.resolve() for path in (*outputs, mask_out)}:
+        raise InputError(f"{out}, which is the image itself, or the mask", "a name of its own", "give another OUT")
+    refuse_foreign_insertion([*outputs, picture], mask_out)
     folder = Path(bundle_root)
     models = folder if (folder / "provenance.json").is_file() else folder / "models"
     done = insert_lesion(images, models, mask, volume, centre, remove, seed, num_steps)
-    write_insertion(done, outputs, Path(out).with_name(f"{base}_mask{out_ending}"))
-    return insertion_picture(done, Path(out).with_name(f"{base}.png"))
+    write_insertion(done, outputs, mask_out)
+    return insertion_picture(done, picture)
 
 
 def _split(path: Path) -> tuple[str, str]:

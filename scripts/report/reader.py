@@ -16,10 +16,11 @@ from ..data.geometry import SliceGeometry
 from ..metrics.item_sets import OpenedPool, open_pool, scaled_sample
 from ..pool.adopt import origin, user_word
 from ..runtime.errors import InputError
-from ..runtime.files import write_text
+from ..runtime.files import refuse_foreign, write_text
 from .sheets import grey_window
 
 TEMPLATE = Path(__file__).with_name("reader.html")
+TITLE = "<title>Reader's test</title>"
 LEVELS = 4095  # 12 bits, so that a narrow window does not show steps
 PERCENTILES = (0.5, 99.5)
 
@@ -59,6 +60,7 @@ def write_reader(
     for name, value, least in (("count", count, 2), ("slices", slices, 1), ("seed", seed, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise InputError(f"--{name} {value!r}", f"a whole number of at least {least}", f"mend --{name}")
+    refuse_foreign(output, TITLE)
     pool = open_pool(pool_dir, dataset_dir)
     if slices > 1 and pool.dimension == 2:
         raise InputError(f"--slices {slices} of a pool of slices", "1", "leave --slices out, or give a pool of volumes")

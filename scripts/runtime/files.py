@@ -19,6 +19,8 @@ from .errors import InputError
 def replacing(path: str | Path) -> Iterator[Path]:
     """A name beside `path` to write to; renamed to it in the end: readers see all of the file or none."""
     path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path}, which is a folder", "the name of a file", "add a name")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -43,6 +45,17 @@ def read_record(path: str | Path, required: Mapping[str, type | tuple[type, ...]
     if wrong := wrong_field(content, required):
         raise InputError(f"{path}: {str(wrong)[:200]}", "the file as it was written", remedy)
     return content
+
+
+def refuse_foreign(path: str | Path, mark: str) -> None:
+    """Refuse to write over what is no file that holds `mark`, as all files of a kind that this program writes do.
+
+    Raises:
+        InputError: something else has that name.
+    """
+    path = Path(path)
+    if path.is_dir() or (path.exists() and mark.encode() not in path.read_bytes()):
+        raise InputError(f"{path}, which this command did not write", "a name that is free", "give another name")
 
 
 def write_text(path: str | Path, text: str) -> Path:

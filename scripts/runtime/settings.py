@@ -258,14 +258,24 @@ def refuse_unknown_overrides(argv: Sequence[str] | None = None) -> None:
             raise InputError(f"--{name} None, which MONAI drops without a word", "'$None'", f"write --{name} '$None'")
     if "args_file" in given:
         given = {**ConfigParser.load_config_file(given["args_file"]), **given}
-    if "config_file" not in given:
-        return
-    config = ConfigParser.load_config_files(given["config_file"])
-    if "tracking" in given:
-        config = {**_tracking_settings(given["tracking"]), **config}
+    if "config_file" in given:
+        settings = {name: value for name, value in given.items() if name not in RUN_ARGUMENTS}
+        check_overrides(settings, given["config_file"], given.get("tracking"))
+
+
+def check_overrides(given: Mapping[str, Any], files: Any, tracking: str | dict | None = None) -> None:
+    """Refuse settings, by names such as `train#optimizer#lr`, that config files do not define, or of another kind.
+
+    Raises:
+        InputError: names the nearest known setting.
+    """
+    from monai.bundle import ConfigParser
+
+    config = ConfigParser.load_config_files(files)
+    if tracking is not None:
+        config = {**_tracking_settings(tracking), **config}
     for name, value in given.items():
-        if name not in RUN_ARGUMENTS:
-            _check_override(name, value, config, given["config_file"])
+        _check_override(name, value, config, files)
 
 
 def _given(argv: Sequence[str]) -> Iterator[tuple[str, Any]]:
@@ -293,27 +303,49 @@ def _tracking_settings(tracking: str | dict) -> dict[str, Any]:
 def _check_override(name: str, value: Any, config: dict, files: Any) -> None:
     """Follow `a#b#c` into the configuration; the last part may add to what a target takes only where it is known."""
     level: Any = config
-    for depth, part in enumerate(name.replace("::", "#").lstrip("+").split("#")):
-        if isinstance(level, str):  # a macro or an expression, which cannot be seen into
-            return
-        known = set(level) if isinstance(level, dict) else {str(i) for i in range(len(level or ()))}
+    parts = name.replace("::", "#").lstrip("+").split("#")
+    borrowed = None
+    for depth, part in enumerate(parts):
+        if isinstance(level, str):  # an expression cannot be seen into, a macro can; MONAI goes into neither
+            borrowed = borrowed or level
+            level = _behind_macro(level)
+            if level is None:
+                break
+        several = level if isinstance(level, (dict, list)) else []
+        known = set(several) if isinstance(several, dict) else {str(i) for i in range(len(several))}
         if isinstance(level, dict) and "_target_" in level:
             known |= {"_disabled_", "_requires_", "_desc_", "_mode_"}
         if part not in known:
             near = nearest(part, known)
-            meant = "#".join([*name.split("#")[:depth], near]) if near else nearest(name.replace("#", "_"), config)
+            meant = "#".join([*parts[:depth], near, *parts[depth + 1 :]]) if near else None
+            meant = meant or nearest(name.replace("#", "_"), config)
             raise InputError(
                 f"unknown setting --{name}",
-                f"a setting of {files}" + (f": {', '.join(sorted(known))}" if depth else ""),
+                f"a setting of {files}" + (f": {', '.join(sorted(known))}" if depth and known else ""),
                 f"did you mean --{meant}?" if meant else "see the config file",
             )
-        level = (
-            level[part] if isinstance(level, dict) and part in level else level[int(part)] if part.isdigit() else None
+        level = several[int(part)] if isinstance(several, list) else several.get(part)
+    if borrowed:
+        above = level[1:] if isinstance(level, str) and level.startswith("@") and level[1:] in config else None
+        raise InputError(
+            f"--{name}, which lies inside {borrowed}",
+            f"what {files} spells out itself",
+            f"write --{above}" if above else "write it out in a config file of your own, given after the others",
         )
     while isinstance(level, str) and level.startswith("@") and level[1:] in config:
         level = config[level[1:]]
     if "#" in name and not name.startswith("+") and not _same_kind(name, value, level):
         raise _other_kind(name, value, level)
+
+
+def _behind_macro(text: str) -> Any:
+    """What `%FILE::NAME` stands for; None for what is none, or whose file is elsewhere."""
+    from monai.bundle import ConfigParser
+
+    file, name = ConfigParser.split_path_id(text[1:])
+    if not text.startswith("%") or not Path(file).is_file():
+        return None
+    return ConfigParser(ConfigParser.load_config_file(file)).get(name)
 
 
 def local_device() -> torch.device:

@@ -29,6 +29,7 @@ from .sampler import latent_noise, load_weights, same_rounding
 BORDER = 3.5  # voxels of the model's finest spacing that a hole reaches around a lesion: the mean of the training
 SQUEEZE = 0.15  # standard deviation of the logarithm of a drawn lesion's axes
 COARSE, FINE = 8, 1.6  # pixels: the width of the Gaussians along which noise goes from slice to slice
+MARK = b"synthaug insert"  # in the header of every mask that is written
 SAME = 0.02  # spacings that differ less are not resampled
 
 
@@ -344,8 +345,29 @@ def _squares(noise: torch.Tensor) -> torch.Tensor:
     return means.repeat_interleave(COARSE, -2).repeat_interleave(COARSE, -1)[..., :height, :width]
 
 
+def refuse_foreign_insertion(paths: Sequence[Path], mask_out: Path) -> None:
+    """Refuse to write over files that are there, unless the mask among them says that `write_insertion` wrote them.
+
+    Raises:
+        InputError: names the first of them.
+    """
+    there = [path for path in (*paths, mask_out) if path.exists()]
+    try:
+        is_ours = nib.Nifti1Image.from_filename(mask_out).header["descrip"].item() == MARK
+    except Exception:  # no NIfTI file: readers raise many kinds
+        is_ours = False
+    if there and not is_ours:
+        raise InputError(f"{there[0]}, which this command did not write", "a name that is free", "give another OUT")
+
+
 def write_insertion(done: Insertion, out: Sequence[str | Path], mask_out: str | Path) -> None:
-    """Write the channels and the label map; voxels outside the hole keep their bits, and every file its type."""
+    """Write the label map and the channels; voxels outside the hole keep their bits, and every file its type."""
+    label = nib.Nifti1Image(done.label.astype(np.uint8), done.volume.affine, done.volume.files[0].header)
+    label.set_data_dtype(np.uint8)
+    label.header.set_slope_inter(1, 0)
+    label.header["descrip"] = MARK
+    label.header["cal_min"] = label.header["cal_max"] = 0
+    _save(label, Path(mask_out))
     for file, values, path in zip(done.volume.files, done.painted, out, strict=True):
         stored_as: Any = file.dataobj
         raw, slope, inter = np.array(stored_as.get_unscaled()), float(stored_as.slope), float(stored_as.inter)
@@ -357,11 +379,6 @@ def write_insertion(done: Insertion, out: Sequence[str | Path], mask_out: str | 
         image = nib.Nifti1Image(raw, file.affine, file.header)
         image.header.set_slope_inter(slope, inter)
         _save(image, Path(path))
-    label = nib.Nifti1Image(done.label.astype(np.uint8), done.volume.affine, done.volume.files[0].header)
-    label.set_data_dtype(np.uint8)
-    label.header.set_slope_inter(1, 0)
-    label.header["cal_min"] = label.header["cal_max"] = 0
-    _save(label, Path(mask_out))
 
 
 def _save(image: nib.Nifti1Image, path: Path) -> None:

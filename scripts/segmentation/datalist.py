@@ -13,7 +13,7 @@ from nnunet_plugin.pool_format import Pool, read_pool
 from ..data.cases import RawCases, open_cases
 from ..pool.adopt import user_word
 from ..runtime.errors import InputError
-from ..runtime.files import write_json
+from ..runtime.files import refuse_foreign, write_json
 from .mixing import check_cases, check_pool
 
 
@@ -49,6 +49,7 @@ def write_datalist(
     Raises:
         InputError: pool, data set and fold do not fit together, or the generator saw a validation case.
     """
+    refuse_foreign(output, '"nnunet_fold"')
     both = FoldAndPool.open(pool_dir, dataset_dir, fold, share)
     cases, pool, train, wanted = both.cases, both.pool, both.train, both.places
     synthetic = [both.samples[i] for i in sorted(draw(len(pool.kept), wanted, seed, 0).tolist())]

@@ -95,5 +95,6 @@ def test_volumes(dataset, tmp_path):
         tmp_path / "image.nii.gz", tmp_path / "out.nii.gz", tmp_path, tmp_path / "mask.nii.gz", num_steps=2
     )
     assert picture.is_file() and (tmp_path / "out_mask.nii.gz").is_file()
-    with pytest.raises(InputError, match="the image itself"):
-        insert(tmp_path / "image.nii.gz", tmp_path / "image.nii.gz", tmp_path, tmp_path / "mask.nii.gz")
+    for image, out in (("image", "image"), ("image", "mask"), ("out", "image")):
+        with pytest.raises(InputError, match="the image itself|did not write"):
+            insert(tmp_path / f"{image}.nii.gz", tmp_path / f"{out}.nii.gz", tmp_path, tmp_path / "mask.nii.gz")

@@ -9,7 +9,7 @@ import torch
 from monai.bundle import ConfigParser, create_workflow
 from monai.bundle import load as monai_load
 
-from scripts.packaging.bundle_files import bundle_dir
+from scripts.packaging.bundle_files import bundle_dir, bundle_names
 from scripts.pool.writing import read_pool
 from scripts.runtime.errors import InputError
 
@@ -64,15 +64,43 @@ def test_two_bundles_in_one_process(trained):
 
 def test_unknown_settings_are_refused_in_python_too(trained, tmp_path):
     wrong = {"config_file": config("dhvae"), "workflow_type": "infer", "logging_file": False, "num_sample": 2}
+    listed = {name: value for name, value in trained.items() if "#" not in name}
     with pytest.raises(InputError, match="did you mean num_samples"):
-        create_workflow("scripts.runtime.workflow.StrictWorkflow", **wrong, **trained)
+        create_workflow("scripts.runtime.workflow.StrictWorkflow", **wrong, **listed)
     plain = create_workflow(**wrong, **trained)
     with pytest.raises(RuntimeError) as error:  # MONAI's own workflow says it when it runs
         plain.run()
     assert "did you mean num_samples" in str(error.value.__cause__)
     assert not Path(tmp_path / "pool").exists() and not Path(tmp_path / "pool.partial").exists()
     del wrong["num_sample"]
-    create_workflow("scripts.runtime.workflow.StrictWorkflow", **wrong, num_samples=2, **trained)
+    create_workflow("scripts.runtime.workflow.StrictWorkflow", **wrong, num_samples=2, **listed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", bundle_names())
+def test_names_that_lead_nowhere_are_refused_before_monai_follows_them(name, monkeypatch):
+    """Whether a setting is spelt out, taken from another file, or a number: of what lies below it, one line tells."""
+    monkeypatch.chdir(bundle_dir(name))
+    strict = "scripts.runtime.workflow.StrictWorkflow"
+    for file in sorted(map(str, Path("configs").glob("*.json"))):
+        own = ConfigParser.load_config_file(file)
+        files = [file] if "bundle_root" in own else ["configs/train.json", file]
+        for key in ["nowhere", *ConfigParser.load_config_files(files)] if "run" in own else []:
+            with pytest.raises(InputError, match="unknown setting|which lies inside"):
+                create_workflow(strict, config_file=files, logging_file=False, **{f"{key}#no_such_key": 1})
+
+
+def test_names_inside_what_another_file_spells_out_are_told_where_to_set_them(monkeypatch):
+    monkeypatch.chdir(bundle_dir("ldm"))
+    given = {"workflow_name": "scripts.runtime.workflow.StrictWorkflow", "config_file": "configs/train.json"}
+    with pytest.raises(InputError, match=r"did you mean --autoencoder#optimizer#lr\?"):
+        create_workflow(**given, logging_file=False, **{"autoencoder#optimizer#lrr": 1})
+    with pytest.raises(InputError, match="write --autoencoder_batch_size"):
+        create_workflow(**given, logging_file=False, **{"autoencoder#dataloader#batch_size": 4})
+    with pytest.raises(InputError, match=r"did you mean --train#optimizer#lr\?"):
+        create_workflow(**given, logging_file=False, **{"trian#optimizer#lr": 1.0})
+    workflow = create_workflow(**given, logging_file=False, **{"train#optimizer#lr": 0.5})
+    assert workflow.parser["train#optimizer#lr"] == 0.5
 
 
 @pytest.mark.slow

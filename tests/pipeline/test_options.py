@@ -3,11 +3,12 @@
 import functools
 import inspect
 import math
+from pathlib import Path
 
 import pytest
 from nnunet_plugin.command_line import _loaded
 from nnunet_plugin.errors import InputError
-from nnunet_plugin.options import _hints, _kinds, checked
+from nnunet_plugin.options import _hints, _kinds, _kinds_of_items, checked
 
 from scripts.__main__ import COMMANDS
 
@@ -33,9 +34,11 @@ def test_every_option_of_every_command_takes_its_kind_alone(name):
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
     assert checked(stub)(**needed, **defaults) == "done"
     for option, kind in kinds.items():
-        if kind & {list, dict}:
-            continue
         wrong = [*NUMBERS] if kind & {int, float} else []
+        wrong += [5, "abc", math.nan] if kind & {list, dict} else []
+        wrong += [""] if kind & {str, Path} else []
+        wrong += [[]] if list not in kind else []
+        wrong += [{}] if dict not in kind else []
         wrong += ["false", "yes", 0, 1] if bool in kind else []
         wrong += ["abc", "nan"] if kind & {int, float} and not kind & {str, bool} else []
         wrong += [2.5, 1e3] if int in kind and float not in kind else []
@@ -44,3 +47,7 @@ def test_every_option_of_every_command_takes_its_kind_alone(name):
         for value in wrong:
             with pytest.raises(InputError, match=f"--{option} "):
                 checked(stub)(**{**needed, option: value})
+        if (of := _kinds_of_items(_hints(function)[option])) is not None:
+            for value in ([None], [[1]], [{}], [True], ["x"] if not of & {str} else [1]):
+                with pytest.raises(InputError, match=f"--{option} .*a list, each of it"):
+                    checked(stub)(**{**needed, option: value})

@@ -5,6 +5,7 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
+from nibabel.arrayproxy import ArrayProxy
 from nnunet_plugin.leakage import check_split
 from nnunet_plugin.pool_format import read_pool as plugin_pool
 from nnunet_plugin.pool_format import read_sample
@@ -67,6 +68,19 @@ def test_a_pool_holds_what_the_files_hold(names, raw, tmp_path):
         assert np.allclose(file.affine, AFFINE)  # programs that turn real cases turn samples the same way
         read_sample(plugin_pool(pool), sample["id"], {0, 1, 2})
     assert "MyGAN" in user_word(record) and "none" in user_word(record)
+
+
+def test_a_file_is_unpacked_once_to_check_it_and_once_to_write_it(tmp_path, raw, monkeypatch):
+    source, unpacked, scaled = write_files(tmp_path / "gan"), [], ArrayProxy._get_scaled
+
+    def count(self, *arguments, **more):
+        unpacked.append(self.file_like)
+        return scaled(self, *arguments, **more)
+
+    monkeypatch.setattr(ArrayProxy, "_get_scaled", count)
+    adopt_pool(source, tmp_path / "pool", raw, "MyGAN", saw="none")
+    times = sorted(unpacked.count(str(path)) for path in source.rglob("*.nii.gz"))
+    assert times == [2, 2, 2, 2, 2, 3]  # the first label also says whether they are slices
 
 
 def test_slices_and_channels(tmp_path):

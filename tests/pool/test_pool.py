@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from nnunet_plugin.pool_format import read_pool as plugin_pool
 
 from scripts.data.cases import array_axes, open_cases
 from scripts.data.mask_features import mask_features
@@ -15,7 +16,7 @@ from scripts.data.provenance import build_provenance, write_provenance
 from scripts.data.scaling import Scaling
 from scripts.data.training_set import load_training_set
 from scripts.networks.hvae import HVAE
-from scripts.pool.writing import _nifti, load_sample, partial_dir, read_pool, write_pool
+from scripts.pool.writing import _nifti, load_sample, partial_dir, read_pool, sample_shape, write_pool
 from scripts.runtime.errors import InputError
 from scripts.sampling.latent import LatentSampler
 from scripts.sampling.sampler import latent_noise
@@ -172,6 +173,16 @@ def test_volumes_are_what_the_contract_says(tmp_path, kind):
         assert sample["features"] == mask_features(label > 0, (4.0, 1.5, 1.0))
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_the_shape_of_a_sample_is_read_without_its_voxels(tmp_path, axis):
+    (tmp_path / "labels").mkdir()
+    file = tmp_path / "labels/syn_000000.nii.gz"
+    file.write_bytes(_nifti(np.zeros((3, 4, 5), np.uint8), [1.0, 1.0, 1.0], axis, (1, 1, 1)))
+    assert sample_shape(tmp_path, "syn_000000") == (3, 4, 5)
+    file.write_bytes(gzip.compress(gzip.decompress(file.read_bytes())[:352]))
+    assert sample_shape(tmp_path, "syn_000000") == (3, 4, 5)
+
+
 def test_raw_volumes_have_the_axes_of_the_raw_files(tmp_path):
     """nnU-Net preprocesses them like the raw cases: a mask lies in the file where it lies in theirs."""
     data_set = write_raw(tmp_path / "Dataset901_Toy")
@@ -230,6 +241,24 @@ def test_settings_out_of_range_write_nothing(sampler, tmp_path):
     with pytest.raises(InputError, match="unconditional"):
         write_pool(sampler, tmp_path / "pool", 2, condition={"volume": 1}, progress=False)
     assert not (tmp_path / "pool").exists() and not partial_dir(tmp_path / "pool").exists()
+
+
+def test_a_pool_goes_where_nothing_else_is(sampler, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    assert len(read_pool(write_pool(sampler, tmp_path / "empty", 2, progress=False))["samples"]) == 2
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for folder in (tmp_path / "mine", tmp_path / "file", "."):  # the folder that one stands in would be another one
+        with pytest.raises(InputError, match="which is no pool"):
+            write_pool(sampler, folder, 2, progress=False)
+    with pytest.raises(InputError, match="no pool"):
+        read_pool(".")
+    monkeypatch.chdir(tmp_path / "empty")
+    assert len(read_pool(".")["samples"]) == len(plugin_pool(".").kept) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "generator", "here", "mine"]
 
 
 @pytest.mark.slow

@@ -36,12 +36,21 @@ def read(page):
     return content, key
 
 
+def test_files_of_others_stay(made, tmp_path):
+    (tmp_path / "notes.html").write_text("mine")
+    for path in (tmp_path / "notes.html", tmp_path):
+        with pytest.raises(InputError, match="did not write"):
+            write_reader(made["slices"], made["data"], path, count=4)
+    assert (tmp_path / "notes.html").read_text() == "mine"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "depth"), [("slices", 1), ("volumes", 3)])
 def test_nothing_but_the_picture_tells_real_from_synthetic(kind, depth, made, tmp_path):
     page = write_reader(made[kind], made["data"], tmp_path / "page.html", count=8, slices=depth)
     again = write_reader(made[kind], made["data"], tmp_path / "again.html", count=8, slices=depth)
     assert page.read_bytes() == again.read_bytes()
+    assert write_reader(made[kind], made["data"], page, count=8, slices=depth).read_bytes() == again.read_bytes()
     content, key = read(page)
     assert sorted(key["truth"]) == ["real"] * 4 + ["synthetic"] * 4
     sizes = {len(image) for image in content["images"]}, {len(mask) for mask in content["masks"]}

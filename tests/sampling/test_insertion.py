@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from scripts.runtime.errors import InputError
-from scripts.sampling.insertion import insert_lesion, slice_noise, write_insertion
+from scripts.sampling.insertion import insert_lesion, refuse_foreign_insertion, slice_noise, write_insertion
 
 from ..data.toy import body_case
 from .toy_painter import make_painter
@@ -66,6 +66,11 @@ def test_an_oblique_file_keeps_all_but_the_hole(volume, models, tmp_path):
     assert done.hole[label > 0].all()
     assert label.sum() * SPACING.prod() == pytest.approx(900, abs=SPACING.prod())
     assert np.abs(np.argwhere(label).mean(0) - [17, 20, 6]).max() < 2
+    outputs = [tmp_path / "out.nii.gz", tmp_path / "out.png"]
+    refuse_foreign_insertion(outputs, tmp_path / "out_mask.nii.gz")
+    for mask_out in ("case.nii.gz", "other_mask.nii.gz"):  # what was there before, and nothing that says whose they are
+        with pytest.raises(InputError, match="did not write"):
+            refuse_foreign_insertion(outputs, tmp_path / mask_out)
     again = insert_lesion([volume], models, volume=900.0, centre=[17, 20, 6])
     assert np.array_equal(again.painted, done.painted) and np.array_equal(again.label, done.label)
 

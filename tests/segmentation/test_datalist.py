@@ -112,6 +112,11 @@ def test_a_leak_and_other_spaces_are_refused(made, tmp_path):
         with pytest.raises(InputError, match=message):
             write_datalist(*arguments, tmp_path / "list.json", share=1 if message == "share" else 0.5)
     assert not (tmp_path / "list.json").exists()
+    (tmp_path / "notes.json").write_text("mine")
+    for path in (tmp_path / "notes.json", tmp_path):
+        with pytest.raises(InputError, match="did not write"):
+            write_datalist(pool, data, path)
+    assert (tmp_path / "notes.json").read_text() == "mine"
 
 
 def epochs_of(dataset: MixedVolumes, workers: int) -> list[list[tuple[str, bool]]]:
