@@ -143,7 +143,7 @@ def resolve_configuration(plans: dict[str, Any], configuration: str) -> dict[str
         )
     try:
         resolved = PlansManager(plans).get_configuration(configuration).configuration
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:  # a circle is a RuntimeError
         raise InputError(
             f"the configuration {configuration} of the plans {plans['plans_name']}, which nnU-Net cannot read "
             f"({type(error).__name__}: {error})",
