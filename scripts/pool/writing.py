@@ -85,10 +85,8 @@ def load_sample(pool_dir: str | Path, sample_id: str, num_image_channels: int) -
     channels = [_load(path).astype(np.float32) for path in paths]
     label = _load(folder / "labels" / f"{sample_id}.nii.gz").astype(np.uint8)
     if len({label.shape, *(channel.shape for channel in channels)}) > 1:
-        raise InputError(
-            f"sample {sample_id}: image {channels[0].shape} and label {label.shape} (depth, height, width)",
-            "one shape", "sample the pool again",
-        )  # fmt: skip
+        got = f"sample {sample_id}: image {channels[0].shape} and label {label.shape} (depth, height, width)"
+        raise InputError(got, "one shape", "sample the pool again")
     return np.stack(channels), label
 
 
@@ -448,6 +446,4 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # readers raise many kinds
-        raise InputError(
-            f"{path} cannot be read ({error})", "the pool as it was sampled", "sample the pool again"
-        ) from error
+        raise InputError(f"{path} cannot be read ({error})", "the pool as it was sampled", "sample it again") from error
