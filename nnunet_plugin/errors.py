@@ -14,7 +14,8 @@ class InputError(ValueError):
     """
 
     def __init__(self, got: str, allowed: str, remedy: str):
-        super().__init__(f"{got}; allowed: {allowed}; remedy: {remedy}")
+        said = f"{got}; allowed: {allowed}; remedy: {remedy}"
+        super().__init__(" ".join(line.strip() for line in said.splitlines()))  # what others say may have several lines
         self.got = got
 
 

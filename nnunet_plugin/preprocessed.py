@@ -125,7 +125,10 @@ def read_plans(dataset: PreprocessedDataset, plans: str) -> dict[str, Any]:
             ", ".join(present) or "none: the data set has no plans",
             "name existing plans, or run nnUNetv2_plan_and_preprocess",
         )
-    return read_json(file, "run nnUNetv2_plan_experiment again")
+    content = read_json(file, remedy := "run nnUNetv2_plan_experiment again")
+    if wrong := wrong_field(content, {"configurations": dict, "plans_name": str, "transpose_forward": list}):
+        raise InputError(f"{file}: {wrong}", "the plans as nnU-Net wrote them", remedy)
+    return content
 
 
 def resolve_configuration(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
@@ -138,7 +141,15 @@ def resolve_configuration(plans: dict[str, Any], configuration: str) -> dict[str
             ", ".join(plans["configurations"]),
             "name an existing configuration",
         )
-    resolved = PlansManager(plans).get_configuration(configuration).configuration
+    try:
+        resolved = PlansManager(plans).get_configuration(configuration).configuration
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:  # a circle is a RuntimeError
+        raise InputError(
+            f"the configuration {configuration} of the plans {plans['plans_name']}, which nnU-Net cannot read "
+            f"({type(error).__name__}: {error})",
+            "plans as nnU-Net writes them",
+            "run nnUNetv2_plan_experiment again",
+        ) from error
     if resolved.get("previous_stage") is not None:
         raise InputError(
             f"the cascade configuration {configuration}",

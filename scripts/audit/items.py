@@ -167,19 +167,9 @@ def _read_samples(
     empty: dict[str, str] = {}
     images, masks = [], []
     for name in track(names, "reading the pool"):
-        try:
-            image, label = load_sample(folder, name, description.num_image_channels)
-            shapes = {image.shape[1:], label.shape}
-        except Exception as error:  # readers raise many kinds
-            raise InputError(
-                f"sample {name} cannot be read ({error})", "the pool as it was sampled", "sample the pool again"
-            ) from error
-        if len(shapes) > 1 or (record["dimension"] == 2 and label.shape[0] != 1):
-            raise InputError(
-                f"sample {name}: image {image.shape[1:]} and label {label.shape} (depth, height, width)",
-                "one shape; slices have depth 1",
-                "sample the pool again",
-            )
+        image, label = load_sample(folder, name, description.num_image_channels)
+        if record["dimension"] == 2 and label.shape[0] != 1:
+            raise InputError(f"sample {name} of depth {label.shape[0]}", "slices of depth 1", "sample the pool again")
         if not np.isfinite(image).all():
             broken[name] = "intensities that are not finite"
         elif constant := [i for i, channel in enumerate(image) if channel.min() == channel.max()]:

@@ -83,10 +83,13 @@ def write_curve(
                              "configuration": configuration or own["configuration"], "seed": seed}  # fmt: skip
     settings = {"bundle": bundle, "overlays": overlays, "generator": chosen, "sampling": drawing, **place,
                 "num_samples": num_samples, "weights_vgg": weights_vgg}  # fmt: skip
-    _check_same(root, settings)
     from ..audit.quality import PoolQuality
+    from ..data.cases import open_cases
 
     quality = PoolQuality(dataset_dir, weights_vgg, seed)
+    if not open_cases(dataset_dir, fold, plans, place["configuration"]).fold.val:
+        raise InputError(f"fold {fold}, which holds out no case", "a fold with validation cases", "give --fold")
+    _check_same(root, settings)  # the first that is written
     measured = []
     for epoch in sorted({round(epochs / 2**i) for i in range(points)}):
         folder = root / "points" / f"epoch_{epoch:05d}"

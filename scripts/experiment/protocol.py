@@ -100,7 +100,7 @@ def read_protocol(
         )
     try:
         content = yaml.safe_load(path.read_text("utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path} is no YAML ({error})", "a protocol file", "mend it") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no settings", "a protocol file", "see those that come with the package")

@@ -76,17 +76,25 @@ def load_sample(pool_dir: str | Path, sample_id: str, num_image_channels: int) -
     """Image `(channel, depth, height, width)` float32 and label `(depth, height, width)` uint8 of one sample.
 
     The axes are the generator's, also where the files have those of raw volumes.
+
+    Raises:
+        InputError: a file cannot be read, or they are of several shapes.
     """
     folder = Path(pool_dir)
     paths = [folder / "images" / f"{sample_id}_{channel:04d}.nii.gz" for channel in range(num_image_channels)]
-    image = np.stack([_load(path).astype(np.float32) for path in paths])
-    return image, _load(folder / "labels" / f"{sample_id}.nii.gz").astype(np.uint8)
+    channels = [_load(path).astype(np.float32) for path in paths]
+    label = _load(folder / "labels" / f"{sample_id}.nii.gz").astype(np.uint8)
+    if len({label.shape, *(channel.shape for channel in channels)}) > 1:
+        got = f"sample {sample_id}: image {channels[0].shape} and label {label.shape} (depth, height, width)"
+        raise InputError(got, "one shape", "sample the pool again")
+    return np.stack(channels), label
 
 
 def sample_shape(pool_dir: str | Path, sample_id: str) -> tuple[int, ...]:
     """`(depth, height, width)` of one sample, of which no voxel is read."""
-    image, axes = _opened(Path(pool_dir) / "labels" / f"{sample_id}.nii.gz")
-    return tuple(image.shape[axis] for axis in axes)
+    with _readable(path := Path(pool_dir) / "labels" / f"{sample_id}.nii.gz"):
+        image, axes = _opened(path)
+        return tuple(image.shape[axis] for axis in axes)
 
 
 def write_pool(
@@ -421,8 +429,9 @@ def _header(shape: tuple[int, ...], dtype: str, steps: tuple[float, ...], slice_
 
 def _load(path: Path) -> np.ndarray:
     """Read `(depth, height, width)`."""
-    image, axes = _opened(path)
-    return np.asarray(image.dataobj).transpose(axes)
+    with _readable(path):
+        image, axes = _opened(path)
+        return np.asarray(image.dataobj).transpose(axes)
 
 
 def _opened(path: Path) -> tuple[nib.Nifti1Image, tuple[int, int, int]]:
@@ -430,3 +439,11 @@ def _opened(path: Path) -> tuple[nib.Nifti1Image, tuple[int, int, int]]:
     image = nib.Nifti1Image.from_filename(path)
     slice_axis = image.header.get_dim_info()[2]
     return image, array_axes(2 if slice_axis is None else slice_axis)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # readers raise many kinds
+        raise InputError(f"{path} cannot be read ({error})", "the pool as it was sampled", "sample it again") from error

@@ -64,7 +64,7 @@ def test_what_it_says_and_writes(pool, capsys, tmp_path, monkeypatch):
         ({"--dataset_dir": "nothing"}, "nothing"),
         ({"--thresholds": '{"agrement": 0.1}'}, "did you mean 'agreement'"),
         ({"--thresholds": '{"agreement": 5}'}, "0 to 0.5"),
-        ({"--thresholds": "0.05"}, "levels by name"),
+        ({"--thresholds": "0.05"}, "settings by name"),
         ({"--seed": "-1"}, "--seed -1"),
         ({"--seed": "1.5"}, "--seed 1.5"),
         ({"--segmenter_steps": "0"}, "segmenter_steps 0"),

@@ -139,6 +139,7 @@ def test_errors_are_told_in_words():
 
     assert "the same command goes on" in raised(KeyboardInterrupt())
     assert "No space left on device (/a)" in raised(OSError(28, "No space left on device", "/a"))
+    assert str(InputError("got\n  more", "allowed", "remedy")) == "got more; allowed: allowed; remedy: remedy"
     assert "name another place" in raised(NotADirectoryError(20, "Not a directory", "/a/b"))
     assert "smaller batch" in raised(MemoryError()) and "smaller batch" in raised(ValueError("iterator is too large"))
     assert raised(KeyError("a fault of the program")) is None and raised(FileNotFoundError(2, "gone", "/a")) is None

@@ -46,6 +46,8 @@ def test_points_are_measured_once_and_the_training_goes_on(dataset, tmp_path):
         ({"generator": {"fold": 1}}, "setting fold"),
         ({"points": 20}, "first point"),
         ({"overlays": ["evenings.json"]}, "overlay"),
+        ({"weights_vgg": "nowhere.pth"}, "no such file"),
+        ({}, "no folder nowhere"),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_work(wrong, words, tmp_path):

@@ -111,6 +111,14 @@ def test_nothing_of_a_protocol_is_code(old, new, words, tmp_path):
         settings(tmp_path, PROTOCOL.replace(old, new, 1))
 
 
+@pytest.mark.parametrize("text", ["[" * 20000, "a: [", "!!python/object/apply:os.getcwd []", "- 1", "", "\0"])
+def test_what_is_no_protocol_is_told_in_one_line(text, tmp_path):
+    (tmp_path / "p.yaml").write_text(text)
+    with pytest.raises(InputError, match="p.yaml (is no YAML|holds no settings)") as error:
+        read_protocol(tmp_path / "p.yaml")
+    assert len(str(error.value).splitlines()) == 1
+
+
 def test_an_arm_carries_what_its_segmenter_takes(tmp_path):
     """Without further code: a setting that a bundle or the plugin learns is one that arms may have."""
     s = settings(tmp_path, PROTOCOL.replace("x5: {augmentation: x5}", "x5: {augmentation: x5, warmup_epochs: 2}"))

@@ -17,6 +17,7 @@ from nnunet_plugin.__main__ import main
 from nnunet_plugin.cpu_plans import write_cpu_plans
 from nnunet_plugin.errors import InputError
 from nnunet_plugin.import_pool import add_pool, read_import
+from nnunet_plugin.preprocessed import PreprocessedDataset, read_plans, resolve_configuration
 
 from .conftest import rehash
 
@@ -363,6 +364,16 @@ def test_bad_arguments_are_refused(make_pool, snapshot, arguments, named):
         add_pool(**{"pool": pool, "dataset": 901, "fold": 0, **arguments})
     assert named in str(caught.value)
     assert snapshot() == before
+
+
+def test_plans_that_nobody_can_read_are_refused(tmp_path):
+    for content in ({}, {"configurations": []}, {"configurations": {}, "plans_name": "p", "transpose_forward": None}):
+        (tmp_path / "p.json").write_text(json.dumps(content))
+        with pytest.raises(InputError, match="as nnU-Net wrote them"):
+            read_plans(PreprocessedDataset(tmp_path, {}), "p")
+    for wrong in (5, {"inherits_from": "2d"}):
+        with pytest.raises(InputError, match="nnU-Net cannot read"):
+            resolve_configuration({"plans_name": "p", "configurations": {"2d": wrong}}, "2d")
 
 
 def test_cascade_and_mixed_configurations_are_refused(make_pool, nnunet):

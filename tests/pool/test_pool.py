@@ -183,6 +183,26 @@ def test_the_shape_of_a_sample_is_read_without_its_voxels(tmp_path, axis):
     assert sample_shape(tmp_path, "syn_000000") == (3, 4, 5)
 
 
+def test_a_damaged_sample_is_one_error(tmp_path):
+    def nifti(shape):
+        return _nifti(np.zeros(shape, np.float32), [1.0, 1.0, 1.0], None, (1, 1, 1))
+
+    for name in ("images", "labels"):
+        (tmp_path / name).mkdir()
+    image, label = tmp_path / "images/syn_000000_0000.nii.gz", tmp_path / "labels/syn_000000.nii.gz"
+    good = nifti((1, 4, 5))
+    huge = bytearray(gzip.decompress(good))
+    huge[42:48] = 3 * (32000).to_bytes(2, "little")
+    for path in (image, label):
+        for content in (None, b"", b"no image", good[:60], nifti((1, 5, 4)), gzip.compress(bytes(huge))):
+            image.write_bytes(good)
+            label.write_bytes(good)
+            path.unlink() if content is None else path.write_bytes(content)
+            with pytest.raises(InputError, match="syn_000000.*(cannot be read|label)") as error:
+                load_sample(tmp_path, "syn_000000", 1)
+            assert len(str(error.value).splitlines()) == 1
+
+
 def test_raw_volumes_have_the_axes_of_the_raw_files(tmp_path):
     """nnU-Net preprocesses them like the raw cases: a mask lies in the file where it lies in theirs."""
     data_set = write_raw(tmp_path / "Dataset901_Toy")
