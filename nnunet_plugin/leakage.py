@@ -15,6 +15,7 @@ import numpy as np
 from .errors import InputError
 from .identity import Identity, identify, is_twin, same_case, same_image
 from .pool_format import case_ids, is_sha256
+from .preprocessed import json_sha256
 
 _RETRAIN = "train a generator on this fold and sample a pool from it"
 
@@ -49,7 +50,7 @@ def seen_cases(provenance: Mapping[str, Any]) -> dict[str, Identity]:
 
 def cases_sha256(cases: Sequence[Mapping[str, Any]]) -> str:
     """Return the hash of a provenance's list of cases."""
-    return hashlib.sha256(json.dumps(cases, sort_keys=True).encode()).hexdigest()
+    return json_sha256(cases)
 
 
 def check_split(
