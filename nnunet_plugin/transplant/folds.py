@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +20,7 @@ from .store import files_in, save_bank
 
 RECORD = "transplants.json"
 FORMAT = "synthaug-transplants"
+MOST_UNSAID = 2  # labels taken for lesions without a word
 
 
 def bank_folder(
@@ -55,6 +57,7 @@ def foreground_labels(dataset: PreprocessedDataset, plans: dict[str, Any]) -> li
 def choose_labels(volumes: Mapping[int, Sequence[float]], wanted: Sequence[int] | None) -> list[int]:
     """Return the labels that are lesions: the wanted ones, or those whose volume varies as lesions' do.
 
+    More than two of the latter are said on stderr: organs among them may be cropped in some images.
     Raises `InputError` where none are, as in data sets of organs, and where a wanted one is no label.
     """
     if wanted is not None:
@@ -68,6 +71,13 @@ def choose_labels(volumes: Mapping[int, Sequence[float]], wanted: Sequence[int] 
             f"labels that look like organs: the coefficient of variation of their volume over the cases is {varying}",
             f"lesions, which come in all sizes: {LEAST_VARIATION} and more",
             "do without transplants; if they are lesions all the same, name them: --labels [1]",
+        )
+    if len(labels) > MOST_UNSAID:
+        varying = ", ".join(f"{label} (coefficient of variation {variation(volumes[label]):.2f})" for label in labels)
+        print(
+            f"WARNING: {len(labels)} labels are taken for lesions since their volume varies: {varying}. Organs that "
+            f"some images show in part vary as well: if there are any, name the lesions: --labels '[{labels[-1]}]'",
+            file=sys.stderr,
         )
     return labels
 
