@@ -97,7 +97,12 @@ def same_image(first: Identity, second: Identity) -> bool:
 
 
 def is_twin(first: Identity, second: Identity) -> bool:
-    """Whether two cases of different names show one image, be it mirrored, turned by 90 degrees or inverted."""
+    """Whether two cases of different names show one image, be it mirrored, turned by 90 degrees or inverted.
+
+    An image that shows nothing, such as a blank tile, is nobody's twin.
+    """
+    if _is_flat(first) or _is_flat(second):
+        return False
     if first.sha256 == second.sha256:
         return True
     if first.fingerprint is None or second.fingerprint is None:
@@ -108,6 +113,11 @@ def is_twin(first: Identity, second: Identity) -> bool:
     # An image and its inverse are told by the sign alone, as fingerprints have a mean of 0.
     nearest = [np.sqrt(((others - sign * a) ** 2).mean(axis=2)).max(axis=1).min() for sign in (1, -1)]
     return bool(min(nearest) <= TWIN_IMAGE)
+
+
+def _is_flat(identity: Identity) -> bool:
+    """Whether the image is constant in every channel, as far as its fingerprint says."""
+    return identity.fingerprint is not None and not _decode(identity.fingerprint)[:-1].any()
 
 
 def _means(volume: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ import torch
 from nnunet_plugin.errors import InputError
 from nnunet_plugin.identity import Identity, identify, is_twin, label_agreement, same_case
 from nnunet_plugin.import_pool import add_pool
-from nnunet_plugin.leakage import cases_sha256
+from nnunet_plugin.leakage import cases_sha256, check_held_out
 from nnunet_plugin.pool_format import hash_pool, read_pool
 from nnunetv2.run.run_training import maybe_load_checkpoint
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -62,6 +62,20 @@ def test_identity_survives_other_bits_and_tells_patients_apart():
     assert not same_case(Identity("0", None), Identity("1", known.fingerprint))
     assert identify(0 * image, label).is_readable() and not Identity("0", "no base64!").is_readable()
     assert label_agreement(identify(image, 0 * label).fingerprint, identify(image, 0 * label).fingerprint) == 1
+
+
+def test_blank_images_are_nobodys_copies():
+    """Tiles without tissue in training and validation are no leak, whatever their value and label."""
+    (image, label), rng = patient(0), np.random.default_rng(0)
+    blank = [np.full_like(image, value) for value in (0, 3, 1e7)] + [np.stack([0 * image[0], 3 + 0 * image[1]])]
+    identities = [identify(one, annotated) for one in blank for annotated in (label, 0 * label)]
+    assert not any(is_twin(first, second) for first in identities for second in identities)
+    check_held_out({"train": identities[0]}, {"val": identities[0]}, 0, "the network")
+    half = np.stack([0 * image[0], image[1]])  # one modality is missing: the other one tells
+    noise = (100 + rng.standard_normal(image.shape)).astype(np.float32)
+    for shown in (half, noise):
+        assert is_twin(identify(shown, label), identify(shown[:, :, ::-1], 0 * label))
+        assert not is_twin(identify(shown, label), identities[0])
 
 
 def with_fingerprints(pool: Path, base: Path, identifier: str = "nnUNetPlans_2d") -> Path:
