@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..identity import Identity, same_case
 from ..preprocessed import PreprocessedDataset, case_reader, json_sha256, read_json, space_fields, write_json
 from .making import LEAST_VARIATION, NoLesionError, lesion_labels, make_bank, variation
-from .store import files_in, save_bank
+from .store import close_bank, files_in, save_bank
 
 RECORD = "transplants.json"
 FORMAT = "synthaug-transplants"
@@ -179,10 +179,12 @@ def make_fold(
     """Write the bank of a record to a temporary folder that then takes its place; returns the whole record."""
     names = list(record["seen"])
     folder.parent.mkdir(parents=True, exist_ok=True)
+    for stale in folder.parent.glob(f".{folder.name}.*.partial"):  # of a process that was killed: the lock is ours
+        shutil.rmtree(stale, ignore_errors=True)
     temporary, former = (folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial") for _ in range(2))
     temporary.mkdir()
+    bank = None
     try:
-        bank = None
         with suppress(NoLesionError):
             bank = make_bank(
                 _read_cases(dataset, plans, configuration, names),
@@ -202,10 +204,15 @@ def make_fold(
         save_bank(bank, temporary)
         record = {**record, "lesions": len(bank.lesions), "fitting": fitting}
         write_json(temporary / RECORD, record)
+        close_bank(bank)
+        bank = None
         if folder.exists():
             folder.rename(former)
         temporary.rename(folder)
     except BaseException:
+        if bank is not None:
+            with suppress(BufferError):  # of an array that was in use
+                close_bank(bank)
         shutil.rmtree(temporary, ignore_errors=True)
         with suppress(OSError):  # where it holds nothing else
             folder.parent.rmdir()

@@ -175,6 +175,13 @@ def test_a_training_goes_on_with_the_pool_that_it_began_with(make_pool, make_tra
     trainer.get_tr_and_val_datasets()
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="no list of open files")
+def test_nothing_is_open_in_a_pool_that_is_renamed(make_pool, renamed):
+    for overwrite in (False, True):
+        add_pool(make_pool(samples=2), 901, 0, overwrite=overwrite)
+    assert len(renamed) == 3
+
+
 def test_space_check_ignores_batch_size_and_architecture(make_pool):
     write_cpu_plans(901, plans_out="small", max_features=32, batch_size=2)
     result = add_pool(make_pool(), 901, 0, plans="small")

@@ -192,6 +192,17 @@ def test_a_configuration_keeps_its_lesions(with_transplants, make_trainer, nnune
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="no list of open files")
+def test_nothing_is_open_in_a_bank_that_is_renamed(with_transplants, nnunet, renamed):
+    """Nor in one that was made anew; and what a killed process left goes."""
+    left = nnunet / "preprocessed" / PLAIN / "synthaug/transplants_nnUNetPlans_2d_labels_1/.fold_0.abc.partial"
+    left.mkdir(parents=True)
+    for overwrite in (False, True):
+        with_transplants(overwrite=overwrite)
+    assert len(renamed) == 3 and [path.name for path in left.parent.iterdir()] == ["fold_0"]
+
+
+@pytest.mark.slow
 def test_a_bank_is_replaced_on_request_alone(with_transplants, make_trainer, nnunet, snapshot):
     """Another bank, or what is none; and a training goes on with the bank that it began with."""
     lesions_of(with_transplants())
