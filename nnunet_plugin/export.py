@@ -2,6 +2,8 @@
 
 import secrets
 import shutil
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,10 @@ STOCK_TRAINER = "nnUNetTrainer"
 EXPORT_RECORD = "synthaug_export.json"
 _FORMAT = "synthaug-export"
 _MODEL_FILES = ("plans.json", "dataset.json", "dataset_fingerprint.json")
-_FOLD_FILES = ("debug.json", "progress.png", "synthaug_epochs.jsonl", "synthaug_seen.json", "validation/summary.json")
+# No folder `validation`: nnUNetv2_find_best_configuration would look for its predictions.
+_FOLD_FILES = ("debug.json", "progress.png", "synthaug_epochs.jsonl", "synthaug_seen.json")
+_CROSSVAL = "crossval_results_folds_"  # where nnUNetv2_find_best_configuration writes what it found
+_POSTPROCESSING = ("postprocessing.pkl", "postprocessing.json", "plans.json", "dataset.json")
 
 
 @checked
@@ -32,11 +37,14 @@ def export_model(
 
     The network is nnU-Net's own, so the predictions are the same to the bit. Returns the folder written,
     which nnUNetv2_predict uses with -tr nnUNetTrainer and nnUNetv2_predict_from_modelfolder by its path.
+    The postprocessing comes with it, the validation does not: run nnUNetv2_find_best_configuration on the model before.
     Raises `InputError` when the folder is no trained model of this plugin.
 
     Args:
-        model_folder: The trained model, nnUNet_results/DATASET/nnUNetTrainerSynthAug__PLANS__CONFIGURATION.
-        output: The folder to write; by default nnUNetTrainer__PLANS__CONFIGURATION beside the model.
+        model_folder: The trained model, nnUNet_results/DATASET/nnUNetTrainerSynthAug__PLANS__CONFIGURATION, or of a
+            trainer that was made with SynthAugMixin (nnUNet_extTrainer says where it is).
+        output: The folder to write; by default nnUNetTrainer__PLANS__CONFIGURATION beside the model, named by the
+            trainer of nnU-Net that the model's is made from.
         checkpoint: The file name of the checkpoints to export, from every fold that has it.
         overwrite: Replace an earlier export; a folder with anything else in it stays.
 
@@ -44,9 +52,6 @@ def export_model(
         synthaug export-model nnUNetTrainerSynthAug__nnUNetPlansSynthAug__2d_syn50
     """
     model_folder = Path(model_folder)
-    if output is None:
-        output = model_folder.with_name(model_folder.name.replace(f"{TRAINER}__", f"{STOCK_TRAINER}__", 1))
-    output = Path(output)
     folds = sorted(file.parent for file in model_folder.glob(f"fold_*/{checkpoint}")) if checkpoint else []
     if not folds or not (model_folder / "plans.json").is_file():
         raise InputError(
@@ -56,6 +61,11 @@ def export_model(
         )
     for name in _MODEL_FILES:
         read_json(model_folder / name, "train again")
+    trainer = load_checkpoint(folds[0] / checkpoint).get("trainer_name")
+    stock = _stock_trainer(trainer, folds[0] / checkpoint)
+    if output is None:
+        output = model_folder.with_name(model_folder.name.replace(f"{trainer}__", f"{stock}__", 1))
+    output = Path(output)
     _check_output(output, model_folder, overwrite)
     output = output.resolve()  # behind a link
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +75,8 @@ def export_model(
         for name in _MODEL_FILES:
             shutil.copyfile(model_folder / name, temporary / name)
         for fold in folds:
-            _export_fold(fold, temporary / fold.name, checkpoint)
+            _export_fold(fold, temporary / fold.name, checkpoint, trainer, stock)
+        _export_postprocessing(model_folder, temporary)
         record = {"format": _FORMAT, "format_version": 1, "files": _hashes(temporary)}
         write_json(temporary / EXPORT_RECORD, record)
         if output.exists():
@@ -109,20 +120,70 @@ def _hashes(folder: Path) -> dict[str, str]:
     }
 
 
-def _export_fold(fold: Path, target: Path, checkpoint: str) -> None:
-    content = load_checkpoint(fold / checkpoint)
-    if content.get("trainer_name") != TRAINER:
+def _stock_trainer(name: Any, file: Path) -> str:
+    """Return the name of nnU-Net's trainer behind `SynthAugMixin` in the trainer of this name.
+
+    Raises:
+        InputError: no such trainer is found, or it has no mixin, or a network that nnU-Net's trainer does not build.
+    """
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    from .trainer import SynthAugMixin
+
+    if name == TRAINER:
+        return STOCK_TRAINER
+    trainer: Any = None
+    if isinstance(name, str) and name != STOCK_TRAINER:
+        try:
+            with redirect_stdout(sys.stderr):  # nnU-Net says where it searches
+                trainer = recursive_find_trainer_class_by_name(name)
+        except (RuntimeError, AssertionError, ImportError) as error:
+            raise InputError(
+                f"{file} of the trainer {name}, which cannot be found ({error})",
+                f"checkpoints of {TRAINER}, or of a trainer made with SynthAugMixin",
+                "set nnUNet_extTrainer as for the training",
+            ) from None
+    if trainer is None or not issubclass(trainer, SynthAugMixin):
         raise InputError(
-            f"{fold / checkpoint} of the trainer {content.get('trainer_name')}",
-            f"checkpoints of {TRAINER}",
+            f"{file} of the trainer {name}",
+            f"checkpoints of {TRAINER}, or of a trainer made with SynthAugMixin",
             "export a model that was trained with this plugin",
         )
+    behind = trainer.__mro__[trainer.__mro__.index(SynthAugMixin) + 1 :]
+    stock = next(kind for kind in behind if f"{kind.__module__}.".startswith("nnunetv2.training.nnUNetTrainer."))
+    if trainer.build_network_architecture is not stock.build_network_architecture:
+        raise InputError(
+            f"{file} of the trainer {name}, which builds a network of its own",
+            f"a trainer with the network of {stock.__name__}",
+            f"use the model with -tr {name}: stock nnU-Net cannot build its network",
+        )
+    return stock.__name__
+
+
+def _export_fold(fold: Path, target: Path, checkpoint: str, trainer: str, stock: str) -> None:
+    content = load_checkpoint(fold / checkpoint)
+    if content.get("trainer_name") != trainer:
+        raise InputError(
+            f"{fold / checkpoint} of the trainer {content.get('trainer_name')}",
+            f"checkpoints of {trainer}, as in the other folds",
+            "train the fold again",
+        )
     target.mkdir()
-    torch.save({**content, "trainer_name": STOCK_TRAINER}, target / checkpoint)
+    torch.save({**content, "trainer_name": stock}, target / checkpoint)
     for name in _FOLD_FILES:
         if (fold / name).is_file():
-            (target / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(fold / name, target / name)
+
+
+def _export_postprocessing(model_folder: Path, target: Path) -> None:
+    """Copy what nnUNetv2_find_best_configuration found for folds that are all exported."""
+    for file in sorted(model_folder.glob(f"{_CROSSVAL}*/{_POSTPROCESSING[0]}")):
+        folder = file.parent
+        if all((target / f"fold_{fold}").is_dir() for fold in folder.name.removeprefix(_CROSSVAL).split("_")):
+            (target / folder.name).mkdir()
+            for name in _POSTPROCESSING:
+                if (folder / name).is_file():
+                    shutil.copyfile(folder / name, target / folder.name / name)
 
 
 def load_checkpoint(file: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ shows the same patient; the array of another patient under the same name does no
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
@@ -17,6 +18,7 @@ _STEPS = 32.0  # of a fingerprint's int8 to one standard deviation of the channe
 SAME_IMAGE = 0.1  # largest root mean square difference, in standard deviations; of two patients it is 0.19 and more
 TWIN_IMAGE = 0.05  # the same under another name, where nothing but the image says that two are one
 SAME_LABEL = 0.7  # smallest Dice of the foreground
+_ROWS = 256  # of a table of pairs that are in memory at a time
 
 
 class Identity(NamedTuple):
@@ -96,18 +98,64 @@ def same_image(first: Identity, second: Identity) -> bool:
     return image_distance(first.fingerprint, second.fingerprint) <= SAME_IMAGE
 
 
-def is_twin(first: Identity, second: Identity) -> bool:
-    """Whether two cases of different names show one image, be it mirrored, turned by 90 degrees or inverted."""
-    if first.sha256 == second.sha256:
-        return True
-    if first.fingerprint is None or second.fingerprint is None:
-        return False
-    a, others = _image(first.fingerprint), _turned(second.fingerprint)
-    if a.shape != others.shape[1:]:
-        return False
-    # An image and its inverse are told by the sign alone, as fingerprints have a mean of 0.
-    nearest = [np.sqrt(((others - sign * a) ** 2).mean(axis=2)).max(axis=1).min() for sign in (1, -1)]
-    return bool(min(nearest) <= TWIN_IMAGE)
+def find_twins(these: Sequence[Identity], those: Sequence[Identity]) -> list[tuple[int, int]]:
+    """Return the pairs, by number, that show one image under two names.
+
+    That is so also where one of them is mirrored, turned by 90 degrees in plane, or inverted. An image that
+    shows nothing, such as a blank tile, is nobody's twin.
+    """
+    named: dict[str, list[int]] = {}
+    for j, identity in enumerate(those):
+        if not _is_flat(identity):
+            named.setdefault(identity.sha256, []).append(j)
+    pairs = {(i, j) for i, of in enumerate(these) if not _is_flat(of) for j in named.get(of.sha256, ())}
+    ours, theirs = _by_channels(these), _by_channels(those)
+    for channels in ours.keys() & theirs.keys():
+        (rows, a), (columns, b) = ours[channels], theirs[channels]
+        for start in range(0, len(rows), _ROWS):
+            near = _near_in_any_way(a[start : start + _ROWS], b)
+            pairs |= {(rows[start + i], columns[j]) for i, j in np.argwhere(near).tolist()}
+    return sorted(pairs)
+
+
+def _by_channels(identities: Sequence[Identity]) -> dict[int, tuple[list[int], np.ndarray]]:
+    """Numbers and images `(cases, channels, 576)`, in steps, of those that show something, by their channels."""
+    found: dict[int, tuple[list[int], list[np.ndarray]]] = {}
+    for number, identity in enumerate(identities):
+        if identity.fingerprint is not None and not _is_flat(identity):
+            steps = _decode(identity.fingerprint)[:-1].view(np.int8)
+            numbers, images = found.setdefault(len(steps), ([], []))
+            numbers.append(number)
+            images.append(steps)
+    return {channels: (numbers, np.stack(images)) for channels, (numbers, images) in found.items()}
+
+
+def _near_in_any_way(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Whether images `(m, channels, 576)` are within TWIN_IMAGE of `(n, channels, 576)` in any way of turning: (m, n).
+
+    |a -+ b|^2 = |a|^2 + |b|^2 -+ 2 ab, and an image and its inverse are told by the sign alone, as fingerprints have a
+    mean of 0. All sums are of whole numbers below 2^24, so that float32 is exact.
+    """
+    a, b = a.astype(np.float32), b.astype(np.float32)
+    channels, slack = range(a.shape[1]), (TWIN_IMAGE * _STEPS) ** 2 * a.shape[2]
+    squares = [(of**2).sum(axis=2, dtype=np.float64).T for of in (a, b)]
+    least = [np.ceil((squares[0][c][:, None] + squares[1][c] - slack) / 2).astype(np.float32) for c in channels]
+    whole = a.reshape(*a.shape[:2], *GRID)
+    near = np.zeros((len(a), len(b)), bool)
+    for turned, z, y, x in product((whole, whole.swapaxes(3, 4)), (1, -1), (1, -1), (1, -1)):
+        way = turned[:, :, ::z, ::y, ::x].reshape(a.shape)
+        same, inverse = np.ones_like(near), np.ones_like(near)
+        for channel in channels:
+            products = way[:, channel] @ b[:, channel].T
+            same &= products >= least[channel]
+            inverse &= -products >= least[channel]
+        near |= same | inverse
+    return near
+
+
+def _is_flat(identity: Identity) -> bool:
+    """Whether the image is constant in every channel, as far as its fingerprint says."""
+    return identity.fingerprint is not None and not _decode(identity.fingerprint)[:-1].any()
 
 
 def _means(volume: np.ndarray) -> np.ndarray:
@@ -124,14 +172,6 @@ def _means(volume: np.ndarray) -> np.ndarray:
 def _image(text: str) -> np.ndarray:
     """Return float `(channels, 576)`, in standard deviations."""
     return _decode(text)[:-1].view(np.int8).astype(float) / _STEPS
-
-
-@lru_cache(maxsize=1024)
-def _turned(text: str) -> np.ndarray:
-    """Return the image of a fingerprint mirrored along any axes, as it is and turned: (16, channels, 576)."""
-    whole = _image(text).reshape(-1, *GRID)
-    ways = [way[:, ::z, ::y, ::x] for way in (whole, whole.swapaxes(2, 3)) for z, y, x in product((1, -1), repeat=3)]
-    return np.stack(ways).reshape(len(ways), len(whole), -1)
 
 
 @lru_cache(maxsize=4096)

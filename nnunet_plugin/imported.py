@@ -14,7 +14,7 @@ from tqdm import tqdm
 from .errors import InputError
 from .identity import Identity
 from .pool_format import Pool, files_sha256, is_sha256, read_sample
-from .preprocessed import PreprocessedDataset, read_json, write_json
+from .preprocessed import PreprocessedDataset, json_sha256, read_json, write_json
 
 IMPORT_RECORD = "import.json"
 IMPORT_FORMAT = "synthaug-import"
@@ -25,8 +25,8 @@ _ENDINGS = (".b2nd", "_seg.b2nd", ".pkl")
 def read_import(dataset: PreprocessedDataset, pool: str, fold: int | str) -> dict[str, Any]:
     """Read the record of an imported pool and check that its samples are those that were imported.
 
-    `samples` are sorted ids; `seen` are the identities of the cases that the generator saw, by id, as they were in
-    the preprocessed data.
+    `samples` are sorted ids, `sha256` is of what was imported; `seen` are the identities of the cases that the
+    generator saw, by id, as they were in the preprocessed data.
     """
     folder = dataset.pool_folder(pool, fold)
     remedy = f"run add-pool for the pool {pool} and fold {fold}"
@@ -40,6 +40,7 @@ def read_import(dataset: PreprocessedDataset, pool: str, fold: int | str) -> dic
     return {
         **record,
         "samples": sorted(record["samples"]),
+        "sha256": json_sha256({sample: pair[0] for sample, pair in record["samples"].items()}),
         "seen": {name: Identity(*identity) for name, identity in record["seen"].items()},
     }
 

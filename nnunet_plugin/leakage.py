@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 
 from .errors import InputError
-from .identity import Identity, identify, is_twin, same_case, same_image
+from .identity import Identity, find_twins, identify, same_case, same_image
 from .pool_format import case_ids, is_sha256
+from .preprocessed import json_sha256
 
+MOST_TOLD = 10  # names in an error
 _RETRAIN = "train a generator on this fold and sample a pool from it"
 
 
@@ -49,7 +51,7 @@ def seen_cases(provenance: Mapping[str, Any]) -> dict[str, Identity]:
 
 def cases_sha256(cases: Sequence[Mapping[str, Any]]) -> str:
     """Return the hash of a provenance's list of cases."""
-    return hashlib.sha256(json.dumps(cases, sort_keys=True).encode()).hexdigest()
+    return json_sha256(cases)
 
 
 def check_split(
@@ -105,8 +107,11 @@ def check_voxels(
     """
     changed = [name for name, identity in seen.items() if not same_case(identity, present[name])]
     if changed:
-        moved = {name: next((now for now in present if same_image(seen[name], present[now])), None) for name in changed}
-        named = [f"{name} (now under {now})" if now else name for name, now in moved.items()]
+        where = {  # of those that are told: each is compared with all
+            name: next((now for now in present if same_image(seen[name], present[now])), None)
+            for name in changed[:MOST_TOLD]
+        }
+        named = [f"{name} (now under {now})" if (now := where.get(name)) else name for name in changed]
         raise InputError(
             f"{len(changed)} of {len(seen)} cases that are not those that the generator was trained on: {_some(named)}",
             "the voxels whose hashes its provenance holds, or the same images and labels but for rounding",
@@ -121,13 +126,9 @@ def check_held_out(
     seen: Mapping[str, Identity], held_out: Mapping[str, Identity], fold: int | str, learner: str
 ) -> None:
     """Raise `InputError` when a validation case shows the image of a case that was seen, whatever their names."""
-    pairs = [
-        f"{name} (seen as {other})"
-        for name, identity in held_out.items()
-        for other, known in seen.items()
-        if is_twin(identity, known)
-    ]
-    if pairs:
+    names, others = list(held_out), list(seen)
+    twins = find_twins(list(held_out.values()), list(seen.values()))
+    if pairs := [f"{names[i]} (seen as {others[j]})" for i, j in twins]:
         raise InputError(
             f"a leak: {learner} was trained on validation cases of fold {fold}: {_some(pairs)}",
             f"validation cases whose images {learner} never saw, under any name",
@@ -155,4 +156,5 @@ def identify_cases(load: Callable[[str], tuple[Any, Any, Any, Any]], names: Iter
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+    more = f" and {len(names) - MOST_TOLD} more" if len(names) > MOST_TOLD else ""
+    return ", ".join(names[:MOST_TOLD]) + more

@@ -1,5 +1,6 @@
 """nnU-Net's preprocessed data set: its folder, plans, split and space, read and checked."""
 
+import hashlib
 import json
 import os
 import re
@@ -102,6 +103,11 @@ def wrong_field(content: dict[str, Any], required: Mapping[str, type | tuple[typ
         if not isinstance(value, kind):
             return f"`{path}` is {value!r}"
     return None
+
+
+def json_sha256(content: Any) -> str:
+    """Return the hash of what JSON can hold, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def write_json(file: Path, content: Any) -> None:

@@ -1,4 +1,7 @@
-"""What a trained network has seen: `synthaug_seen.json` beside its checkpoints, for whoever starts from its weights."""
+"""What a trained network has seen: `synthaug_seen.json` beside its checkpoints, for whoever starts from its weights.
+
+It also says which pool and which lesions it trains with, so that one that goes on does so with the same.
+"""
 
 import functools
 import sys
@@ -44,6 +47,29 @@ def pretrained_file(network: Any) -> Path | None:
 
 def read_seen(folder: Path) -> list[dict[str, Any]] | None:
     """Return the cases that the network of a fold's folder has seen, or None where nothing is recorded."""
+    record = _read(folder)
+    return None if record is None else record["cases"]
+
+
+def check_sources(folder: Path, sources: Mapping[str, str]) -> None:
+    """Raise `InputError` where the training in a fold's folder began with another pool or other lesions than these.
+
+    Args:
+        folder: of the fold; a record from before these were kept says nothing.
+        sources: the hash of each.
+    """
+    began = (_read(folder) or {}).get("sources", sources)
+    if began != sources:
+        changed = [name for name in sorted({*began, *sources}) if began.get(name) != sources.get(name)]
+        raise InputError(
+            f"a training in {folder} that began with other data: {' and '.join(changed)} changed since",
+            "what it began with",
+            "add that again (with overwrite), or train from the start: without --c, in another results folder",
+        )
+
+
+def _read(folder: Path) -> dict[str, Any] | None:
+    """Return the whole record of a fold's folder, or None."""
     file = folder / SEEN_RECORD
     if not file.is_file():
         return None
@@ -51,16 +77,18 @@ def read_seen(folder: Path) -> list[dict[str, Any]] | None:
     record = read_json(file, remedy)
     cases = record.get("cases")
     keys = {"dataset", "id", "sha256", "fingerprint"}
-    if record.get("format") != _FORMAT or not isinstance(cases, list) or not all(
+    is_known = record.get("format") == _FORMAT and isinstance(record.get("sources", {}), dict)
+    if not is_known or not isinstance(cases, list) or not all(
         isinstance(case, dict) and keys <= case.keys() for case in cases
     ):  # fmt: skip
         raise InputError(f"an unknown {file}", f"{_FORMAT}, version 1", remedy)
-    return cases
+    return record
 
 
 def write_seen(
-    folder: Path, dataset: PreprocessedDataset, cases: Mapping[str, Identity], before: Iterable[dict[str, Any]]
-) -> None:
+    folder: Path, dataset: PreprocessedDataset, cases: Mapping[str, Identity], before: Iterable[dict[str, Any]],
+    sources: Mapping[str, str],
+) -> None:  # fmt: skip
     """Record what the network of a fold's folder learns from, itself or through the generator of its pool.
 
     Args:
@@ -68,10 +96,12 @@ def write_seen(
         dataset: of `cases`.
         cases: by id.
         before: what its weights had seen when the training began.
+        sources: the hash of each of the pool and the lesions that it trains with.
     """
     ours = [{"dataset": dataset.name, "id": name, **identity._asdict()} for name, identity in sorted(cases.items())]
     merged = {(case["dataset"], case["id"], case["sha256"]): case for case in [*before, *ours]}
-    write_json(folder / SEEN_RECORD, {"format": _FORMAT, "format_version": 1, "cases": list(merged.values())})
+    record = {"format": _FORMAT, "format_version": 1, "sources": dict(sources), "cases": list(merged.values())}
+    write_json(folder / SEEN_RECORD, record)
 
 
 def check_seen(

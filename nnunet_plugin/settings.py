@@ -104,7 +104,8 @@ class Schedule:
 class TransplantSettings(Schedule):
     """Lesions of one patient in another, made while training; a part `decoys` of them is healthy tissue instead.
 
-    By default the last fifth of the epochs has none, so that training ends on real cases.
+    By default the last fifth of the epochs has none, so that training ends on real cases. `labels` are those of the
+    lesions; a configuration from before they were kept has none, and takes whatever its bank was made of.
     """
 
     share: float = 0.3
@@ -114,12 +115,19 @@ class TransplantSettings(Schedule):
     warmup_epochs: int = 0
     finish_epochs: int | None = None
     decoys: float = 0.25
+    labels: tuple[int, ...] | None = None
 
     _where: ClassVar[str] = "transplant."
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_number("transplant.decoys", self.decoys, 0.0, 1.0)
+        if self.labels is None:
+            return
+        for label in self.labels:
+            _check_whole("transplant.labels: label", label, 1)
+        if not self.labels or sorted(set(self.labels)) != list(self.labels):
+            raise _bad_value("transplant.labels", list(self.labels), "at least one label, each once, in their order")
 
 
 @dataclass(frozen=True)
@@ -183,6 +191,10 @@ def parse_settings(block: object) -> SynthAugSettings:
         block.setdefault("share", 0.0)
     if transplant is not None:
         transplant = _with_pairs(_checked_keys(transplant, TransplantSettings, "transplant"))
+        if (labels := transplant.get("labels")) is not None:
+            if not isinstance(labels, (list, tuple)):
+                raise _bad_value("transplant.labels", labels, "a list of labels")
+            transplant["labels"] = tuple(labels)
         block["transplant"] = TransplantSettings(**transplant)
     block = _with_pairs(block)
     training = block.pop("training", None)
@@ -197,6 +209,8 @@ def settings_block(settings: SynthAugSettings) -> dict:
         block = {"pool": settings.pool, **_schedule_block(settings)}
     if settings.transplant is not None:
         block["transplant"] = {**_schedule_block(settings.transplant), "decoys": settings.transplant.decoys}
+        if settings.transplant.labels is not None:
+            block["transplant"]["labels"] = list(settings.transplant.labels)
     block["seed"] = settings.seed
     training = {f.name: getattr(settings.training, f.name) for f in fields(settings.training)}
     training = {key: value for key, value in training.items() if value is not None}

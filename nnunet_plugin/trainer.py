@@ -3,7 +3,7 @@
 import json
 import os
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -17,13 +17,12 @@ from torch import distributed as dist
 
 from .dataset import EpochPlans, Ledger, MixedDataset, OpenCases, WritableCases, planned
 from .errors import InputError
-from .identity import Identity
 from .import_pool import read_import
 from .leakage import check_voxels, identify_cases
 from .mixing import check_shares, share_at, transplant_share_at
 from .precision import Float32Loss, autocast_dtype, memory_format
 from .preprocessed import PreprocessedDataset, check_leakage, check_space, environment_folder, resolve_configuration
-from .seen import check_pretrained, check_seen, pretrained_file, read_seen, write_seen
+from .seen import check_pretrained, check_seen, check_sources, pretrained_file, read_seen, write_seen
 from .settings import parse_settings
 from .transplant.cases import TransplantCases
 from .transplant.folds import bank_folder, read_fold
@@ -114,11 +113,12 @@ class SynthAugMixin(nnUNetTrainer):
             train, val = WritableCases(train), WritableCases(val)
         dataset = PreprocessedDataset(Path(self.preprocessed_dataset_folder_base), self.dataset_json)
         pool, bank = self._pool_record(dataset), self._bank_record(dataset)
-        records = [record for record in (pool, bank) if record is not None]
-        for record in records:
+        records = {"pool": pool, "transplant": bank}
+        sources = {name: record for name, record in records.items() if record is not None}
+        for record in sources.values():
             check_leakage(record["seen"], train.identifiers, val.identifiers, self.fold)
         if self.local_rank == 0:
-            self._check_leakage(dataset, [record["seen"] for record in records], train.identifiers, val.identifiers)
+            self._check_leakage(dataset, sources, train.identifiers, val.identifiers)
         self.synthaug_plans = EpochPlans(
             self.synthaug_settings,
             tuple(pool["samples"]) if pool is not None else (),
@@ -156,10 +156,10 @@ class SynthAugMixin(nnUNetTrainer):
 
     def _bank_record(self, dataset: PreprocessedDataset) -> dict[str, Any] | None:
         """Return the record of the fold's lesions, if there are transplants and they fit the configuration."""
-        if self.synthaug_settings.transplant is None:
+        transplant, configuration = self.synthaug_settings.transplant, self.configuration_manager.configuration
+        if transplant is None:
             return None
-        configuration = self.configuration_manager.configuration
-        record = read_fold(dataset, configuration["data_identifier"], self.fold)
+        record = read_fold(dataset, configuration["data_identifier"], self.fold, transplant.labels)
         check_space(record["space"], record["dimension"], self.plans_manager.plans, configuration)
         return record
 
@@ -179,7 +179,8 @@ class SynthAugMixin(nnUNetTrainer):
         classes = [*(labels.foreground_regions if labels.has_regions else labels.foreground_labels)]
         if labels.has_ignore_label:
             classes.append((-1, *labels.all_labels))
-        folder = bank_folder(dataset, configuration.configuration["data_identifier"], self.fold)
+        identifier = configuration.configuration["data_identifier"]
+        folder = bank_folder(dataset, identifier, self.fold, settings.transplant.labels)
         self.print_to_log_file(
             f"transplants: {record['fitting']} lesions of {len(record['seen'])} cases in {folder}, share "
             f"{transplant_share_at(settings, self.current_epoch, self.num_epochs):g} ({settings.transplant.schedule})"
@@ -198,11 +199,21 @@ class SynthAugMixin(nnUNetTrainer):
     def _check_leakage(
         self,
         dataset: PreprocessedDataset,
-        learnt_from: list[dict[str, Identity]],
+        sources: Mapping[str, dict[str, Any]],
         train: Iterable[str],
         val: Iterable[str],
     ) -> None:
-        """Compare the voxels of the cases with those of pool and lesions, and record what this network sees."""
+        """Compare the voxels of the cases with those of pool and lesions, and record what this network sees.
+
+        Args:
+            dataset: of the cases.
+            sources: the records of pool and lesions.
+            train, val: ids of the fold's cases.
+        """
+        hashes, output = {name: record["sha256"] for name, record in sources.items()}, Path(self.output_folder)
+        if self.current_epoch > 0:
+            check_sources(output, hashes)
+        learnt_from = [record["seen"] for record in sources.values()]
         reader = self.dataset_class(self.preprocessed_dataset_folder)
         held_out = {*val} - {*train}
         learnt = {*train, *(name for seen in learnt_from for name in seen)}
@@ -217,7 +228,7 @@ class SynthAugMixin(nnUNetTrainer):
         present = identify_cases(reader.load_case, learnt | held_out)
         for seen in learnt_from:
             check_voxels(seen, present, held_out, self.fold)
-        validated, output = {name: present[name] for name in held_out}, Path(self.output_folder)
+        validated = {name: present[name] for name in held_out}
         before: list[dict[str, Any]] = []
         if (file := pretrained_file(self.network)) is not None:
             before, warning = check_pretrained(file, dataset, validated, self.fold)
@@ -226,7 +237,7 @@ class SynthAugMixin(nnUNetTrainer):
         elif self.current_epoch > 0:
             before = read_seen(output) or []
             check_seen(before, dataset, validated, self.fold, f"the network of {output}")
-        write_seen(output, dataset, {name: present[name] for name in learnt}, before)
+        write_seen(output, dataset, {name: present[name] for name in learnt}, before, hashes)
 
     def on_train_start(self) -> None:
         """Start as nnU-Net does, and drop what an interrupted run logged of epochs that are trained again."""

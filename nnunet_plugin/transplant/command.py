@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -23,7 +24,7 @@ from ..preprocessed import (
     write_json,
 )
 from ..settings import parse_settings, settings_block
-from .folds import bank_folder, choose_labels, label_volumes, make_fold
+from .folds import bank_folder, choose_labels, find_bank, fold_record, label_volumes, make_fold
 
 
 @checked
@@ -49,10 +50,10 @@ def add_transplants(
     """Add a configuration such as 2d_transplant, whose training puts lesions of one patient into another.
 
     The lesions of each fold's training cases go to nnUNet_preprocessed/DATASET/synthaug, once for any number of
-    configurations; the transplants are made while training. Data sets whose labels are organs are refused. The same
-    command twice changes nothing. Returns `configuration`, `plans`, `plans_file`, for each fold `folders`, `made`
-    (False when it was there already), `lesions` (how many) and `fitting` (how many of them find a place in another
-    patient), the `lesion_labels`, and `train_command`.
+    configurations of the same labels; the transplants are made while training. Data sets whose labels are organs are
+    refused. The same command twice changes nothing. Returns `configuration`, `plans`, `plans_file`, for each fold
+    `folders`, `made` (False when it was there already), `lesions` (how many) and `fitting` (how many of them find a
+    place in another patient), the `lesion_labels`, and `train_command`.
 
     Args:
         dataset: Number or name of the data set, such as 501.
@@ -61,7 +62,8 @@ def add_transplants(
         fold: The fold to be trained, a number or "all"; by default every fold of the split.
         share: Transplants' part of each epoch's samples, 0 to 1; with a schedule the part at its start.
         decoys: The part of the transplants that is healthy tissue without a label, 0 to 1.
-        labels: The labels that are lesions, such as [2]; by default those whose volume varies from case to case.
+        labels: The labels that are lesions, such as [2]; by default those whose volume varies from case to case. The
+            configuration keeps them.
         plans: The plans that hold the configuration.
         plans_out: Name of the plans file to write; by default the name of the plans with SynthAug appended.
         name: Name of the new configuration; by default such as 2d_transplant.
@@ -74,7 +76,8 @@ def add_transplants(
         training: What to change in nnU-Net's training for short comparisons: num_epochs,
             num_iterations_per_epoch, num_val_iterations_per_epoch, optimizer (SGD or AdamW), initial_lr,
             weight_decay, seed.
-        overwrite: Replace a configuration or stale plans of the same name, and make the lesions' folders anew.
+        overwrite: Replace a configuration or stale plans of the same name, and make the lesions' folders anew, also
+            for other configurations of the same labels.
 
     Example:
         synthaug transplant 501 2d --share 0.3
@@ -112,14 +115,25 @@ def add_transplants(
     splits = {of: fold_split(found, identifiers, of) for of in folds}
     every = sorted(set().union(*(splits[of][0] for of in folds)))
     volumes = label_volumes(found, source, resolved, every)
-    chosen = {of: choose_labels(_by_label(volumes, splits[of][0]), labels) for of in folds}
+    chosen = choose_labels({label: [volumes[case][label] for case in every] for label in volumes[every[0]]}, labels)
+    kept: list[int] | None = chosen
+    if not overwrite and _made_before(plans_file, name, {"inherits_from": base, "synthaug": block}):
+        kept = None
+    else:
+        block["transplant"]["labels"] = chosen
+    folders = {of: bank_folder(found, resolved["data_identifier"], of, kept) for of in folds}
     seen = identify_cases(case_reader(found, resolved["data_identifier"]), every)
     with _only_writer(found):
         merged = _merged_plans(source, plans_file, base, name, block, overwrite)
-        records = {}
-        for of in tqdm(folds, desc="finding lesions and their places", unit="fold"):
-            cases = {case: seen[case] for case in splits[of][0]}
-            records[of] = make_fold(found, source, resolved, of, cases, chosen[of], overwrite)
+        wanted = {
+            of: fold_record(found, source, resolved, of, {case: seen[case] for case in splits[of][0]}, chosen)
+            for of in folds
+        }
+        there = {of: find_bank(folders[of], wanted[of], overwrite) for of in folds}
+        records = [
+            there[of] or make_fold(found, source, resolved, folders[of], wanted[of])
+            for of in tqdm(folds, desc="finding lesions and their places", unit="fold")
+        ]
         _, _, all_splits, is_new = splits[folds[0]]
         if is_new and not (found.folder / "splits_final.json").exists():
             write_json(found.folder / "splits_final.json", all_splits)
@@ -129,20 +143,21 @@ def add_transplants(
         "configuration": name,
         "plans": plans_out,
         "plans_file": plans_file,
-        "folders": [bank_folder(found, resolved["data_identifier"], of) for of in folds],
-        "made": [record["made"] for record in records.values()],
-        "lesion_labels": sorted({label for record in records.values() for label in record["lesion_labels"]}),
-        "lesions": [record["lesions"] for record in records.values()],
-        "fitting": [record["fitting"] for record in records.values()],
+        "folders": list(folders.values()),
+        "made": [record is None for record in there.values()],
+        "lesion_labels": chosen,
+        "lesions": [record["lesions"] for record in records],
+        "fitting": [record["fitting"] for record in records],
         "train_command": shlex.join(
             ["nnUNetv2_train", found.name, name, str(folds[0]), "-p", plans_out, "-tr", TRAINER]
         ),
     }
 
 
-def _by_label(volumes: dict[str, dict[int, float]], cases: set[str]) -> dict[int, list[float]]:
-    rows = [volumes[case] for case in sorted(cases)]
-    return {label: [row[label] for row in rows] for label in rows[0]}
+def _made_before(plans_file: Path, name: str, configuration: dict[str, Any]) -> bool:
+    """Whether this configuration is there as it was written before labels were kept in it: it goes on as it is."""
+    there = read_json(plans_file, "remove it").get("configurations", {}) if plans_file.is_file() else {}
+    return there.get(name) == configuration
 
 
 def _mixed_configuration(source: dict[str, Any], plans_file: Any, configuration: str) -> dict[str, Any] | None:

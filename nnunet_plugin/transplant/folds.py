@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -12,18 +13,25 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from ..identity import Identity
-from ..preprocessed import PreprocessedDataset, case_reader, read_json, space_fields, write_json
+from ..identity import Identity, same_case
+from ..preprocessed import PreprocessedDataset, case_reader, json_sha256, read_json, space_fields, write_json
 from .making import LEAST_VARIATION, NoLesionError, lesion_labels, make_bank, variation
-from .store import files_in, save_bank
+from .store import close_bank, files_in, save_bank
 
 RECORD = "transplants.json"
 FORMAT = "synthaug-transplants"
+MOST_UNSAID = 2  # labels taken for lesions without a word
 
 
-def bank_folder(dataset: PreprocessedDataset, data_identifier: str, fold: int | str) -> Path:
-    """Return where the bank of a fold lies, one for all configurations of the same preprocessed data."""
-    return dataset.pool_folder(f"transplants_{data_identifier}", fold)
+def bank_folder(
+    dataset: PreprocessedDataset, data_identifier: str, fold: int | str, labels: Sequence[int] | None
+) -> Path:
+    """Return where the bank of a fold lies, one for all configurations of the same preprocessed data and lesions.
+
+    Without `labels` it is that of a configuration from before they were kept in it.
+    """
+    lesions = "" if labels is None else f"_labels_{'_'.join(map(str, labels))}"
+    return dataset.pool_folder(f"transplants_{data_identifier}{lesions}", fold)
 
 
 def label_volumes(
@@ -49,6 +57,7 @@ def foreground_labels(dataset: PreprocessedDataset, plans: dict[str, Any]) -> li
 def choose_labels(volumes: Mapping[int, Sequence[float]], wanted: Sequence[int] | None) -> list[int]:
     """Return the labels that are lesions: the wanted ones, or those whose volume varies as lesions' do.
 
+    More than two of the latter are said on stderr: organs among them may be cropped in some images.
     Raises `InputError` where none are, as in data sets of organs, and where a wanted one is no label.
     """
     if wanted is not None:
@@ -63,30 +72,33 @@ def choose_labels(volumes: Mapping[int, Sequence[float]], wanted: Sequence[int] 
             f"lesions, which come in all sizes: {LEAST_VARIATION} and more",
             "do without transplants; if they are lesions all the same, name them: --labels [1]",
         )
+    if len(labels) > MOST_UNSAID:
+        varying = ", ".join(f"{label} (coefficient of variation {variation(volumes[label]):.2f})" for label in labels)
+        print(
+            f"WARNING: {len(labels)} labels are taken for lesions since their volume varies: {varying}. Organs that "
+            f"some images show in part vary as well: if there are any, name the lesions: --labels '[{labels[-1]}]'",
+            file=sys.stderr,
+        )
     return labels
 
 
-def make_fold(
+def fold_record(
     dataset: PreprocessedDataset,
     plans: dict[str, Any],
     configuration: dict[str, Any],
     fold: int | str,
     seen: Mapping[str, Identity],
     labels: Sequence[int],
-    overwrite: bool,
 ) -> dict[str, Any]:
-    """Make the bank of a fold, unless the same is there; returns its record, with `made` whether it was made now.
+    """Return what says which bank one of a fold is.
 
     Args:
         dataset, plans, configuration: what was preprocessed; the configuration resolved.
         fold: a number or "all".
         seen: the fold's training cases as they are now, by id.
         labels: the labels that are lesions.
-        overwrite: make it anew in any case.
     """
-    names = sorted(seen)
-    folder = bank_folder(dataset, configuration["data_identifier"], fold)
-    record = {
+    return {
         "format": FORMAT,
         "format_version": 1,
         "dataset": dataset.name,
@@ -94,45 +106,85 @@ def make_fold(
         "dimension": len(configuration["patch_size"]),
         "space": space_fields(plans, configuration),
         "lesion_labels": list(labels),
-        "seen": {name: list(seen[name]) for name in names},
+        "seen": {name: list(seen[name]) for name in sorted(seen)},
     }
-    if folder.exists() and not overwrite:
-        try:
-            before = read_json(folder / RECORD, "")
-        except InputError:
-            before = {}
-        if all(before.get(key) == value for key, value in record.items()):
-            return {**before, "made": False}
-    record["lesions"], record["fitting"] = _write(dataset, plans, configuration, folder, record, names)
-    return {**record, "made": True}
 
 
-def read_fold(dataset: PreprocessedDataset, data_identifier: str, fold: int | str) -> dict[str, Any]:
-    """Read the record of a fold's bank; `seen` are identities of its cases by id."""
-    folder = bank_folder(dataset, data_identifier, fold)
+def find_bank(folder: Path, record: Mapping[str, Any], overwrite: bool) -> dict[str, Any] | None:
+    """Return the whole record of a fold's bank that is there; `None` where it is to be made.
+
+    That is so where there is none, or one that nobody can read, or with `overwrite`.
+
+    Raises:
+        InputError: another bank is there and is not to be overwritten, or something that is none.
+    """
+    present = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    if foreign := [name for name in present if name != RECORD and not name.endswith((".npy", ".npz"))]:
+        raise InputError(
+            f"{folder} with files that transplant did not write: {', '.join(foreign[:5])}",
+            "a bank of lesions, or nothing",
+            "move them away",
+        )
+    try:
+        there = read_json(folder / RECORD, "")
+    except InputError:
+        return None
+    if overwrite or there.get("format") != FORMAT or not isinstance(there.get("seen"), dict):
+        return None
+    if different := _different(there, record):
+        raise InputError(
+            f"another bank of lesions in {folder} (different: {', '.join(different)})",
+            "the bank that all configurations of these lesions train with",
+            "restore the cases and the split that it was made of, or overwrite it for all of them",
+        )
+    return there
+
+
+def _different(before: Mapping[str, Any], record: Mapping[str, Any]) -> list[str]:
+    """Name what tells two banks' records apart; cases that differ in rounding do not."""
+    then, now = ({name: Identity(*case) for name, case in of["seen"].items()} for of in (before, record))
+    is_same = then.keys() == now.keys() and all(same_case(then[name], now[name]) for name in now)
+    different = [key for key in record if key != "seen" and before.get(key) != record[key]]
+    return different if is_same else [*different, "seen"]
+
+
+def read_fold(
+    dataset: PreprocessedDataset, data_identifier: str, fold: int | str, labels: Sequence[int] | None
+) -> dict[str, Any]:
+    """Read the record of a fold's bank of these lesions.
+
+    `sha256` is of the record; `seen` are identities of the bank's cases by id.
+    """
+    folder = bank_folder(dataset, data_identifier, fold, labels)
     remedy = f"run transplant for the fold {fold} of this configuration"
     if not folder.is_dir():
         raise InputError(f"no lesions to transplant in {folder}", "the bank of this fold", remedy)
     record = read_json(folder / RECORD, remedy)
     if (record.get("format"), record.get("format_version")) != (FORMAT, 1) or not isinstance(record.get("seen"), dict):
         raise InputError(f"an unknown {folder / RECORD}", f"{FORMAT}, version 1", remedy)
-    return {**record, "seen": {name: Identity(*identity) for name, identity in record["seen"].items()}}
+    if labels is not None and record.get("lesion_labels") != list(labels):
+        got = f"lesions of the labels {record.get('lesion_labels')} in {folder}"
+        raise InputError(got, f"those of the labels {list(labels)}, as the configuration says", remedy)
+    seen = {name: Identity(*identity) for name, identity in record["seen"].items()}
+    return {**record, "sha256": json_sha256(record), "seen": seen}
 
 
-def _write(
+def make_fold(
     dataset: PreprocessedDataset,
     plans: dict[str, Any],
     configuration: dict[str, Any],
     folder: Path,
     record: dict[str, Any],
-    names: Sequence[str],
-) -> tuple[int, int]:
-    """Write the bank to a temporary folder that then takes its place; returns how many lesions, and how many fit."""
+) -> dict[str, Any]:
+    """Write the bank of a record to a temporary folder that then takes its place; returns the whole record."""
+    names = list(record["seen"])
     folder.parent.mkdir(parents=True, exist_ok=True)
+    for stale in folder.parent.glob(f".{folder.name}.*.partial"):  # of a process that was killed: the lock is ours
+        shutil.rmtree(stale, ignore_errors=True)
     temporary, former = (folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial") for _ in range(2))
     temporary.mkdir()
+    bank = None
     try:
-        bank = None
         with suppress(NoLesionError):
             bank = make_bank(
                 _read_cases(dataset, plans, configuration, names),
@@ -150,18 +202,24 @@ def _write(
                 "do without transplants",
             )
         save_bank(bank, temporary)
-        write_json(temporary / RECORD, {**record, "lesions": len(bank.lesions), "fitting": fitting})
+        record = {**record, "lesions": len(bank.lesions), "fitting": fitting}
+        write_json(temporary / RECORD, record)
+        close_bank(bank)
+        bank = None
         if folder.exists():
             folder.rename(former)
         temporary.rename(folder)
     except BaseException:
+        if bank is not None:
+            with suppress(BufferError):  # of an array that was in use
+                close_bank(bank)
         shutil.rmtree(temporary, ignore_errors=True)
         with suppress(OSError):  # where it holds nothing else
             folder.parent.rmdir()
             folder.parent.parent.rmdir()
         raise
     shutil.rmtree(former, ignore_errors=True)
-    return len(bank.lesions), fitting
+    return record
 
 
 def _read_cases(

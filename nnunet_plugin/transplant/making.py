@@ -12,7 +12,7 @@ from .lesions import Lesion, lesions_of
 from .place import usual_surroundings
 from .store import ROOM, Maps, OpenFile, Written, files_without_names
 
-LEAST_VARIATION = 0.5  # of a label's volume over cases: 0.14 and 0.17 in hippocampi, 0.8 to 1.1 in tumours
+LEAST_VARIATION = 0.5  # of a label's volume over cases that have it: 0.14 and 0.17 in hippocampi, 0.8 to 1.1 in tumours
 
 
 class NoLesionError(ValueError):
@@ -22,14 +22,19 @@ class NoLesionError(ValueError):
 def lesion_labels(volumes: Mapping[int, Sequence[float]]) -> list[int]:
     """Return the labels whose volumes over the cases (0 where a case has none) vary as lesions' do, not as organs'.
 
-    That is a coefficient of variation of 0.5 and more.
+    That is a coefficient of variation of 0.5 and more. Organs that some images show in part vary as much.
     """
-    return [label for label, sizes in volumes.items() if np.mean(sizes) > 0 and variation(sizes) >= LEAST_VARIATION]
+    return [label for label, sizes in volumes.items() if variation(sizes) >= LEAST_VARIATION]
 
 
 def variation(sizes: Sequence[float]) -> float:
-    """Return the coefficient of variation: the standard deviation over the mean."""
-    return float(np.std(sizes)) / max(float(np.mean(sizes)), 1e-12)
+    """Return the coefficient of variation, the standard deviation over the mean, of the volumes above 0.
+
+    A label that is absent in some cases may be an organ that was cut out or lies outside the image. 0 where less than
+    two have it.
+    """
+    present = [size for size in sizes if size > 0]
+    return float(np.std(present) / np.mean(present)) if present else 0.0
 
 
 def make_bank(

@@ -64,6 +64,15 @@ def save_bank(bank: Bank, folder: Path) -> None:
     )
 
 
+def close_bank(bank: Bank) -> None:
+    """Close the files of a bank, of which nothing can be used from then on. Windows renames no folder of open files."""
+    stored = [part for part in (bank.lesions, bank.anatomies, bank.fits) if isinstance(part, Stored)]
+    for part in stored:
+        part.let_go()
+    for part in stored:
+        part.maps.close()
+
+
 def load_bank(folder: Path) -> Bank:
     """Read a bank whose images stay on disk until they are used."""
     with np.load(folder / "bank.npz") as small:
@@ -112,6 +121,11 @@ class Maps:
                 whole.madvise(mmap.MADV_DONTNEED)
             self._read = 0
 
+    def close(self) -> None:
+        """Close the maps, of which no array may be in use any more."""
+        while self._maps:
+            self._maps.pop().close()
+
 
 class Stored(Sequence[T]):
     """Lesions, anatomies or fits, made of the mapped arrays when one is asked for.
@@ -124,7 +138,7 @@ class Stored(Sequence[T]):
 
     def __init__(self, kind: type[T], arrays: dict[str, np.ndarray], maps: Maps):
         self._kind: Any = kind
-        self._maps, name = maps, _NAMES[kind]
+        self.maps, name = maps, _NAMES[kind]
         self._table = table = arrays[name]
         self._arrays = {
             key: (arrays[f"{name}_{key}"], table[f"{key}_start"], table[f"{key}_shape"]) for key in _ARRAYS[kind]
@@ -146,15 +160,22 @@ class Stored(Sequence[T]):
         if not -len(self) <= number < len(self):
             raise IndexError(number)
         made, size = self._made(int(number))
-        self._maps.touch(size)
+        self.maps.touch(size)
         return made
+
+    def let_go(self) -> None:
+        """Keep nothing of the mapped arrays."""
+        self._made.cache_clear()
+        del self._table
+        self._arrays.clear()
+        self._columns.clear()
 
     def column(self, name: str) -> np.ndarray:
         """Return a field of all of them."""
         found = np.empty_like(self._columns[name], subok=False)
         for first in range(0, len(self), ROWS):
             found[first : first + ROWS] = self._columns[name][first : first + ROWS]
-            self._maps.touch(ROWS * self._table.itemsize)
+            self.maps.touch(ROWS * self._table.itemsize)
         return found
 
     def _make(self, number: int) -> tuple[T, int]:
@@ -207,9 +228,12 @@ class Written:
 
     def stored(self, maps: Maps) -> Sequence[Any]:
         """Finish, and return them all."""
-        for file in self._files.values():
+        arrays = {}
+        for name, file in self._files.items():
             file.finish()
-        return Stored(self._kind, {n: maps.of(f.file) for n, f in self._files.items()}, maps) if self._files else []
+            arrays[name] = maps.of(file.file)
+            file.file.close()  # the map holds what it needs
+        return Stored(self._kind, arrays, maps) if arrays else []
 
     def _file(self, name: str, dtype: np.dtype) -> _Growing:
         if name not in self._files:

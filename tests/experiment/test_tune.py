@@ -173,7 +173,8 @@ def test_transplants_that_help_are_written_as_a_configuration(tmp_path, monkeypa
     assert plans["configurations"]["2d_tuned"]["synthaug"]["training"] == {"num_epochs": 50}
     block = plans["configurations"]["2d_tuned"]["synthaug"]["transplant"]
     assert (block["share"], block["decoys"], block["finish_epochs"]) == (0.3, 0.25, 10)
-    assert (data / "synthaug/transplants_nnUNetPlans_2d/fold_0").is_dir()
+    labels = "_".join(map(str, block["labels"]))
+    assert (data / f"synthaug/transplants_nnUNetPlans_2d_labels_{labels}/fold_0").is_dir()
     assert record["train_command"] in page and "of Dice over real cases only, Holm p" in page and "RISING" not in page
     assert "not trained to a plateau" in page  # the made-up reference still rises
     again = Made({TRANSPLANTS: 0.05})

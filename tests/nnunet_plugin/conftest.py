@@ -249,6 +249,27 @@ def make_trainer(nnunet):
     return make
 
 
+@pytest.fixture
+def renamed(monkeypatch):
+    """The folders that are renamed, none of which may hold a file that this process has open or mapped.
+
+    Windows refuses to rename such a folder.
+    """
+    rename, done = Path.rename, []
+
+    def checked(path, target):
+        if path.is_dir():
+            inside = f"{path.resolve()}{os.sep}"
+            links = [link for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]  # one is of this listing
+            used = [os.readlink(link) for link in links] + Path("/proc/self/maps").read_text().splitlines()
+            assert not [name for name in used if inside in name]
+            done.append(path.name)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", checked)
+    return done
+
+
 def tree_hash(folder: Path) -> dict[str, str]:
     """Hash of every file below a folder, by relative path."""
     found = (os.path.join(path, name) for path, _, names in os.walk(folder) for name in names)

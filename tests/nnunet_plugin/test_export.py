@@ -14,6 +14,7 @@ from nnunet_plugin.export import export_model
 from nnunet_plugin.import_pool import add_pool
 
 from ..processes import python
+from .test_safety import trained
 
 PREDICT = """
 import sys
@@ -90,3 +91,62 @@ def test_bad_models_are_refused(model, nnunet):
         export_model(model, nnunet / "broken")
     assert not (nnunet / "twice").exists() and not (nnunet / "broken").exists()
     assert not list(nnunet.glob("*.partial"))
+
+
+TRAINERS = """
+from nnunet_plugin.trainer import SynthAugMixin
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoDA import nnUNetTrainerNoDA
+
+class OfAVariant(SynthAugMixin, nnUNetTrainerNoDA): pass
+class Ours(nnUNetTrainerNoDA): pass
+class OfOurs(SynthAugMixin, Ours): pass
+class Inherits(OfAVariant): pass
+class OwnNetwork(SynthAugMixin, nnUNetTrainer):
+    @staticmethod
+    def build_network_architecture(*args): ...
+"""
+
+
+# nnU-Net's search imports all its trainers, one of them timm and its torch.jit decorators.
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
+def test_trainers_made_with_the_mixin_are_exported_as_what_is_behind_it(tmp_path, monkeypatch, capsys):
+    (tmp_path / "trainers").mkdir()
+    (tmp_path / "trainers/ours.py").write_text(TRAINERS)
+    monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path / "trainers"))
+    for name in ("OfAVariant", "OfOurs", "Inherits"):
+        exported = export_model(trained(tmp_path / name / f"{name}__p__2d", name))
+        assert exported == tmp_path / name / "nnUNetTrainerNoDA__p__2d"
+        assert torch.load(exported / "fold_0/checkpoint_final.pth")["trainer_name"] == "nnUNetTrainerNoDA"
+    assert not capsys.readouterr().out
+    for name, said in (
+        ("OwnNetwork", "a network of its own"),
+        ("Ours", "of the trainer Ours"),
+        ("No", "cannot be found"),
+    ):
+        with pytest.raises(InputError, match=said):
+            export_model(trained(tmp_path / name / f"{name}__p__2d", name))
+        assert len(list((tmp_path / name).iterdir())) == 1
+    mixed = trained(tmp_path / "mixed" / "nnUNetTrainerSynthAug__p__2d")
+    (trained(tmp_path / "other", "OfAVariant") / "fold_0").rename(mixed / "fold_1")
+    with pytest.raises(InputError, match="of the trainer OfAVariant; .* as in the other folds"):
+        export_model(mixed)
+
+
+def test_postprocessing_comes_with_the_folds_that_it_is_of(tmp_path):
+    """And no validation folder without its predictions, in which nnU-Net would look for them."""
+    model = trained(tmp_path / "nnUNetTrainerSynthAug__p__2d")
+    for folder in ("fold_0/validation", *(f"crossval_results_folds_{folds}" for folds in ("0", "0_1", "all"))):
+        (model / folder).mkdir()
+        for name in ("summary.json", "postprocessing.pkl", "postprocessing.json", "plans.json", "case_1.nii.gz"):
+            (model / folder / name).write_text(f"{folder} {name}")
+    (model / "crossval_results_folds_0/postprocessed").mkdir()
+    exported = export_model(model)
+    found = {file.relative_to(exported).as_posix() for file in exported.rglob("*") if file.is_file()}
+    assert {name for name in found if "/" in name} == {"fold_0/checkpoint_final.pth", *(
+        f"crossval_results_folds_0/{name}" for name in ("postprocessing.pkl", "postprocessing.json", "plans.json")
+    )}  # fmt: skip
+    assert all((exported / name).read_bytes() == (model / name).read_bytes() for name in found if "crossval" in name)
+    assert not (exported / "fold_0/validation").exists()
+    export_model(model, overwrite=True)

@@ -159,6 +159,30 @@ def test_conflicts_are_refused_and_overwritten_on_request(make_pool, snapshot):
     assert "partial" not in " ".join(snapshot())
 
 
+def test_a_training_goes_on_with_the_pool_that_it_began_with(make_pool, make_trainer):
+    """The same samples imported again are the same pool; others are not, and a training from the start takes them."""
+    pool = make_pool(samples=2)
+    add_pool(pool, 901, 0)
+    trainer = make_trainer("2d_syn50", plans="nnUNetPlansSynthAug")
+    trainer._set_batch_size_and_oversample()
+    trainer.get_tr_and_val_datasets()
+    trainer.current_epoch = 1  # as when a checkpoint was loaded
+    add_pool(pool, 901, 0, overwrite=True)
+    trainer.get_tr_and_val_datasets()
+    add_pool(make_pool("other", samples=3), 901, 0, pool_name="pool", overwrite=True)
+    with pytest.raises(InputError, match="began with other data: pool changed since"):
+        trainer.get_tr_and_val_datasets()
+    trainer.current_epoch = 0
+    trainer.get_tr_and_val_datasets()
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="no list of open files")
+def test_nothing_is_open_in_a_pool_that_is_renamed(make_pool, renamed):
+    for overwrite in (False, True):
+        add_pool(make_pool(samples=2), 901, 0, overwrite=overwrite)
+    assert len(renamed) == 3
+
+
 def test_space_check_ignores_batch_size_and_architecture(make_pool):
     write_cpu_plans(901, plans_out="small", max_features=32, batch_size=2)
     result = add_pool(make_pool(), 901, 0, plans="small")

@@ -1,9 +1,11 @@
 """Leaks that names do not show: cases and samples are compared by their voxels, wherever a pool is used."""
 
+import base64
 import hashlib
 import json
 import os
 import shutil
+from itertools import product
 from pathlib import Path
 
 import blosc2
@@ -12,9 +14,9 @@ import pytest
 import SimpleITK as sitk
 import torch
 from nnunet_plugin.errors import InputError
-from nnunet_plugin.identity import Identity, identify, is_twin, label_agreement, same_case
+from nnunet_plugin.identity import Identity, find_twins, identify, image_distance, label_agreement, same_case
 from nnunet_plugin.import_pool import add_pool
-from nnunet_plugin.leakage import cases_sha256
+from nnunet_plugin.leakage import cases_sha256, check_held_out
 from nnunet_plugin.pool_format import hash_pool, read_pool
 from nnunetv2.run.run_training import maybe_load_checkpoint
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -34,6 +36,10 @@ def patient(seed: int) -> tuple[np.ndarray, np.ndarray]:
     z, y, x = rng.integers(1, 5), *rng.integers(4, 25, 2)
     label[z : z + 3, y : y + 9, x : x + 9] = 1
     return image, label
+
+
+def is_twin(one: Identity, other: Identity) -> bool:
+    return bool(find_twins([one], [other]))
 
 
 def test_identity_survives_other_bits_and_tells_patients_apart():
@@ -62,6 +68,53 @@ def test_identity_survives_other_bits_and_tells_patients_apart():
     assert not same_case(Identity("0", None), Identity("1", known.fingerprint))
     assert identify(0 * image, label).is_readable() and not Identity("0", "no base64!").is_readable()
     assert label_agreement(identify(image, 0 * label).fingerprint, identify(image, 0 * label).fingerprint) == 1
+
+
+def test_twins_are_found_among_all_pairs():
+    """Many against many as each against each in all its ways; also by hash, and where channels differ."""
+    rng = np.random.default_rng(0)
+    label = np.zeros((8, 24, 24), np.int16)
+    images = [rng.standard_normal((2, *label.shape)).astype(np.float32) for _ in range(6)]
+    ways = [way[:, ::z, ::y, ::x] for image in images for way in (image, image.swapaxes(2, 3))
+            for z, y, x in product((1, -1), repeat=3)]  # fmt: skip
+    changed = [
+        scale * image + near * rng.standard_normal(image.shape)
+        for image, scale, near in zip(images, (1, -1, 3, 1, -1, 1), (0, 0.01, 0.05, 0.15, 0.25, 9), strict=True)
+    ]
+    turned = [image[:, ::-1].swapaxes(2, 3)[..., ::-1] for image in changed]
+    other = [images[0][:1], np.concatenate([images[0], images[1]]), np.concatenate([images[0][:1], images[1][:1]])]
+    these = [identify(image, label) for image in [*images, *other]]
+    those = [identify(image, label) for image in [*changed, *turned, images[0][:1, :, ::-1]]]
+    these, those = [*these, Identity("hash", None)], [Identity("hash", None), *those]
+    known = {i: [identify(way, label) for way in ways[16 * i : 16 * i + 16]] for i in range(len(images))}
+    expected = {(9, 0), (6, len(those) - 1)} | {
+        (i, j)
+        for i, of in known.items() for j, that in enumerate(those[1:], 1)
+        if min(image_distance(way.fingerprint, text) for way in of for text in both_signs(that)) <= 0.05
+    }  # fmt: skip
+    found = find_twins(these, those)
+    assert set(found) == expected and found == sorted(found) and 8 <= len(found) <= 12
+    assert {(j, i) for i, j in found} == set(find_twins(those, these))
+
+
+def both_signs(identity: Identity) -> list[str]:
+    steps = np.frombuffer(base64.b64decode(identity.fingerprint), np.int8).reshape(-1, 576)
+    inverse = np.concatenate([-steps[:-1], steps[-1:]])
+    return [identity.fingerprint, base64.b64encode(inverse.tobytes()).decode()]
+
+
+def test_blank_images_are_nobodys_copies():
+    """Tiles without tissue in training and validation are no leak, whatever their value and label."""
+    (image, label), rng = patient(0), np.random.default_rng(0)
+    blank = [np.full_like(image, value) for value in (0, 3, 1e7)] + [np.stack([0 * image[0], 3 + 0 * image[1]])]
+    identities = [identify(one, annotated) for one in blank for annotated in (label, 0 * label)]
+    assert not any(is_twin(first, second) for first in identities for second in identities)
+    check_held_out({"train": identities[0]}, {"val": identities[0]}, 0, "the network")
+    half = np.stack([0 * image[0], image[1]])  # one modality is missing: the other one tells
+    noise = (100 + rng.standard_normal(image.shape)).astype(np.float32)
+    for shown in (half, noise):
+        assert is_twin(identify(shown, label), identify(shown[:, :, ::-1], 0 * label))
+        assert not is_twin(identify(shown, label), identities[0])
 
 
 def with_fingerprints(pool: Path, base: Path, identifier: str = "nnUNetPlans_2d") -> Path:

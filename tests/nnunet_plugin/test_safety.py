@@ -78,13 +78,13 @@ def test_options_of_another_type_are_refused(capsys, words):
     assert output.err.startswith(f"error: {words[0].partition('=')[0]}") and not output.out
 
 
-def trained(folder: Path) -> Path:
+def trained(folder: Path, trainer: str = "nnUNetTrainerSynthAug") -> Path:
     """A trained model as far as export-model reads one."""
     for name in ("plans", "dataset", "dataset_fingerprint"):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.json").write_text("{}")
     (folder / "fold_0").mkdir()
-    checkpoint = {"trainer_name": "nnUNetTrainerSynthAug", "network_weights": {"a": torch.zeros(2)}}
+    checkpoint = {"trainer_name": trainer, "network_weights": {"a": torch.zeros(2)}}
     torch.save(checkpoint, folder / "fold_0" / "checkpoint_final.pth")
     return folder
 

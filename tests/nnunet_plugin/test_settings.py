@@ -36,7 +36,8 @@ def test_transplants_need_no_pool():
     settings = parse_settings(block)
     assert settings.pool is None and settings_block(settings) == block
     assert parse_settings({"transplant": {}}).transplant.finish(1000) == 200  # by default the last fifth is real
-    both = {**FULL, "transplant": {"share": 0.2, "schedule": "constant", "finish_epochs": 0, "decoys": 0.25}}
+    both = {**FULL, "transplant": {"share": 0.2, "schedule": "constant", "finish_epochs": 0, "decoys": 0.25,
+                                    "labels": [1, 3]}}  # fmt: skip
     assert settings_block(parse_settings(both)) == both
 
 
@@ -74,6 +75,11 @@ def test_transplants_need_no_pool():
         ({"transplant": {"decoys": -0.1}}, "transplant.decoys"),
         ({"transplant": {"finish_epochs": -1}}, "transplant.finish_epochs"),
         ({"transplant": {"steps": [1]}}, "list of pairs"),
+        ({"transplant": {"labels": []}}, "transplant.labels = []"),
+        ({"transplant": {"labels": 1}}, "transplant.labels = 1"),
+        ({"transplant": {"labels": [2, 1]}}, "transplant.labels = [2, 1]"),
+        ({"transplant": {"labels": [0]}}, "transplant.labels: label = 0"),
+        ({"transplant": {"labels": ["1"]}}, "transplant.labels: label = '1'"),
         ({"transplant": {}, "share": 0.5}, "share of a pool"),
         ({"transplant": {}, "warmup_epochs": 2}, "warmup_epochs of a pool"),
         ({"transplant": {"warmup_epochs": 9}, "training": {"num_epochs": 10}}, "transplant.warmup_epochs 9"),

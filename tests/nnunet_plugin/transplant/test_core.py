@@ -1,5 +1,6 @@
 """Laws of the transplants themselves: millimetres, margins, labels with their image, decoys, places, determinism."""
 
+import re
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -13,7 +14,7 @@ from nnunet_plugin.transplant.body import body_mask, depth_in
 from nnunet_plugin.transplant.cases import PastedImage, PastedLabels, in_plane, moved_locations, window_around
 from nnunet_plugin.transplant.folds import choose_labels
 from nnunet_plugin.transplant.lesions import Lesion, Surroundings, surface
-from nnunet_plugin.transplant.making import make_bank
+from nnunet_plugin.transplant.making import lesion_labels, make_bank
 from nnunet_plugin.transplant.paste import blend, make_patch, relabel
 from nnunet_plugin.transplant.render import render
 from nnunet_plugin.transplant.store import files_in, load_bank, save_bank
@@ -285,14 +286,24 @@ def test_a_crop_without_air_has_a_depth():
     assert np.isfinite(whole).all() and whole.min() == whole.max() > depth_in(body, spacing).max()
 
 
-def test_organs_are_told_by_their_volumes():
+def test_organs_are_told_by_their_volumes(capsys):
     hippocampus, tumour = [100.0, 120.0, 90.0, 110.0], [10.0, 200.0, 0.0, 90.0]
     assert choose_labels({1: hippocampus, 2: tumour}, None) == [2]
+    for absent in (1, 20):  # cut out, or outside of the image: what is absent says nothing of the size
+        assert choose_labels({1: hippocampus + absent * [0.0], 2: tumour}, None) == [2]
+    assert not lesion_labels({1: [100.0] * 80 + [0.0] * 20, 2: [0.0] * 5, 3: [0.0, 7.0]})
     assert choose_labels({1: hippocampus}, [1]) == [1]
     with pytest.raises(InputError, match="look like organs: .* label 1 0.1"):
         choose_labels({1: hippocampus}, None)
     with pytest.raises(InputError, match="labels = "):
         choose_labels({1: hippocampus}, [3])
+    many = {1: hippocampus, 2: tumour, 5: tumour, 7: tumour}
+    two = {2: tumour, 5: tumour}
+    for volumes, wanted, said in ((two, None, []), (many, [2, 5, 7], []), (many, None, ["2", "5", "7"])):
+        capsys.readouterr()
+        choose_labels(volumes, wanted)
+        text = capsys.readouterr().err
+        assert re.findall(r"(\d) \(coefficient", text) == said and ("--labels" in text) == bool(said)
 
 
 def test_core_knows_no_nnunet():

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -142,7 +143,7 @@ def test_transplant_is_a_function_of_its_place(with_transplants, configuration):
 
 def test_only_training_cases_are_in_the_bank(with_transplants, nnunet, split):
     trainer = with_transplants(0.5, kind=NoAugmentation)
-    folder = nnunet / "preprocessed" / PLAIN / "synthaug" / "transplants_nnUNetPlans_2d" / "fold_0"
+    folder = nnunet / "preprocessed" / PLAIN / "synthaug" / "transplants_nnUNetPlans_2d_labels_1" / "fold_0"
     record = json.loads((folder / "transplants.json").read_text())
     assert sorted(record["seen"]) == sorted(split(0))
     file = nnunet / "preprocessed" / PLAIN / "splits_final.json"
@@ -166,6 +167,84 @@ def test_command(roomy, snapshot, capsys):
     assert main([*arguments[:3], "--fold", "7", "--plans", "nnUNetPlansCPU", "--labels", "[1]"]) == 1
     assert main([*arguments[:5], "--labels", "[4]", "--name", "x"]) == 1
     assert snapshot() == before
+
+
+def lesions_of(trainer) -> set[int]:
+    """The labels of the lesions that a training takes, opened as at its start."""
+    trainer._set_batch_size_and_oversample()
+    return set(trainer.get_tr_and_val_datasets()[0]._transplants.bank.lesion_labels)
+
+
+@pytest.mark.slow
+def test_a_configuration_keeps_its_lesions(with_transplants, make_trainer, nnunet, snapshot):
+    """Whatever other configurations are made of; and what lies there in its lesions' place is refused."""
+    first = with_transplants(dataset=IGNORE, labels=(1,), name="first")
+    before = snapshot()
+    second = with_transplants(dataset=IGNORE, labels=(2,), name="second")
+    after = snapshot()
+    assert not {name for name in before if after[name] != before[name]} - {f"{IGNORE}/nnUNetPlansCPUSynthAug.json"}
+    assert lesions_of(first) == {1} and lesions_of(second) == {2}
+    with pytest.raises(InputError, match="another configuration first"):
+        with_transplants(dataset=IGNORE, labels=(2,), name="first")
+    assert snapshot() == after
+    folder = nnunet / "preprocessed" / IGNORE / "synthaug"
+    shutil.rmtree(folder / "transplants_nnUNetPlans_2d_labels_1")
+    shutil.copytree(*[folder / f"transplants_nnUNetPlans_2d_labels_{label}" for label in (2, 1)])
+    with pytest.raises(InputError, match=r"lesions of the labels \[2\] .* those of the labels \[1\]"):
+        lesions_of(make_trainer("first", 0, IGNORE))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="no list of open files")
+def test_nothing_is_open_in_a_bank_that_is_renamed(with_transplants, nnunet, renamed):
+    """Nor in one that was made anew; and what a killed process left goes."""
+    left = nnunet / "preprocessed" / PLAIN / "synthaug/transplants_nnUNetPlans_2d_labels_1/.fold_0.abc.partial"
+    left.mkdir(parents=True)
+    for overwrite in (False, True):
+        with_transplants(overwrite=overwrite)
+    assert len(renamed) == 3 and [path.name for path in left.parent.iterdir()] == ["fold_0"]
+
+
+@pytest.mark.slow
+def test_a_bank_is_replaced_on_request_alone(with_transplants, make_trainer, nnunet, snapshot):
+    """Another bank, or what is none; and a training goes on with the bank that it began with."""
+    lesions_of(with_transplants())
+    base = nnunet / "preprocessed" / PLAIN
+    splits = json.loads((base / "splits_final.json").read_text())
+    splits[0]["train"].pop()
+    (base / "splits_final.json").write_text(json.dumps(splits))
+    before = snapshot()
+    with pytest.raises(InputError, match=r"another bank of lesions in .* \(different: seen\)"):
+        with_transplants(name="other")
+    assert snapshot() == before
+    trainer = make_trainer("2d_transplant")
+    trainer.current_epoch = 1  # as when a checkpoint was loaded
+    lesions_of(trainer)
+    with_transplants(name="other", overwrite=True)
+    with pytest.raises(InputError, match="began with other data: transplant changed since"):
+        lesions_of(trainer)
+    trainer.current_epoch = 0
+    lesions_of(trainer)
+    (base / "synthaug/transplants_nnUNetPlans_2d_labels_1/fold_0/thesis.txt").write_text("years")
+    for overwrite in (True, False):
+        with pytest.raises(InputError, match=r"transplant did not write: thesis\.txt"):
+            with_transplants(overwrite=overwrite)
+
+
+@pytest.mark.slow
+def test_configurations_without_labels_go_on(with_transplants, make_trainer, nnunet, snapshot):
+    """Those that were written before labels were kept in them, with their bank."""
+    with_transplants()
+    base = nnunet / "preprocessed" / PLAIN
+    (base / "synthaug/transplants_nnUNetPlans_2d_labels_1").rename(base / "synthaug/transplants_nnUNetPlans_2d")
+    file = base / "nnUNetPlansCPUSynthAug.json"
+    plans = json.loads(file.read_text())
+    del plans["configurations"]["2d_transplant"]["synthaug"]["transplant"]["labels"]
+    file.write_text(json.dumps(plans, indent=4) + "\n")
+    before = snapshot()
+    assert lesions_of(with_transplants()) == {1} and snapshot() == before
+    with pytest.raises(InputError, match="another configuration 2d_transplant"):
+        with_transplants(share=0.25)
 
 
 def test_organs_are_refused(roomy, snapshot):
