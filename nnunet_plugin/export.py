@@ -61,7 +61,7 @@ def export_model(
         )
     for name in _MODEL_FILES:
         read_json(model_folder / name, "train again")
-    trainer = load_checkpoint(folds[0] / checkpoint).get("trainer_name")
+    trainer = load_checkpoint(folds[0] / checkpoint).get("trainer_name", "")
     stock = _stock_trainer(trainer, folds[0] / checkpoint)
     if output is None:
         output = model_folder.with_name(model_folder.name.replace(f"{trainer}__", f"{stock}__", 1))
