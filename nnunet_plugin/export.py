@@ -61,7 +61,7 @@ def export_model(
         )
     for name in _MODEL_FILES:
         read_json(model_folder / name, "train again")
-    trainer = load_checkpoint(folds[0] / checkpoint).get("trainer_name", "")
+    trainer = str(load_checkpoint(folds[0] / checkpoint).get("trainer_name"))
     stock = _stock_trainer(trainer, folds[0] / checkpoint)
     if output is None:
         output = model_folder.with_name(model_folder.name.replace(f"{trainer}__", f"{stock}__", 1))
@@ -120,7 +120,7 @@ def _hashes(folder: Path) -> dict[str, str]:
     }
 
 
-def _stock_trainer(name: Any, file: Path) -> str:
+def _stock_trainer(name: str, file: Path) -> str:
     """Return the name of nnU-Net's trainer behind `SynthAugMixin` in the trainer of this name.
 
     Raises:
@@ -133,7 +133,7 @@ def _stock_trainer(name: Any, file: Path) -> str:
     if name == TRAINER:
         return STOCK_TRAINER
     trainer: Any = None
-    if isinstance(name, str) and name != STOCK_TRAINER:
+    if name != STOCK_TRAINER:
         try:
             with redirect_stdout(sys.stderr):  # nnU-Net says where it searches
                 trainer = recursive_find_trainer_class_by_name(name)

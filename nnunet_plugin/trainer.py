@@ -18,7 +18,8 @@ from torch import distributed as dist
 from .dataset import EpochPlans, Ledger, MixedDataset, OpenCases, WritableCases, planned
 from .errors import InputError
 from .import_pool import read_import
-from .leakage import check_voxels, identify_cases
+from .kept_identities import kept_identities
+from .leakage import check_voxels
 from .mixing import check_shares, share_at, transplant_share_at
 from .precision import Float32Loss, autocast_dtype, memory_format
 from .preprocessed import PreprocessedDataset, check_leakage, check_space, environment_folder, resolve_configuration
@@ -225,7 +226,8 @@ class SynthAugMixin(nnUNetTrainer):
                 "restore them, or run nnUNetv2_preprocess again",
             )
         self.print_to_log_file(f"comparing {len(learnt | held_out)} cases with those that the generator saw")
-        present = identify_cases(reader.load_case, learnt | held_out)
+        identifier = self.configuration_manager.configuration["data_identifier"]
+        present = kept_identities(dataset, identifier, reader.load_case, learnt | held_out)
         for seen in learnt_from:
             check_voxels(seen, present, held_out, self.fold)
         validated = {name: present[name] for name in held_out}

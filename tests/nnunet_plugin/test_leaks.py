@@ -239,6 +239,42 @@ def test_cases_with_other_bits_are_taken(make_pool, make_trainer, nnunet):
         add_pool(old, 901, 0, share=0.75)
 
 
+def test_voxels_are_read_again_only_where_files_changed(make_pool, make_trainer, nnunet, monkeypatch):
+    """At every start after the first; a leak that came between two starts is found as at the first one."""
+    folder, train, val = folds(nnunet / "preprocessed" / PLAIN)
+    add_pool(make_pool(samples=2), 901, 0)
+    reads = []
+
+    def identify_and_count(image, label):
+        reads.append(identify(image, label))
+        return reads[-1]
+
+    monkeypatch.setattr("nnunet_plugin.leakage.identify", identify_and_count)
+
+    def start() -> int:
+        reads.clear()
+        datasets(make_trainer("2d_syn50", plans="nnUNetPlansSynthAug"))
+        return len(reads)
+
+    kept = folder.parent / f"synthaug/identities_{folder.name}.json"
+    assert (start(), start()) == (6, 0)
+    whole = kept.read_text()
+    write(folder, train[0], arrays(folder, train[0])[0])
+    assert (start(), start()) == (1, 0)
+    for damage in ("[" * 200_000, "{}", whole.replace('"files"', '"file"'), whole.replace("synthaug-id", "other")):
+        kept.write_text(damage)
+        assert (start(), start()) == (6, 0)
+    exchange(folder, train[0], train[1])
+    with pytest.raises(InputError, match="not those that the generator was trained on"):
+        start()
+    assert len(reads) == 2
+    exchange(folder, train[0], train[1])
+    copy(folder, train[0], val[0])
+    with pytest.raises(InputError, match="a leak"):
+        start()
+    assert not list(kept.parent.glob("*.partial"))
+
+
 def hide(provenance):
     del provenance["cases"][0]
 

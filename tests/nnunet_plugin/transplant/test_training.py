@@ -242,7 +242,8 @@ def test_configurations_without_labels_go_on(with_transplants, make_trainer, nnu
     del plans["configurations"]["2d_transplant"]["synthaug"]["transplant"]["labels"]
     file.write_text(json.dumps(plans, indent=4) + "\n")
     before = snapshot()
-    assert lesions_of(with_transplants()) == {1} and snapshot() == before
+    trainer = with_transplants()
+    assert snapshot() == before and lesions_of(trainer) == {1}
     with pytest.raises(InputError, match="another configuration 2d_transplant"):
         with_transplants(share=0.25)
 
