@@ -169,7 +169,8 @@ def moved_locations(
     moved: dict[Any, Any] = {}
     for of in classes:
         members = (of,) if isinstance(of, int) else of
-        kept = np.ascontiguousarray(np.asarray(locations[of]).reshape(-1, 4)[:, 1:].T)
+        # nnU-Net's list of a class that a case does not have is empty, and without a dtype no index.
+        kept = np.ascontiguousarray(np.asarray(locations[of], np.int64).reshape(-1, 4)[:, 1:].T)
         inside = np.flatnonzero(((kept >= place) & (kept < place + size)).all(axis=0))
         now = patch.labels[tuple(kept.take(inside, axis=1) - place)]
         kept = np.delete(kept, inside[(now > 0) & ~np.isin(now, members)], axis=1)

@@ -10,7 +10,7 @@ from nnunet_plugin.errors import InputError
 from nnunet_plugin.transplant.anatomy import read_anatomy
 from nnunet_plugin.transplant.bank import Bank
 from nnunet_plugin.transplant.body import body_mask, depth_in
-from nnunet_plugin.transplant.cases import PastedImage, PastedLabels, window_around
+from nnunet_plugin.transplant.cases import PastedImage, PastedLabels, locations_in, moved_locations, window_around
 from nnunet_plugin.transplant.folds import choose_labels
 from nnunet_plugin.transplant.lesions import Lesion, Surroundings, surface
 from nnunet_plugin.transplant.making import make_bank
@@ -231,6 +231,23 @@ def test_lazy_regions_are_those_of_the_whole():
     assert np.array_equal(np.asarray(lazy_labels)[0], whole_labels[tuple(window)])
     part = (slice(None), slice(1, 4), slice(3, 9), slice(2, None))
     assert np.array_equal(lazy[part], whole[(slice(None), *window)][part])
+
+
+@pytest.mark.parametrize("present", [(), (1,), (1, 2)])
+def test_locations_of_a_pasted_volume_are_those_of_its_labels(present):
+    """Also in a case without a lesion, or without one of the classes, regions or ignored voxels."""
+    transplant, image, labels, patch = next(iter(drawn(3, 0.0, 1)))
+    classes = [1, 2, 3, (1, 2), (2, 3), (3,), (-1, 0, 1, 2)]
+    window = window_around(transplant.centre, (6, 16, 16), labels.shape)
+    before = np.where(np.isin(labels, present), labels, 0)[None]
+    whole = locations_in(before, classes)  # as nnU-Net's: an empty list where a class is absent
+    moved = moved_locations(whole, patch, window, classes)
+    after = relabel(before[0], patch, np.zeros(3, int))[tuple(window)][None]
+    for of, expected in locations_in(after, classes).items():
+        ours, every = (set(map(tuple, np.asarray(where, int).reshape(-1, 4).tolist())) for where in (moved[of], expected))
+        thinned = len(whole[of]) < np.isin(before, of).sum()
+        assert ours <= every if thinned else ours == every
+        assert len(moved[of]) == 0 or moved[of].dtype.kind == "i"
 
 
 @pytest.mark.parametrize("centre", [0, 3, 20, 47])
