@@ -86,27 +86,40 @@ class Bank:
     def find_fits(self, rng: np.random.Generator) -> Iterator[Fit]:
         """Look for places in other cases for every lesion.
 
-        In 2D these are planes of a like height, planes without a lesion where there are any.
+        In 2D these are planes of a like height: of each case those without a lesion, where it has any. A shape that has
+        room in one other case alone is sought in the lesion's own, too, since a decoy takes tissue from one case to
+        another.
         """
         heights = np.array([place.height for place in self.places])
         healthy = np.array([not np.isin(self.anatomy(place).labels, self.lesion_labels).any() for place in self.places])
         for number, lesion in enumerate(self.lesions):
-            choice = (self._cases != lesion.case) & (np.abs(heights - lesion.height) <= WINDOW)
-            if (choice & healthy).any():
-                choice &= healthy
+            alike = np.abs(heights - lesion.height) <= WINDOW
+            choice = alike & (healthy | ~np.isin(self._cases, self._cases[alike & healthy]))
+            others = choice & (self._cases != lesion.case)
             # Farther away, or over another lesion, only where there is no other way.
-            for jitter, covers in product(JITTER, (False, True)):
-                where = np.flatnonzero(choice & ~healthy if covers else choice)
-                found = self._fits_of(rng, number, lesion, where, jitter, covers) if len(where) else []
+            found = self._nearest_fits(rng, number, [(others, False), (others & ~healthy, True)])
+            yield from found
+            receiving = {self.places[fit.where].case for fit in found if not fit.covers}
+            while found and len(receiving) < 2:
+                found = self._nearest_fits(rng, number, [(choice & ~np.isin(self._cases, [*receiving]), False)])
                 yield from found
-                if found:
-                    break
+                receiving |= {self.places[fit.where].case for fit in found}
+
+    def _nearest_fits(
+        self, rng: np.random.Generator, number: int, choices: Sequence[tuple[np.ndarray, bool]]
+    ) -> list[Fit]:
+        """Return fits of a lesion as near to its own place as there are any, in places chosen or covering another."""
+        for jitter, (choice, covers) in product(JITTER, choices):
+            found = self._fits_of(rng, number, np.flatnonzero(choice), jitter, covers) if choice.any() else []
+            if found:
+                return found
+        return []
 
     def _fits_of(
-        self, rng: np.random.Generator, number: int, lesion: Lesion, where: np.ndarray, jitter: float, covers: bool
+        self, rng: np.random.Generator, number: int, where: np.ndarray, jitter: float, covers: bool
     ) -> list[Fit]:
         found: list[Fit] = []
-        wanted = FITS[self.dimension]
+        lesion, wanted = self.lesions[number], FITS[self.dimension]
         for _ in range(TRIALS * wanted):
             place = int(where[rng.integers(len(where))])
             mirror = self.mirror_axis is not None and bool(rng.random() < 0.5)
@@ -135,8 +148,9 @@ class Bank:
             return self._draw_decoy(rng)
         if not len(self.fitting):
             return None
-        fit = self._draw_fit(rng, self._rows[self.fitting[rng.integers(len(self.fitting))]])
-        lesion = self.lesions[fit.lesion]
+        lesion = self.lesions[number := self.fitting[rng.integers(len(self.fitting))]]
+        rows = self._rows[number]
+        fit = self._draw_fit(rng, rows[self._case_of(rows) != lesion.case])
         around = lesion.around
         return self._transplant(rng, fit, self._intensities(lesion.case, around.mean, around.deviation))
 
@@ -183,8 +197,15 @@ class Bank:
 
     @cached_property
     def fitting(self) -> list[int]:
-        """The lesions that fit somewhere."""
+        """The lesions that fit into another case: all with fits, since their own case is looked at last."""
         return list(self._rows)
+
+    @property
+    def receiving(self) -> list[int]:
+        """The cases that lesions of others fit into."""
+        lesions: Any = self.lesions
+        cases = self._case_of(np.arange(len(self._index)))
+        return np.unique(cases[cases != lesions.column("case")[self._index[:, 0]]]).tolist()
 
     @cached_property
     def _fitting_twice(self) -> list[int]:

@@ -103,8 +103,7 @@ def make_fold(
             before = {}
         if all(before.get(key) == value for key, value in record.items()):
             return {**before, "made": False}
-    record["lesions"], record["fitting"] = _write(dataset, plans, configuration, folder, record, names)
-    return {**record, "made": True}
+    return {**record, **_write(dataset, plans, configuration, folder, record, names), "made": True}
 
 
 def read_fold(dataset: PreprocessedDataset, data_identifier: str, fold: int | str) -> dict[str, Any]:
@@ -126,8 +125,8 @@ def _write(
     folder: Path,
     record: dict[str, Any],
     names: Sequence[str],
-) -> tuple[int, int]:
-    """Write the bank to a temporary folder that then takes its place; returns how many lesions, and how many fit."""
+) -> dict[str, int]:
+    """Write the bank to a temporary folder that then takes its place; returns its counts."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary, former = (folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial") for _ in range(2))
     temporary.mkdir()
@@ -150,7 +149,8 @@ def _write(
                 "do without transplants",
             )
         save_bank(bank, temporary)
-        write_json(temporary / RECORD, {**record, "lesions": len(bank.lesions), "fitting": fitting})
+        counts = {"lesions": len(bank.lesions), "fitting": fitting, "receiving": len(bank.receiving)}
+        write_json(temporary / RECORD, {**record, **counts})
         if folder.exists():
             folder.rename(former)
         temporary.rename(folder)
@@ -161,7 +161,7 @@ def _write(
             folder.parent.parent.rmdir()
         raise
     shutil.rmtree(former, ignore_errors=True)
-    return len(bank.lesions), fitting
+    return counts
 
 
 def _read_cases(

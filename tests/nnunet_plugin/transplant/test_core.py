@@ -161,6 +161,60 @@ def test_places_are_tissue_of_another_patient(dimension):
         assert not (labels[box][around] > 0).any()
 
 
+def healed(number: int) -> tuple[np.ndarray, np.ndarray, tuple]:
+    """A case with tissue where its lesion was."""
+    image, labels, spacing = case(number)
+    image[:, labels > 0] = np.random.default_rng(number).normal(100, 8, (2, (labels > 0).sum()))
+    return image, 0 * labels, spacing
+
+
+def middle_plane(image: np.ndarray, labels: np.ndarray, spacing: tuple) -> tuple[np.ndarray, np.ndarray, tuple]:
+    """The plane through a lesion, as a case of its own."""
+    plane = round(np.nonzero(labels)[0].mean()) if labels.any() else 6
+    return image[:, plane : plane + 1], labels[plane : plane + 1], spacing
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dimension", [2, 3])
+def test_one_healthy_patient_does_not_receive_all(dimension):
+    """Single images and volumes: one place a patient."""
+    given = [*cases()[:5], healed(9)]
+    made = make_bank([middle_plane(*of) for of in given] if dimension == 2 else given, dimension, [1, 2])
+    assert 5 in made.receiving and len(made.receiving) >= 4
+    rng = np.random.default_rng(0)
+    draws = [made.draw(rng, 0.5) for _ in range(200)]
+    assert all(made.lesions[t.lesion].case != t.case for t in draws if not t.is_decoy)
+    assert np.bincount([t.case for t in draws]).max() < 0.7 * len(draws)
+    assert 0.35 < np.mean([t.is_decoy for t in draws]) < 0.65
+
+
+@pytest.mark.slow
+def test_planes_without_a_lesion_are_preferred_in_each_volume():
+    made = make_bank([*cases()[:3], healed(9)], 2, [1, 2])
+    with_lesion = [(labels > 0).any(axis=(1, 2)) for _, labels, _ in cases()[:3]]
+    went = [made.places[fit.where] for fit in made.fits]
+    assert {place.case for place in went} == {0, 1, 2, 3}
+    for fit, place in zip(made.fits, went, strict=True):
+        lesion = made.lesions[fit.lesion]
+        near = [p.number for p in made.places if p.case == place.case and abs(p.height - lesion.height) <= 0.1]
+        if place.case < 3 and not with_lesion[place.case][near].all():
+            assert not with_lesion[place.case][place.number]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dimension", [2, 3])
+def test_two_patients_have_decoys(dimension):
+    given = [(image[:, 4:8], labels[4:8], spacing) for image, labels, spacing in cases()[:2]]
+    made = make_bank(given, dimension, [1, 2])
+    rng = np.random.default_rng(0)
+    for transplant in [made.draw(rng, 1.0) for _ in range(20)]:
+        assert transplant.is_decoy and transplant.source != transplant.case
+        source, labels = (in_space(dimension, of, transplant.source_plane) for of in given[transplant.source][:2])
+        patch = render(made, transplant, labels.shape, source)
+        assert patch.image[0][patch.alpha == 1].mean() < 120
+    assert all(made.lesions[t.lesion].case != t.case for t in [made.draw(rng, 0.0) for _ in range(20)])
+
+
 @pytest.mark.slow
 def test_where_lesions_leave_no_room_they_overlap_and_both_are_labelled():
     """As in images that were cropped around their tumours."""
@@ -244,7 +298,7 @@ def test_locations_of_a_pasted_volume_are_those_of_its_labels(present):
     moved = moved_locations(whole, patch, window, classes)
     after = relabel(before[0], patch, np.zeros(3, int))[tuple(window)][None]
     for of, expected in locations_in(after, classes).items():
-        ours, every = (set(map(tuple, np.asarray(where, int).reshape(-1, 4).tolist())) for where in (moved[of], expected))
+        ours, every = ({tuple(place) for place in np.reshape(of, (-1, 4)).tolist()} for of in (moved[of], expected))
         thinned = len(whole[of]) < np.isin(before, of).sum()
         assert ours <= every if thinned else ours == every
         assert len(moved[of]) == 0 or moved[of].dtype.kind == "i"
