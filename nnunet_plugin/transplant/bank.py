@@ -13,7 +13,7 @@ import numpy as np
 from .anatomy import Anatomy, Plane
 from .lesions import BORDER, Lesion
 from .paste import harmonise
-from .place import JITTER, Gates, Wanted, find_site, footprint, mirrored
+from .place import JITTER, Cut, Gates, Wanted, cut_of, find_site, footprint, mirrored
 from .warp import Warp, draw_warp
 
 WINDOW = 0.1  # of the relative height, between a lesion's plane and the one that it is put into
@@ -53,12 +53,14 @@ class Transplant:
 class Fit:
     """A lesion with this warp fits into the place `where` around `centre` (voxels), and `covers` part of one or not.
 
-    `mean` and `deviation` are those of its surroundings, a channel each, in units of the anatomy.
+    `gives`: all around the centre that a decoy takes in the lesion's shape, before any warp, is healthy. `mean` and
+    `deviation` are those of its surroundings, a channel each, in units of the anatomy.
     """
 
     lesion: int
     where: int
     covers: bool
+    gives: bool
     centre: np.ndarray
     warp: Warp
     mean: np.ndarray
@@ -120,6 +122,7 @@ class Bank:
     ) -> list[Fit]:
         found: list[Fit] = []
         lesion, wanted = self.lesions[number], FITS[self.dimension]
+        cuts: dict[tuple[int, ...], Cut] = {}
         for _ in range(TRIALS * wanted):
             place = int(where[rng.integers(len(where))])
             mirror = self.mirror_axis is not None and bool(rng.random() < 0.5)
@@ -129,7 +132,12 @@ class Bank:
             anatomy = self.anatomy(self.places[place])
             site = find_site(anatomy, footprint(lesion, warp, anatomy.spacing), asked, self.gates, jitter, rng)
             if site is not None:
-                found.append(Fit(number, place, covers, site.centre, warp, site.around.mean, site.around.deviation))
+                step = tuple(anatomy.stride.tolist())
+                cut = cuts[step] = cuts.get(step) or cut_of(lesion, anatomy.stride)
+                gives = cut.is_healthy(anatomy.labels, site.voxel, self.lesion_labels)
+                found.append(
+                    Fit(number, place, covers, gives, site.centre, warp, site.around.mean, site.around.deviation)
+                )
                 if len(found) == wanted:
                     break
         return found
@@ -157,10 +165,10 @@ class Bank:
     def _draw_decoy(self, rng: np.random.Generator) -> Transplant:
         """Draw healthy tissue in a lesion's shape: from healthy tissue, into healthy tissue, at like places."""
         rows = self._rows[self._fitting_twice[rng.integers(len(self._fitting_twice))]]
-        rows = rows[~self._index[rows, 2].astype(bool)]
-        fit = self._draw_fit(rng, rows)
-        other = self._draw_fit(rng, rows[self._case_of(rows) != self.places[fit.where].case])
+        rows = rows[self._index[rows, 2] == 0]
+        other = self._draw_fit(rng, rows[self._index[rows, 3] > 0])
         source = self.places[other.where]
+        fit = self._draw_fit(rng, rows[self._case_of(rows) != source.case])
         decoy = self._transplant(rng, fit, self._intensities(source.case, other.mean, other.deviation))
         return replace(decoy, source=source.case, source_plane=source.number, source_centre=other.centre)
 
@@ -181,11 +189,13 @@ class Bank:
 
     @cached_property
     def _index(self) -> np.ndarray:
-        """Lesion, place and whether it covers another lesion, of every fit: (fits, 3)."""
+        """Lesion, place, whether it covers another lesion and whether it gives decoys, of every fit: (fits, 4)."""
         if not len(self.fits):
-            return np.empty((0, 3), int)
+            return np.empty((0, 4), int)
         columns: Any = self.fits  # a large bank has millions of fits
-        return np.stack([columns.column(name) for name in ("lesion", "where", "covers")], axis=1).astype(np.int32)
+        return np.stack([columns.column(name) for name in ("lesion", "where", "covers", "gives")], axis=1).astype(
+            np.int32
+        )
 
     @cached_property
     def _rows(self) -> dict[int, np.ndarray]:
@@ -209,9 +219,13 @@ class Bank:
 
     @cached_property
     def _fitting_twice(self) -> list[int]:
-        """The lesions in whose shape there is healthy tissue in two cases, for decoys."""
-        healthy = {lesion: rows[~self._index[rows, 2].astype(bool)] for lesion, rows in self._rows.items()}
-        return [lesion for lesion, rows in healthy.items() if len(np.unique(self._case_of(rows))) >= 2]
+        """The lesions in whose shape there is healthy tissue to take, and room in another case to put it."""
+        healthy = {lesion: rows[self._index[rows, 2] == 0] for lesion, rows in self._rows.items()}
+        return [
+            lesion
+            for lesion, rows in healthy.items()
+            if self._index[rows, 3].any() and len(np.unique(self._case_of(rows))) >= 2
+        ]
 
     def _case_of(self, rows: np.ndarray) -> np.ndarray:
         return self._cases[self._index[rows, 1]]

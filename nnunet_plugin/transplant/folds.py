@@ -18,7 +18,7 @@ from .making import LEAST_VARIATION, NoLesionError, lesion_labels, make_bank, va
 from .store import files_in, save_bank
 
 RECORD = "transplants.json"
-FORMAT = "synthaug-transplants"
+FORMAT, FORMAT_VERSION = "synthaug-transplants", 2
 
 
 def bank_folder(dataset: PreprocessedDataset, data_identifier: str, fold: int | str) -> Path:
@@ -88,7 +88,7 @@ def make_fold(
     folder = bank_folder(dataset, configuration["data_identifier"], fold)
     record = {
         "format": FORMAT,
-        "format_version": 1,
+        "format_version": FORMAT_VERSION,
         "dataset": dataset.name,
         "fold": fold,
         "dimension": len(configuration["patch_size"]),
@@ -113,8 +113,11 @@ def read_fold(dataset: PreprocessedDataset, data_identifier: str, fold: int | st
     if not folder.is_dir():
         raise InputError(f"no lesions to transplant in {folder}", "the bank of this fold", remedy)
     record = read_json(folder / RECORD, remedy)
-    if (record.get("format"), record.get("format_version")) != (FORMAT, 1) or not isinstance(record.get("seen"), dict):
-        raise InputError(f"an unknown {folder / RECORD}", f"{FORMAT}, version 1", remedy)
+    found = (record.get("format"), record.get("format_version"))
+    if found != (FORMAT, FORMAT_VERSION) or not isinstance(record.get("seen"), dict):
+        raise InputError(
+            f"{folder / RECORD} of {found[0]}, version {found[1]}", f"{FORMAT}, version {FORMAT_VERSION}", remedy
+        )
     return {**record, "seen": {name: Identity(*identity) for name, identity in record["seen"].items()}}
 
 

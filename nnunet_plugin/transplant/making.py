@@ -50,7 +50,7 @@ def make_bank(
     open_file, maps = open_file or files_without_names(), Maps(room)
     written, seen, places = Written(Lesion, open_file), Written(Anatomy, open_file), []
     for number, (image, label_map, spacing) in enumerate(cases):
-        anatomy = read_anatomy(image, label_map, spacing, dimension)
+        anatomy = read_anatomy(image, label_map, spacing, dimension, labels)
         seen.append(anatomy)
         places += planes_with_body(number, anatomy, dimension)
         for lesion in _lesions(number, image, label_map, spacing, anatomy, labels, dimension):

@@ -135,6 +135,11 @@ def in_voxels(offsets: np.ndarray, lesion: Lesion) -> np.ndarray:
     return offsets
 
 
+def cut_start(centre: np.ndarray, lesion: Lesion) -> np.ndarray:
+    """Return the first voxel of the box like a lesion's cut around a centre (voxels) in another image."""
+    return np.floor(centre - lesion.centre + 0.5).astype(int)
+
+
 def blend(image: np.ndarray, patch: Patch, start: np.ndarray) -> np.ndarray:
     """Return a region `(channels, *region)` of the image that starts at voxel `start`, with the patch in it."""
     if (common := _overlap(image.shape[1:], patch, start)) is None:

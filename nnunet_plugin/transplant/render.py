@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from .bank import Bank, Transplant
-from .paste import Patch, make_patch
+from .paste import Patch, cut_start, make_patch
 
 
 def render(bank: Bank, transplant: Transplant, shape: tuple[int, ...], source: np.ndarray | None = None) -> Patch:
@@ -19,7 +19,7 @@ def render(bank: Bank, transplant: Transplant, shape: tuple[int, ...], source: n
     image = lesion.image
     if transplant.is_decoy:
         assert source is not None and transplant.source_centre is not None
-        image = cut_like(source, lesion.labels.shape, transplant.source_centre - lesion.centre)
+        image = cut_like(source, lesion.labels.shape, cut_start(transplant.source_centre, lesion))
     anatomy = bank.anatomies[transplant.case]
     spacing = (anatomy.spacing / anatomy.stride)[-len(shape) :]
     patch = make_patch(
@@ -40,7 +40,7 @@ def render(bank: Bank, transplant: Transplant, shape: tuple[int, ...], source: n
 def cut_like(image: np.ndarray, shape: tuple[int, ...], start: np.ndarray) -> np.ndarray:
     """Return the box of an image `(channels, *spatial)` of this shape at a start, its edge voxels repeated outside."""
     indices = [
-        np.clip(np.arange(size) + round(float(first)), 0, whole - 1)
+        np.clip(np.arange(size) + first, 0, whole - 1)
         for size, first, whole in zip(shape, start, image.shape[1:], strict=True)
     ]
     low, high = [i.min() for i in indices], [i.max() + 1 for i in indices]

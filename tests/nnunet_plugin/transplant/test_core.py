@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from nnunet_plugin.errors import InputError
+from nnunet_plugin.preprocessed import PreprocessedDataset, write_json
 from nnunet_plugin.transplant.anatomy import read_anatomy
 from nnunet_plugin.transplant.bank import Bank
 from nnunet_plugin.transplant.body import body_mask, depth_in
 from nnunet_plugin.transplant.cases import PastedImage, PastedLabels, locations_in, moved_locations, window_around
-from nnunet_plugin.transplant.folds import choose_labels
+from nnunet_plugin.transplant.folds import FORMAT, RECORD, bank_folder, choose_labels, read_fold
 from nnunet_plugin.transplant.lesions import Lesion, Surroundings, surface
 from nnunet_plugin.transplant.making import make_bank
 from nnunet_plugin.transplant.paste import blend, make_patch, relabel
@@ -204,7 +205,7 @@ def test_planes_without_a_lesion_are_preferred_in_each_volume():
 @pytest.mark.slow
 @pytest.mark.parametrize("dimension", [2, 3])
 def test_two_patients_have_decoys(dimension):
-    given = [(image[:, 4:8], labels[4:8], spacing) for image, labels, spacing in cases()[:2]]
+    given = cases()[:2]
     made = make_bank(given, dimension, [1, 2])
     rng = np.random.default_rng(0)
     for transplant in [made.draw(rng, 1.0) for _ in range(20)]:
@@ -213,6 +214,43 @@ def test_two_patients_have_decoys(dimension):
         patch = render(made, transplant, labels.shape, source)
         assert patch.image[0][patch.alpha == 1].mean() < 120
     assert all(made.lesions[t.lesion].case != t.case for t in [made.draw(rng, 0.0) for _ in range(20)])
+
+
+def specks(number: int, count: int) -> tuple[np.ndarray, np.ndarray, tuple]:
+    """A case with small lesions that shine; every other one has no other lesion."""
+    image, labels, spacing = healed(number) if number % 2 else case(number)
+    rng = np.random.default_rng(number)
+    for _ in range(count):
+        z, y, x = rng.integers((1, 10, 9), (11, 40, 32))
+        box = (slice(z, z + 1), slice(y, y + 2), slice(x, x + 2))
+        labels[box], image[(slice(None), *box)] = 1, 1000
+    return image, labels, spacing
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dimension", [2, 3])
+def test_lesions_finer_than_the_grid_are_seen(dimension, monkeypatch):
+    """No decoy holds any of them, and no transplant hides one but where it has to."""
+    monkeypatch.setattr("nnunet_plugin.transplant.anatomy.MAX_SIZE", {2: 16, 3: 24})
+    given = [specks(number, 5 if dimension == 2 else 1) for number in range(4)]
+    made = make_bank(given, dimension, [1, 2])
+    for (_, labels, _), anatomy in zip(given, made.anatomies, strict=True):
+        assert (anatomy.stride[1:] >= 2).all()
+        places = (np.argwhere(labels > 0) + anatomy.stride // 2) // anatomy.stride
+        assert np.isin(anatomy.labels[tuple(places.clip(0, np.array(anatomy.labels.shape) - 1).T)], (1, 2)).all()
+    rng, count = np.random.default_rng(0), np.zeros(2, int)
+    covering = {fit.centre.tobytes() for fit in made.fits if fit.covers}
+    for transplant in [made.draw(rng, 0.6) for _ in range(60)]:
+        count[int(transplant.is_decoy)] += 1
+        source, _ = (in_space(dimension, of, transplant.source_plane) for of in given[transplant.source][:2])
+        labels = in_space(dimension, given[transplant.case][1], transplant.plane)
+        patch = render(made, transplant, labels.shape, source if transplant.is_decoy else None)
+        box = tuple(slice(a, a + n) for a, n in zip(patch.start, patch.alpha.shape, strict=True))
+        if transplant.is_decoy:
+            assert patch.image[0][patch.alpha > 0].max() < 150
+        if transplant.centre.tobytes() not in covering:
+            assert not (labels[box][patch.alpha > 0] > 0).any()
+    assert (count > 10).all()
 
 
 @pytest.mark.slow
@@ -354,3 +392,12 @@ def test_core_knows_no_nnunet():
 def test_where_nothing_fits_nothing_is_drawn(decoys):
     empty = replace(bank(2), fits=[])
     assert all(empty.draw(np.random.default_rng(seed), decoys) is None for seed in range(8))
+
+
+def test_banks_of_another_version_are_refused(tmp_path):
+    dataset = PreprocessedDataset(tmp_path, {})
+    folder = bank_folder(dataset, "nnUNetPlans_2d", 0)
+    folder.mkdir(parents=True)
+    write_json(folder / RECORD, {"format": FORMAT, "format_version": 1, "seen": {}})
+    with pytest.raises(InputError, match="version 1.*version 2.*run transplant"):
+        read_fold(dataset, "nnUNetPlans_2d", 0)
