@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .anatomy import Anatomy, Plane
+from .anatomy import UNKNOWN, Anatomy, Plane
 from .lesions import BORDER, Lesion
 from .paste import harmonise
 from .place import JITTER, Cut, Gates, Wanted, cut_of, find_site, footprint, mirrored
@@ -93,7 +93,8 @@ class Bank:
         another.
         """
         heights = np.array([place.height for place in self.places])
-        healthy = np.array([not np.isin(self.anatomy(place).labels, self.lesion_labels).any() for place in self.places])
+        doubtful = (*self.lesion_labels, UNKNOWN)
+        healthy = np.array([not np.isin(self.anatomy(place).labels, doubtful).any() for place in self.places])
         for number, lesion in enumerate(self.lesions):
             alike = np.abs(heights - lesion.height) <= WINDOW
             choice = alike & (healthy | ~np.isin(self._cases, self._cases[alike & healthy]))

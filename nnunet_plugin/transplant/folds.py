@@ -14,6 +14,7 @@ import numpy as np
 from ..errors import InputError
 from ..identity import Identity
 from ..preprocessed import PreprocessedDataset, case_reader, read_json, space_fields, write_json
+from .anatomy import UNKNOWN
 from .making import LEAST_VARIATION, NoLesionError, lesion_labels, make_bank, variation
 from .store import files_in, save_bank
 
@@ -41,9 +42,13 @@ def label_volumes(
 
 def foreground_labels(dataset: PreprocessedDataset, plans: dict[str, Any]) -> list[int]:
     """Return the labels of a data set without background and ignored ones."""
+    return [int(label) for label in _label_manager(dataset, plans).all_labels if label]
+
+
+def _label_manager(dataset: PreprocessedDataset, plans: dict[str, Any]) -> Any:
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    return [int(label) for label in PlansManager(plans).get_label_manager(dataset.dataset_json).all_labels if label]
+    return PlansManager(plans).get_label_manager(dataset.dataset_json)
 
 
 def choose_labels(volumes: Mapping[int, Sequence[float]], wanted: Sequence[int] | None) -> list[int]:
@@ -174,15 +179,21 @@ def _read_cases(
     names: Sequence[str],
     images: bool = True,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, list[float]]]:
-    """Yield image `(channels, z, y, x)` (empty without `images`), label map and spacing in mm of preprocessed cases."""
+    """Yield image `(channels, z, y, x)` (empty without `images`), label map and spacing in mm of preprocessed cases.
+
+    The ignore label is `UNKNOWN`.
+    """
     read = case_reader(dataset, configuration["data_identifier"])
+    ignored = _label_manager(dataset, plans).ignore_label
     for name in names:
         data, seg, _, properties = read(name)
         image = np.asarray(data[:]) if images else np.empty(0, np.float32)
         spacing = list(configuration["spacing"])
         if len(spacing) == 2:  # 2d leaves the first axis as it is
             spacing = [properties["spacing"][plans["transpose_forward"][0]], *spacing]
-        yield image, np.asarray(seg[:])[0].astype(np.int16), spacing
+        labels = np.asarray(seg[:])[0].astype(np.int16)
+        labels[labels == ignored] = UNKNOWN
+        yield image, labels, spacing
 
 
 def _left_right(

@@ -43,6 +43,7 @@ def make_bank(
 ) -> Bank:
     """Make the bank of cases `(image (channels, planes, rows, columns), label map, spacing in mm)`, one at a time.
 
+    Label maps hold `UNKNOWN` where nobody looked, and -1 outside of what the image shows.
     With `dimension` 2 its lesions are those of the planes along the first axis (single images have one plane).
     Lesions, anatomies and fits go to files (see `store.files_in`; by default without names), of which about `room`
     bytes are in memory.

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from nnunet_plugin.errors import InputError
 from nnunet_plugin.preprocessed import PreprocessedDataset, write_json
-from nnunet_plugin.transplant.anatomy import read_anatomy
+from nnunet_plugin.transplant.anatomy import UNKNOWN, read_anatomy
 from nnunet_plugin.transplant.bank import Bank
 from nnunet_plugin.transplant.body import body_mask, depth_in
 from nnunet_plugin.transplant.cases import PastedImage, PastedLabels, locations_in, moved_locations, window_around
 from nnunet_plugin.transplant.folds import FORMAT, RECORD, bank_folder, choose_labels, read_fold
-from nnunet_plugin.transplant.lesions import Lesion, Surroundings, surface
+from nnunet_plugin.transplant.lesions import Lesion, Surroundings, lesions_of, surface
 from nnunet_plugin.transplant.making import make_bank
 from nnunet_plugin.transplant.paste import blend, make_patch, relabel
 from nnunet_plugin.transplant.render import render
@@ -251,6 +251,56 @@ def test_lesions_finer_than_the_grid_are_seen(dimension, monkeypatch):
         if transplant.centre.tobytes() not in covering:
             assert not (labels[box][patch.alpha > 0] > 0).any()
     assert (count > 10).all()
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize("beside", [1, -1, UNKNOWN, 2], ids=["lesion", "outside", "unknown", "organ"])
+def test_a_soft_border_shows_tissue_alone(ndim, beside):
+    """Not what lies beyond the image that cuts a lesion off, nor another lesion beside it, nor what is unknown."""
+    rng = np.random.default_rng(0)
+    shape = (12, 48, 48)
+    away = np.linalg.norm(np.indices(shape) - np.array([6, 0, 20]).reshape(3, 1, 1, 1), axis=0)
+    labels = (away < 6).astype(np.int16)
+    labels[5:8, 1:4, 29:32] = beside
+    image = np.where(labels != 0, 200, np.where(np.indices(shape)[1] < 36, 100, 0)) + rng.normal(size=(1, *shape))
+    anatomy, spacing = read_anatomy(image, labels, (1, 1, 1), ndim, [1]), np.ones(ndim)
+    if ndim == 2:
+        anatomy, image, labels = anatomy.plane(6), image[:, 6], labels[6]
+    (lesion,) = lesions_of(0, image, labels, spacing, anatomy, [1])
+    assert lesion.host == 0
+    np.testing.assert_allclose(lesion.around.mean * anatomy.scale + anatomy.median, 100, atol=1)
+    one = np.ones(1)
+    for _ in range(8):
+        warp = draw_warp(rng, lesion.extent, lesion.diameter, None)
+        patch = make_patch(
+            lesion.image, lesion, warp, np.full(ndim, 24.0), spacing, (48,) * ndim, one, 0 * one, 0 * one, 5.0
+        )
+        assert (patch.labels >= 0).all() and (patch.alpha[patch.labels > 0] == 1).all()
+        border = (patch.alpha > 0) & (patch.labels == 0)
+        assert border.sum() > 10 and patch.image[0][border].max() < 156  # less than half of a voxel of the lesion
+        assert patch.image[0][border & ~ndimage.binary_dilation(patch.labels > 0, iterations=3)].max() < 106
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dimension", [2, 3])
+def test_nothing_goes_to_or_comes_from_what_is_unknown(dimension):
+    """Sparse annotation: in each case the half of the body beside the lesion, and in one the lesion's own border."""
+    given = []
+    for number, (image, labels, spacing) in enumerate(cases()[:4]):
+        unknown = np.indices(labels.shape)[1] >= np.nonzero(labels)[1].max() + (1 if number == 0 else 3)
+        image = np.where(unknown, 500 + image, image)  # which is told by its brightness here
+        given.append((image, np.where(unknown, UNKNOWN, labels).astype(np.int16), spacing))
+    made = make_bank(given, dimension, [1, 2])
+    assert {lesion.host for lesion in made.lesions} == {0}
+    donors = {lesion.case for lesion in made.lesions}
+    assert donors == {1, 2, 3} if dimension == 3 else donors >= {1, 2, 3}  # a plane in which it does not touch is known
+    rng = np.random.default_rng(0)
+    for transplant in [made.draw(rng, 0.3) for _ in range(40)]:
+        labels = in_space(dimension, given[transplant.case][1], transplant.plane)
+        source = in_space(dimension, given[transplant.source][0], transplant.source_plane)
+        patch = render(made, transplant, labels.shape, source if transplant.is_decoy else None)
+        box = tuple(slice(a, a + n) for a, n in zip(patch.start, patch.alpha.shape, strict=True))
+        assert (labels[box][patch.labels > 0] >= 0).all() and patch.image[0][patch.alpha > 0].max() < 400
 
 
 @pytest.mark.slow
