@@ -127,7 +127,7 @@ class Bank:
         for _ in range(TRIALS * wanted):
             place = int(where[rng.integers(len(where))])
             mirror = self.mirror_axis is not None and bool(rng.random() < 0.5)
-            warp = draw_warp(rng, lesion.extent, lesion.diameter, self.mirror_axis if mirror else None)
+            warp = draw_warp(rng, lesion.extent, lesion.diameter, self.mirror_axis if mirror else None, lesion.spacing)
             at = mirrored(lesion.place, self.mirror_axis) if mirror and self.mirror_axis is not None else lesion.place
             asked = Wanted(at, lesion.host, lesion.around, self.lesion_labels, covers)
             anatomy = self.anatomy(self.places[place])

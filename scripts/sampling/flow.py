@@ -231,7 +231,7 @@ class FlowSampler(Sampler):
     def _patch(
         self, rng: np.random.Generator, lesion: Lesion, centre: np.ndarray, shape: tuple[int, ...], border: float
     ) -> Patch:
-        warp = draw_warp(rng, lesion.extent, lesion.diameter, -1 if rng.random() < 0.5 else None)
+        warp = draw_warp(rng, lesion.extent, lesion.diameter, -1 if rng.random() < 0.5 else None, lesion.spacing)
         one = np.ones(len(lesion.image))
         return make_patch(
             lesion.image, lesion, warp, centre, np.array(self.painter.steps), shape, one, 0 * one, -np.inf * one, border

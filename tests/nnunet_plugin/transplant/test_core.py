@@ -94,7 +94,7 @@ def test_a_ball_in_millimetres_stays_a_ball(ndim):
 def test_warps_stay_in_their_bounds(ndim):
     rng = np.random.default_rng(0)
     for _ in range(50):
-        warp = draw_warp(rng, np.full(ndim, 10.0), 20.0, ndim - 1)
+        warp = draw_warp(rng, np.full(ndim, 10.0), 20.0, ndim - 1, np.ones(ndim))
         scales = 1 / np.linalg.svd(warp.matrix)[1]
         np.testing.assert_allclose(scales, scales[0])
         assert 0.7 <= scales[0] <= 1.4 and np.linalg.det(warp.matrix) < 0
@@ -105,6 +105,21 @@ def test_warps_stay_in_their_bounds(ndim):
             "ij,j...->i...", warp.matrix, np.stack(np.meshgrid(*axes, indexing="ij"))
         )
         assert 0 < np.abs(bend).max() < 10
+
+
+@pytest.mark.parametrize("across", [0, 2])
+def test_slices_far_apart_stay_slices(across):
+    """A lesion is turned and bent within them, and its parts keep their order and distances (scaled) across them."""
+    spacing = np.where(np.arange(3) == across, 3.1, 1.0)
+    axes = [np.linspace(-15, 15, 5)] * 3
+    for seed in range(10):
+        thick = draw_warp(np.random.default_rng(seed), np.full(3, 10.0), 20.0, None, spacing)
+        fine = draw_warp(np.random.default_rng(seed), np.full(3, 10.0), 20.0, None, np.where(spacing > 1, 3.0, 1.0))
+        assert thick.scale == pytest.approx(fine.scale)
+        where = np.meshgrid(*axes, indexing="ij")[across] / thick.scale
+        np.testing.assert_allclose(thick.old_offsets(axes)[across], where, atol=1e-9)
+        assert np.abs(fine.old_offsets(axes)[across] - where).max() > 0.1
+        assert np.abs(thick.knots).max(axis=(1, 2, 3)).min(where=np.arange(3) != across, initial=1) > 0
 
 
 @pytest.mark.slow
@@ -271,7 +286,7 @@ def test_a_soft_border_shows_tissue_alone(ndim, beside):
     np.testing.assert_allclose(lesion.around.mean * anatomy.scale + anatomy.median, 100, atol=1)
     one = np.ones(1)
     for _ in range(8):
-        warp = draw_warp(rng, lesion.extent, lesion.diameter, None)
+        warp = draw_warp(rng, lesion.extent, lesion.diameter, None, spacing)
         patch = make_patch(
             lesion.image, lesion, warp, np.full(ndim, 24.0), spacing, (48,) * ndim, one, 0 * one, 0 * one, 5.0
         )
