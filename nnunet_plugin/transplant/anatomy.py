@@ -11,6 +11,9 @@ import numpy as np
 from .body import body_mask, depth_in, plane_boxes, plane_range
 
 MAX_SIZE = {2: 128, 3: 48}  # voxels of the coarse grid along an axis, by dimension
+UNKNOWN = (
+    -2
+)  # label of voxels in which nobody looked for lesions, as nnU-Net's ignore label; -1 is outside (see `body`)
 LEAST_AREA = 0.3  # of the case's largest cross-section: planes with less body are no place for a lesion
 
 
@@ -20,8 +23,8 @@ class Anatomy:
 
     `image` `(channels, *spatial)` in units of the body (0 its median, 1 its interquartile range, a channel each),
     `labels` and `depth` (mm to the body's edge, 0 outside) `(*spatial)`; every `stride`-th voxel of the case, so
-    `spacing` (mm) is that of the coarse grid. `boxes` `(planes, 2, 2)` and `planes` (first, last) say where the body
-    is on it, in voxels; a plane has one box, and
+    `spacing` (mm) is that of the coarse grid; a voxel of it is a lesion or unknown where any is of those it stands for.
+    `boxes` `(planes, 2, 2)` and `planes` (first, last) say where the body is on it, in voxels; a plane has one box, and
     its relative place `height` along the volume. `median`, `scale` (the units) and `darkest` `(channels,)` are in the
     case's intensities.
     """
@@ -77,7 +80,9 @@ class Anatomy:
         )
 
 
-def read_anatomy(image: np.ndarray, labels: np.ndarray, spacing: Sequence[float], dimension: int) -> Anatomy:
+def read_anatomy(
+    image: np.ndarray, labels: np.ndarray, spacing: Sequence[float], dimension: int, lesion_labels: Sequence[int] = ()
+) -> Anatomy:
     """Return the anatomy of a volume `(channels, planes, rows, columns)`.
 
     With `dimension` 2 the planes keep their number and depth is measured in them; single images have one plane.
@@ -86,7 +91,11 @@ def read_anatomy(image: np.ndarray, labels: np.ndarray, spacing: Sequence[float]
     if dimension == 2:
         stride[0] = 1
     every = tuple(slice(None, None, step) for step in stride)
-    image, labels = np.array(image[(slice(None), *every)], np.float32), np.array(labels[every], np.int16)
+    image, fine, labels = np.array(image[(slice(None), *every)], np.float32), labels, np.array(labels[every], np.int16)
+    # A coarse voxel stands for those that are nearest to it, the last for all that are left.
+    starts = [np.maximum(np.arange(0, n, step) - step // 2, 0) for n, step in zip(fine.shape, stride, strict=True)]
+    for label in (UNKNOWN, *lesion_labels):
+        labels[any_of(fine == label, starts)] = label
     coarse = np.asarray(spacing, float) * stride
     body = body_mask(image, labels)
     if not body.any():
@@ -110,6 +119,13 @@ def read_anatomy(image: np.ndarray, labels: np.ndarray, spacing: Sequence[float]
         scale,
         image.min(axis=(1, 2, 3)),
     )
+
+
+def any_of(mask: np.ndarray, starts: Sequence[np.ndarray]) -> np.ndarray:
+    """Return whether any of a mask's voxels is set in each block, given by the blocks' first voxels along each axis."""
+    for axis, first in enumerate(starts):
+        mask = mask if len(first) == mask.shape[axis] else np.logical_or.reduceat(mask, first, axis)
+    return mask
 
 
 class Plane(NamedTuple):

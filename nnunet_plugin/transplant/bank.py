@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from .anatomy import Anatomy, Plane
+from .anatomy import UNKNOWN, Anatomy, Plane
 from .lesions import BORDER, Lesion
 from .paste import harmonise
-from .place import JITTER, Gates, Wanted, find_site, footprint, mirrored
+from .place import JITTER, Cut, Gates, Wanted, cut_of, find_site, footprint, mirrored
 from .warp import Warp, draw_warp
 
 WINDOW = 0.1  # of the relative height, between a lesion's plane and the one that it is put into
@@ -53,12 +53,14 @@ class Transplant:
 class Fit:
     """A lesion with this warp fits into the place `where` around `centre` (voxels), and `covers` part of one or not.
 
-    `mean` and `deviation` are those of its surroundings, a channel each, in units of the anatomy.
+    `gives`: all around the centre that a decoy takes in the lesion's shape, before any warp, is healthy. `mean` and
+    `deviation` are those of its surroundings, a channel each, in units of the anatomy.
     """
 
     lesion: int
     where: int
     covers: bool
+    gives: bool
     centre: np.ndarray
     warp: Warp
     mean: np.ndarray
@@ -86,37 +88,57 @@ class Bank:
     def find_fits(self, rng: np.random.Generator) -> Iterator[Fit]:
         """Look for places in other cases for every lesion.
 
-        In 2D these are planes of a like height, planes without a lesion where there are any.
+        In 2D these are planes of a like height: of each case those without a lesion, where it has any. A shape that has
+        room in one other case alone is sought in the lesion's own, too, since a decoy takes tissue from one case to
+        another.
         """
         heights = np.array([place.height for place in self.places])
-        healthy = np.array([not np.isin(self.anatomy(place).labels, self.lesion_labels).any() for place in self.places])
+        doubtful = (*self.lesion_labels, UNKNOWN)
+        healthy = np.array([not np.isin(self.anatomy(place).labels, doubtful).any() for place in self.places])
         for number, lesion in enumerate(self.lesions):
-            choice = (self._cases != lesion.case) & (np.abs(heights - lesion.height) <= WINDOW)
-            if (choice & healthy).any():
-                choice &= healthy
+            alike = np.abs(heights - lesion.height) <= WINDOW
+            choice = alike & (healthy | ~np.isin(self._cases, self._cases[alike & healthy]))
+            others = choice & (self._cases != lesion.case)
             # Farther away, or over another lesion, only where there is no other way.
-            for jitter, covers in product(JITTER, (False, True)):
-                where = np.flatnonzero(choice & ~healthy if covers else choice)
-                found = self._fits_of(rng, number, lesion, where, jitter, covers) if len(where) else []
+            found = self._nearest_fits(rng, number, [(others, False), (others & ~healthy, True)])
+            yield from found
+            receiving = {self.places[fit.where].case for fit in found if not fit.covers}
+            while found and len(receiving) < 2:
+                found = self._nearest_fits(rng, number, [(choice & ~np.isin(self._cases, [*receiving]), False)])
                 yield from found
-                if found:
-                    break
+                receiving |= {self.places[fit.where].case for fit in found}
+
+    def _nearest_fits(
+        self, rng: np.random.Generator, number: int, choices: Sequence[tuple[np.ndarray, bool]]
+    ) -> list[Fit]:
+        """Return fits of a lesion as near to its own place as there are any, in places chosen or covering another."""
+        for jitter, (choice, covers) in product(JITTER, choices):
+            found = self._fits_of(rng, number, np.flatnonzero(choice), jitter, covers) if choice.any() else []
+            if found:
+                return found
+        return []
 
     def _fits_of(
-        self, rng: np.random.Generator, number: int, lesion: Lesion, where: np.ndarray, jitter: float, covers: bool
+        self, rng: np.random.Generator, number: int, where: np.ndarray, jitter: float, covers: bool
     ) -> list[Fit]:
         found: list[Fit] = []
-        wanted = FITS[self.dimension]
+        lesion, wanted = self.lesions[number], FITS[self.dimension]
+        cuts: dict[tuple[int, ...], Cut] = {}
         for _ in range(TRIALS * wanted):
             place = int(where[rng.integers(len(where))])
             mirror = self.mirror_axis is not None and bool(rng.random() < 0.5)
-            warp = draw_warp(rng, lesion.extent, lesion.diameter, self.mirror_axis if mirror else None)
+            warp = draw_warp(rng, lesion.extent, lesion.diameter, self.mirror_axis if mirror else None, lesion.spacing)
             at = mirrored(lesion.place, self.mirror_axis) if mirror and self.mirror_axis is not None else lesion.place
             asked = Wanted(at, lesion.host, lesion.around, self.lesion_labels, covers)
             anatomy = self.anatomy(self.places[place])
             site = find_site(anatomy, footprint(lesion, warp, anatomy.spacing), asked, self.gates, jitter, rng)
             if site is not None:
-                found.append(Fit(number, place, covers, site.centre, warp, site.around.mean, site.around.deviation))
+                step = tuple(anatomy.stride.tolist())
+                cut = cuts[step] = cuts.get(step) or cut_of(lesion, anatomy.stride)
+                gives = cut.is_healthy(anatomy.labels, site.voxel, self.lesion_labels)
+                found.append(
+                    Fit(number, place, covers, gives, site.centre, warp, site.around.mean, site.around.deviation)
+                )
                 if len(found) == wanted:
                     break
         return found
@@ -135,18 +157,19 @@ class Bank:
             return self._draw_decoy(rng)
         if not len(self.fitting):
             return None
-        fit = self._draw_fit(rng, self._rows[self.fitting[rng.integers(len(self.fitting))]])
-        lesion = self.lesions[fit.lesion]
+        lesion = self.lesions[number := self.fitting[rng.integers(len(self.fitting))]]
+        rows = self._rows[number]
+        fit = self._draw_fit(rng, rows[self._case_of(rows) != lesion.case])
         around = lesion.around
         return self._transplant(rng, fit, self._intensities(lesion.case, around.mean, around.deviation))
 
     def _draw_decoy(self, rng: np.random.Generator) -> Transplant:
         """Draw healthy tissue in a lesion's shape: from healthy tissue, into healthy tissue, at like places."""
         rows = self._rows[self._fitting_twice[rng.integers(len(self._fitting_twice))]]
-        rows = rows[~self._index[rows, 2].astype(bool)]
-        fit = self._draw_fit(rng, rows)
-        other = self._draw_fit(rng, rows[self._case_of(rows) != self.places[fit.where].case])
+        rows = rows[self._index[rows, 2] == 0]
+        other = self._draw_fit(rng, rows[self._index[rows, 3] > 0])
         source = self.places[other.where]
+        fit = self._draw_fit(rng, rows[self._case_of(rows) != source.case])
         decoy = self._transplant(rng, fit, self._intensities(source.case, other.mean, other.deviation))
         return replace(decoy, source=source.case, source_plane=source.number, source_centre=other.centre)
 
@@ -167,11 +190,13 @@ class Bank:
 
     @cached_property
     def _index(self) -> np.ndarray:
-        """Lesion, place and whether it covers another lesion, of every fit: (fits, 3)."""
+        """Lesion, place, whether it covers another lesion and whether it gives decoys, of every fit: (fits, 4)."""
         if not len(self.fits):
-            return np.empty((0, 3), int)
+            return np.empty((0, 4), int)
         columns: Any = self.fits  # a large bank has millions of fits
-        return np.stack([columns.column(name) for name in ("lesion", "where", "covers")], axis=1).astype(np.int32)
+        return np.stack([columns.column(name) for name in ("lesion", "where", "covers", "gives")], axis=1).astype(
+            np.int32
+        )
 
     @cached_property
     def _rows(self) -> dict[int, np.ndarray]:
@@ -183,14 +208,25 @@ class Bank:
 
     @cached_property
     def fitting(self) -> list[int]:
-        """The lesions that fit somewhere."""
+        """The lesions that fit into another case: all with fits, since their own case is looked at last."""
         return list(self._rows)
+
+    @property
+    def receiving(self) -> list[int]:
+        """The cases that lesions of others fit into."""
+        lesions: Any = self.lesions
+        cases = self._case_of(np.arange(len(self._index)))
+        return np.unique(cases[cases != lesions.column("case")[self._index[:, 0]]]).tolist()
 
     @cached_property
     def _fitting_twice(self) -> list[int]:
-        """The lesions in whose shape there is healthy tissue in two cases, for decoys."""
-        healthy = {lesion: rows[~self._index[rows, 2].astype(bool)] for lesion, rows in self._rows.items()}
-        return [lesion for lesion, rows in healthy.items() if len(np.unique(self._case_of(rows))) >= 2]
+        """The lesions in whose shape there is healthy tissue to take, and room in another case to put it."""
+        healthy = {lesion: rows[self._index[rows, 2] == 0] for lesion, rows in self._rows.items()}
+        return [
+            lesion
+            for lesion, rows in healthy.items()
+            if self._index[rows, 3].any() and len(np.unique(self._case_of(rows))) >= 2
+        ]
 
     def _case_of(self, rows: np.ndarray) -> np.ndarray:
         return self._cases[self._index[rows, 1]]

@@ -52,8 +52,9 @@ def add_transplants(
     The lesions of each fold's training cases go to nnUNet_preprocessed/DATASET/synthaug, once for any number of
     configurations of the same labels; the transplants are made while training. Data sets whose labels are organs are
     refused. The same command twice changes nothing. Returns `configuration`, `plans`, `plans_file`, for each fold
-    `folders`, `made` (False when it was there already), `lesions` (how many) and `fitting` (how many of them find a
-    place in another patient), the `lesion_labels`, and `train_command`.
+    `folders`, `made` (False when it was there already), `lesions` (how many), `fitting` (how many of them find a
+    place in another patient) and `receiving` (how many patients they find one in), the `lesion_labels`, and
+    `train_command`.
 
     Args:
         dataset: Number or name of the data set, such as 501.
@@ -148,6 +149,7 @@ def add_transplants(
         "lesion_labels": chosen,
         "lesions": [record["lesions"] for record in records],
         "fitting": [record["fitting"] for record in records],
+        "receiving": [record["receiving"] for record in records],
         "train_command": shlex.join(
             ["nnUNetv2_train", found.name, name, str(folds[0]), "-p", plans_out, "-tr", TRAINER]
         ),

@@ -15,11 +15,12 @@ import numpy as np
 from ..errors import InputError
 from ..identity import Identity, same_case
 from ..preprocessed import PreprocessedDataset, case_reader, json_sha256, read_json, space_fields, write_json
+from .anatomy import UNKNOWN
 from .making import LEAST_VARIATION, NoLesionError, lesion_labels, make_bank, variation
 from .store import close_bank, files_in, save_bank
 
 RECORD = "transplants.json"
-FORMAT = "synthaug-transplants"
+FORMAT, FORMAT_VERSION = "synthaug-transplants", 2
 MOST_UNSAID = 2  # labels taken for lesions without a word
 
 
@@ -49,9 +50,13 @@ def label_volumes(
 
 def foreground_labels(dataset: PreprocessedDataset, plans: dict[str, Any]) -> list[int]:
     """Return the labels of a data set without background and ignored ones."""
+    return [int(label) for label in _label_manager(dataset, plans).all_labels if label]
+
+
+def _label_manager(dataset: PreprocessedDataset, plans: dict[str, Any]) -> Any:
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    return [int(label) for label in PlansManager(plans).get_label_manager(dataset.dataset_json).all_labels if label]
+    return PlansManager(plans).get_label_manager(dataset.dataset_json)
 
 
 def choose_labels(volumes: Mapping[int, Sequence[float]], wanted: Sequence[int] | None) -> list[int]:
@@ -100,7 +105,7 @@ def fold_record(
     """
     return {
         "format": FORMAT,
-        "format_version": 1,
+        "format_version": FORMAT_VERSION,
         "dataset": dataset.name,
         "fold": fold,
         "dimension": len(configuration["patch_size"]),
@@ -113,7 +118,7 @@ def fold_record(
 def find_bank(folder: Path, record: Mapping[str, Any], overwrite: bool) -> dict[str, Any] | None:
     """Return the whole record of a fold's bank that is there; `None` where it is to be made.
 
-    That is so where there is none, or one that nobody can read, or with `overwrite`.
+    That is so where there is none, or one that nobody can read any more, or with `overwrite`.
 
     Raises:
         InputError: another bank is there and is not to be overwritten, or something that is none.
@@ -129,7 +134,8 @@ def find_bank(folder: Path, record: Mapping[str, Any], overwrite: bool) -> dict[
         there = read_json(folder / RECORD, "")
     except InputError:
         return None
-    if overwrite or there.get("format") != FORMAT or not isinstance(there.get("seen"), dict):
+    known = (there.get("format"), there.get("format_version")) == (FORMAT, FORMAT_VERSION)
+    if overwrite or not known or not isinstance(there.get("seen"), dict):
         return None
     if different := _different(there, record):
         raise InputError(
@@ -160,8 +166,11 @@ def read_fold(
     if not folder.is_dir():
         raise InputError(f"no lesions to transplant in {folder}", "the bank of this fold", remedy)
     record = read_json(folder / RECORD, remedy)
-    if (record.get("format"), record.get("format_version")) != (FORMAT, 1) or not isinstance(record.get("seen"), dict):
-        raise InputError(f"an unknown {folder / RECORD}", f"{FORMAT}, version 1", remedy)
+    found = (record.get("format"), record.get("format_version"))
+    if found != (FORMAT, FORMAT_VERSION) or not isinstance(record.get("seen"), dict):
+        raise InputError(
+            f"{folder / RECORD} of {found[0]}, version {found[1]}", f"{FORMAT}, version {FORMAT_VERSION}", remedy
+        )
     if labels is not None and record.get("lesion_labels") != list(labels):
         got = f"lesions of the labels {record.get('lesion_labels')} in {folder}"
         raise InputError(got, f"those of the labels {list(labels)}, as the configuration says", remedy)
@@ -202,7 +211,7 @@ def make_fold(
                 "do without transplants",
             )
         save_bank(bank, temporary)
-        record = {**record, "lesions": len(bank.lesions), "fitting": fitting}
+        record = {**record, "lesions": len(bank.lesions), "fitting": fitting, "receiving": len(bank.receiving)}
         write_json(temporary / RECORD, record)
         close_bank(bank)
         bank = None
@@ -229,15 +238,21 @@ def _read_cases(
     names: Sequence[str],
     images: bool = True,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, list[float]]]:
-    """Yield image `(channels, z, y, x)` (empty without `images`), label map and spacing in mm of preprocessed cases."""
+    """Yield image `(channels, z, y, x)` (empty without `images`), label map and spacing in mm of preprocessed cases.
+
+    The ignore label is `UNKNOWN`.
+    """
     read = case_reader(dataset, configuration["data_identifier"])
+    ignored = _label_manager(dataset, plans).ignore_label
     for name in names:
         data, seg, _, properties = read(name)
         image = np.asarray(data[:]) if images else np.empty(0, np.float32)
         spacing = list(configuration["spacing"])
         if len(spacing) == 2:  # 2d leaves the first axis as it is
             spacing = [properties["spacing"][plans["transpose_forward"][0]], *spacing]
-        yield image, np.asarray(seg[:])[0].astype(np.int16), spacing
+        labels = np.asarray(seg[:])[0].astype(np.int16)
+        labels[labels == ignored] = UNKNOWN
+        yield image, labels, spacing
 
 
 def _left_right(

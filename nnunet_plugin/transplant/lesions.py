@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from .anatomy import Anatomy
+from .anatomy import UNKNOWN, Anatomy
 
 BORDER = (2.0, 5.0)  # widths of a transplant's soft border, in voxels of the finest spacing
 RING = (1.0, 6.0)  # from and to this distance around a lesion, in voxels of the coarse grid
@@ -31,7 +31,8 @@ class Surroundings:
 class Lesion:
     """A lesion with its margin.
 
-    `distance` `(*spatial)` from its surface in mm, negative inside; `labels`, outside it those of its nearest voxel;
+    `distance` `(*spatial)` from its surface in mm, negative inside; `labels`, outside it those of its nearest voxel,
+    and negative where nothing is of use for its soft border: beyond the image, other lesions, all that is not its host;
     `centre` in voxels of the cut; `extent` in mm.
 
     `place` is relative to the body (see `Anatomy`), `height` that of its plane in 2D; `depth` the least distance of
@@ -79,15 +80,22 @@ def lesions_of(
     anatomy: Anatomy,
     lesion_labels: Sequence[int],
 ) -> Iterator[Lesion]:
-    """Yield the lesions of an image `(channels, *spatial)` in the space of its anatomy, volume or plane."""
+    """Yield the lesions of an image `(channels, *spatial)` in the space of its anatomy, volume or plane.
+
+    Those that touch what is unknown are left out: nobody says where they end.
+    """
     ndim = labels.ndim
-    found, count = ndimage.label(np.isin(labels, lesion_labels), ndimage.generate_binary_structure(ndim, ndim))
+    touching = ndimage.generate_binary_structure(ndim, ndim)
+    found, _ = ndimage.label(np.isin(labels, lesion_labels), touching)
     margin = np.ceil(MARGIN * min(spacing) / np.asarray(spacing)).astype(int)
     for number, box in enumerate(ndimage.find_objects(found), start=1):
         around = [slice(part.start - more, part.stop + more) for part, more in zip(box, margin, strict=True)]
         cut, beyond = within(around, labels.shape)
         mask = found[cut] == number
         if mask.sum() < LEAST_VOXELS[ndim]:
+            continue
+        unknown = labels[cut] == UNKNOWN
+        if unknown.any() and (ndimage.binary_dilation(mask, touching) & unknown).any():
             continue
         lesion = _describe(case, image, labels, np.asarray(spacing, float), anatomy, lesion_labels, cut, beyond, mask)
         if lesion is not None:
@@ -119,12 +127,17 @@ def _describe(
     ring = whole[tuple(slice(n, n + size) for (n, _), size in zip(outer, coarse[near].shape, strict=True))]
     tissue = anatomy.labels[near]
     ring = ring & ~np.isin(tissue, lesion_labels) & (tissue >= 0) & (anatomy.depth[near] > 0)
+    host = int(np.bincount(tissue[ring], minlength=1).argmax())
+    ring &= tissue == host
     if np.count_nonzero(ring) < LEAST_VALUES:
         return None
+    distance, own = surface(np.pad(mask, beyond), np.pad(labels[cut], beyond, mode="edge"), spacing)
+    of_use = np.pad(mask | (labels[cut] == host), beyond)
     return Lesion(
         case,
         np.pad(image[(slice(None), *cut)], [(0, 0), *beyond], mode="edge"),
-        *surface(np.pad(mask, beyond), np.pad(labels[cut], beyond, mode="edge"), spacing),
+        distance,
+        np.where(of_use, own, -own),
         spacing,
         centre + [more for more, _ in beyond],
         ((high - low) / 2 + 0.5) * spacing,
@@ -133,7 +146,7 @@ def _describe(
         anatomy.height,
         float(anatomy.depth[coarse].min()),
         float(np.count_nonzero(ring) / np.count_nonzero(whole)),
-        int(np.bincount(tissue[ring]).argmax()),
+        host,
         describe(anatomy.image[(slice(None), *near)][:, ring]),
     )
 

@@ -48,6 +48,7 @@ def make_bank(
 ) -> Bank:
     """Make the bank of cases `(image (channels, planes, rows, columns), label map, spacing in mm)`, one at a time.
 
+    Label maps hold `UNKNOWN` where nobody looked, and -1 outside of what the image shows.
     With `dimension` 2 its lesions are those of the planes along the first axis (single images have one plane).
     Lesions, anatomies and fits go to files (see `store.files_in`; by default without names), of which about `room`
     bytes are in memory.
@@ -55,7 +56,7 @@ def make_bank(
     open_file, maps = open_file or files_without_names(), Maps(room)
     written, seen, places = Written(Lesion, open_file), Written(Anatomy, open_file), []
     for number, (image, label_map, spacing) in enumerate(cases):
-        anatomy = read_anatomy(image, label_map, spacing, dimension)
+        anatomy = read_anatomy(image, label_map, spacing, dimension, labels)
         seen.append(anatomy)
         places += planes_with_body(number, anatomy, dimension)
         for lesion in _lesions(number, image, label_map, spacing, anatomy, labels, dimension):

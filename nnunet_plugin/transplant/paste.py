@@ -12,13 +12,15 @@ from .warp import Warp
 
 STEP = 3
 GAIN = (0.6, 1.6)
+TRACE = 1e-3  # of a useless voxel in an interpolated value, which makes it useless
 
 
 @dataclass(frozen=True)
 class Patch:
     """What is written into an image, in a box of it that starts at voxel `start`.
 
-    `image` `(channels, *box)`, `labels` `(*box)` with 0 where nothing is labelled, `alpha` `(*box)` in [0, 1].
+    `image` `(channels, *box)`, `labels` `(*box)` with 0 where nothing is labelled, `alpha` `(*box)` in [0, 1]:
+    1 where something is, soft around it, and 0 where the source shows what nobody labelled there (see `Lesion`).
     """
 
     start: np.ndarray
@@ -86,13 +88,17 @@ def make_patch(
     touched = np.flatnonzero(away < width)
     near, points, inside = near[touched], points.take(touched, axis=1), np.flatnonzero(inside[touched])
     soft = np.clip(1 - away[touched] / width, 0, 1)
+    if (useless := lesion.labels < 0).any():
+        seen = ndimage.map_coordinates(useless.astype(np.float32), points, order=1, mode="nearest") < TRACE
+        seen[inside] = True
+        soft *= seen
     alpha, labels = np.zeros(close.size, np.float32), np.zeros(close.size, lesion.labels.dtype)
     alpha[near] = soft * soft * (3 - 2 * soft)
     nearest = [
         np.rint(axis).astype(int).clip(0, size - 1)
         for axis, size in zip(points.take(inside, axis=1), lesion.labels.shape, strict=True)
     ]
-    labels[near[inside]] = lesion.labels[tuple(nearest)]
+    labels[near[inside]] = np.abs(lesion.labels[tuple(nearest)])
     warped = np.zeros((len(image), close.size), np.float32)
     for channel, of in enumerate(image):
         values = ndimage.map_coordinates(of, points, order=1, mode="nearest")
@@ -133,6 +139,11 @@ def in_voxels(offsets: np.ndarray, lesion: Lesion) -> np.ndarray:
         offsets[axis] /= lesion.spacing[axis]
         offsets[axis] += lesion.centre[axis]
     return offsets
+
+
+def cut_start(centre: np.ndarray, lesion: Lesion) -> np.ndarray:
+    """Return the first voxel of the box like a lesion's cut around a centre (voxels) in another image."""
+    return np.floor(centre - lesion.centre + 0.5).astype(int)
 
 
 def blend(image: np.ndarray, patch: Patch, start: np.ndarray) -> np.ndarray:

@@ -8,10 +8,10 @@ from functools import cached_property
 
 import numpy as np
 
-from .anatomy import Anatomy
-from .lesions import LEAST_VALUES, RING, Lesion, Surroundings, describe, rings_around
-from .paste import covered, in_voxels
-from .warp import Warp
+from .anatomy import UNKNOWN, Anatomy, any_of
+from .lesions import BORDER, LEAST_VALUES, RING, Lesion, Surroundings, describe, rings_around
+from .paste import covered, cut_start, in_voxels
+from .warp import SCALES, Warp
 
 TRIES = 4  # places tried in one anatomy
 JITTER = (
@@ -82,10 +82,11 @@ class Footprint:
 
 @dataclass(frozen=True)
 class Site:
-    """A place found: the centre in voxels of the whole image, and what is around it."""
+    """A place found: the centre in voxels of the whole image, what is around it, and the centre's coarse voxel."""
 
     centre: np.ndarray
     around: Surroundings
+    voxel: np.ndarray
 
 
 def footprint(lesion: Lesion, warp: Warp, spacing: np.ndarray) -> Footprint:
@@ -98,6 +99,35 @@ def footprint(lesion: Lesion, warp: Warp, spacing: np.ndarray) -> Footprint:
     offsets = np.argwhere(mask) - reach
     probes = offsets[:: max(1, len(offsets) // PROBES)]
     return Footprint(mask, spacing, reach, probes, offsets.min(axis=0), offsets.max(axis=0))
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What a decoy in a lesion's shape takes of another image, on an anatomy's grid, as offsets `(voxels, ndim)` from
+    the voxel in the middle: the lesion's own size, not yet warped, alone and with the widest soft border.
+    """
+
+    inner: np.ndarray
+    whole: np.ndarray
+
+    def is_healthy(self, labels: np.ndarray, centre: np.ndarray, lesions: Sequence[int]) -> bool:
+        """Whether it lies in an image with these coarse labels, and nobody knows or fears a lesion in it."""
+        inner, shape = centre + self.inner, np.array(labels.shape)
+        if (inner < 0).any() or (inner >= shape).any():
+            return False
+        return not np.isin(labels[tuple((centre + self.whole).clip(0, shape - 1).T)], (*lesions, UNKNOWN)).any()
+
+
+def cut_of(lesion: Lesion, stride: np.ndarray) -> Cut:
+    """Return what a decoy takes in a lesion's shape, on a grid of this stride."""
+    reach = BORDER[1] * lesion.spacing.min() / SCALES[0]
+    shifted = cut_start(np.zeros(len(stride)), lesion) + stride // 2
+    starts = [
+        np.maximum(np.arange(0, size + rest, step) - rest, 0)
+        for size, rest, step in zip(lesion.distance.shape, shifted % stride, stride, strict=True)
+    ]
+    inner, whole = (np.argwhere(any_of(lesion.distance < far, starts)) + shifted // stride for far in (0, reach))
+    return Cut(inner, whole)
 
 
 @dataclass(frozen=True)
@@ -141,7 +171,7 @@ def find_site(
         site = _look(anatomy, box, shape.mask[part], near, ring, wanted, gates)
         # Around a real lesion there may be other lesions and air, too; most of its ring is tissue.
         if site is not None and site[1] >= gates.tissue * np.count_nonzero(shape.rings[1]):
-            return Site(centre * anatomy.stride.astype(float), site[0])
+            return Site(centre * anatomy.stride.astype(float), site[0], centre)
     return None
 
 

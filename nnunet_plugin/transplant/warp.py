@@ -11,6 +11,7 @@ import numpy as np
 SCALES = (0.7, 1.4)
 MAX_ANGLE = np.pi / 6
 BEND = 0.05  # standard deviation of the free-form deformation's displacement, in diameters of the lesion
+ANISOTROPY = 3.0  # of spacings, above which a lesion is turned and bent in plane only: nnU-Net's threshold for the same
 INTERVALS = 3  # of the spline's knots along each axis of the lesion's surroundings
 
 
@@ -52,19 +53,28 @@ class Warp:
         return np.abs(np.linalg.inv(self.matrix)) @ (extent + bend)
 
 
-def draw_warp(rng: np.random.Generator, extent: np.ndarray, diameter: float, mirrored_axis: int | None) -> Warp:
-    """Draw a warp for a lesion that reaches `extent` mm to both sides of its centre.
+def draw_warp(
+    rng: np.random.Generator, extent: np.ndarray, diameter: float, mirrored_axis: int | None, spacing: np.ndarray
+) -> Warp:
+    """Draw a warp for a lesion that reaches `extent` mm to both sides of its centre, in voxels of this spacing in mm.
 
-    The scale is log-uniform in 0.7 to 1.4; the rotation up to 30 degrees, about a random axis in 3D.
+    The scale is log-uniform in 0.7 to 1.4; the rotation up to 30 degrees, about a random axis in 3D. Where slices lie
+    apart by more than three times their finest spacing, the axis is the slices', and lesions bend within them alone.
     """
     ndim = len(extent)
     scale = np.exp(rng.uniform(*np.log(SCALES)))
-    matrix = rotation(rng.uniform(-MAX_ANGLE, MAX_ANGLE), rng.normal(size=3) if ndim == 3 else None) / scale
+    angle, axis = rng.uniform(-MAX_ANGLE, MAX_ANGLE), rng.normal(size=3) if ndim == 3 else None
+    across = int(np.argmax(spacing)) if ndim == 3 and max(spacing) > ANISOTROPY * min(spacing) else None
+    if across is not None:
+        axis = np.eye(3)[across]
+    matrix = rotation(angle, axis) / scale
     if mirrored_axis is not None:
         matrix[:, mirrored_axis] *= -1
     # Averaging by the spline takes half of the knots' standard deviation for each axis, roughly its root in each.
     amplitude = BEND * diameter * 2.0 ** (ndim / 2)
     knots = rng.normal(size=(ndim, *[INTERVALS + 3] * ndim)) * amplitude
+    if across is not None:
+        knots[across] = 0
     return Warp(matrix, knots, np.asarray(extent) * scale * 1.5)
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from nnunet_plugin.transplant.anatomy import Anatomy
+from nnunet_plugin.transplant.anatomy import UNKNOWN, Anatomy
 from nnunet_plugin.transplant.bank import Bank, Transplant
 from nnunet_plugin.transplant.making import NoLesionError, make_bank
 from nnunet_plugin.transplant.render import render
@@ -139,8 +139,12 @@ def open_bank(
     Raises:
         InputError: nothing holds a lesion.
     """
-    cases = ((case.image, np.where(case.inside, case.label, -1).astype(np.int16), kept.cases.spacing)
-             for case in map(kept.load, names))  # fmt: skip
+    ignored = kept.cases.description.ignore_label
+
+    def known(case: Case) -> np.ndarray:
+        return np.select([~case.inside, case.label == ignored], [-1, UNKNOWN], case.label).astype(np.int16)
+
+    cases = ((case.image, known(case), kept.cases.spacing) for case in map(kept.load, names))
     try:
         bank = make_bank(cases, dimension, lesions, open_file=files_without_names(cache_dir), room=room)
     except NoLesionError as error:

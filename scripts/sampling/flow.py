@@ -188,18 +188,20 @@ class FlowSampler(Sampler):
         scene, plane = self.scenes[drawn.case], drawn.plane if self.dimension == 2 else None
         label = scene.label(plane)
         patch = render(self.bank, drawn, label.shape)
-        hole = np.zeros(label.shape, bool)
-        hole[_box(patch)] = patch.alpha > 0
+        new = _where(patch, label.shape)
+        if not new.any():
+            return None
         if condition is not None:
             anatomy = scene.anatomy if plane is None else scene.anatomy.plane(plane)
             place = anatomy.relative(drawn.centre / anatomy.stride).tolist()
-            size = float((patch.labels > 0).sum() * np.prod(self.painter.steps))
+            size = float(new.sum() * np.prod(self.painter.steps))
             asked = [(size, condition["volume"])] if "volume" in condition else []
             asked += list(zip(place, condition.get("place", []), strict=False))
             if any(not low <= value <= high for value, (low, high) in asked):
                 return None
         wanted = relabel(label, patch, np.zeros(label.ndim, int))
         donor = self.scenes.names[self.bank.lesions[drawn.lesion].case]
+        hole = hole_around(new, drawn.border, self.painter.steps)
         return Plan(scene, plane, wanted, hole & (label >= 0), donor)
 
     def _change(self, rng: np.random.Generator) -> Plan | None:
@@ -218,19 +220,18 @@ class FlowSampler(Sampler):
         if donor == scene.case.id:
             return None
         patch = self._patch(rng, lesion, np.argwhere(old).mean(axis=0), label.shape, border)
-        box = _box(patch)
-        new = patch.labels > 0
+        new = _where(patch, label.shape)
         anatomy = scene.anatomy if plane is None else scene.anatomy.plane(plane)
         whole = np.count_nonzero(new) * RATIO > np.count_nonzero(old) > np.count_nonzero(new) / RATIO
-        if not whole or (wanted[box][new] < 0).any() or not _in_body(anatomy, box, new):
+        if not whole or (wanted[new] < 0).any() or not _in_body(anatomy, new):
             return None
-        hole[box] |= patch.alpha > 0
+        hole |= hole_around(new, border, self.painter.steps)
         return Plan(scene, plane, relabel(wanted, patch, np.zeros(label.ndim, int)), hole & (label >= 0), donor)
 
     def _patch(
         self, rng: np.random.Generator, lesion: Lesion, centre: np.ndarray, shape: tuple[int, ...], border: float
     ) -> Patch:
-        warp = draw_warp(rng, lesion.extent, lesion.diameter, -1 if rng.random() < 0.5 else None)
+        warp = draw_warp(rng, lesion.extent, lesion.diameter, -1 if rng.random() < 0.5 else None, lesion.spacing)
         one = np.ones(len(lesion.image))
         return make_patch(
             lesion.image, lesion, warp, centre, np.array(self.painter.steps), shape, one, 0 * one, -np.inf * one, border
@@ -243,9 +244,11 @@ class FlowSampler(Sampler):
         return list(np.flatnonzero(found.any(axis=(1, 2))).tolist())
 
 
-def _box(patch: Patch) -> tuple[slice, ...]:
-    """Where in the image a patch lies."""
-    return tuple(slice(s, s + n) for s, n in zip(patch.start.tolist(), patch.labels.shape, strict=True))
+def _where(patch: Patch, shape: tuple[int, ...]) -> np.ndarray:
+    """Where in an image of this shape a patch puts a lesion."""
+    new = np.zeros(shape, bool)
+    new[tuple((np.argwhere(patch.labels > 0) + patch.start).T)] = True
+    return new
 
 
 def _nearest_other(label: np.ndarray, lesions: list[int]) -> np.ndarray:
@@ -254,10 +257,7 @@ def _nearest_other(label: np.ndarray, lesions: list[int]) -> np.ndarray:
     return np.maximum(label[tuple(nearest)], 0)
 
 
-def _in_body(anatomy: Anatomy, box: tuple[slice, ...], mask: np.ndarray) -> bool:
-    """Whether a mask in a box of the image lies in the body."""
-    index = [
-        np.minimum(np.arange(part.start, part.stop) // step, side - 1)
-        for part, step, side in zip(box, anatomy.stride, anatomy.depth.shape, strict=True)
-    ]
-    return bool((anatomy.depth[np.ix_(*index)][mask] > 0).all())
+def _in_body(anatomy: Anatomy, mask: np.ndarray) -> bool:
+    """Whether a mask lies in the body."""
+    coarse = np.argwhere(mask) // anatomy.stride
+    return bool((anatomy.depth[tuple(np.minimum(coarse, np.array(anatomy.depth.shape) - 1).T)] > 0).all())

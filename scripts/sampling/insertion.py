@@ -202,7 +202,7 @@ def _draw_shape(
         raise InputError(f"centre {list(centre)}", f"a voxel of the image {shape}", "mend --centre")
     count = round(volume / float(np.prod(given.spacing)))
     diameter = 2 * (volume * 3 / (4 * np.pi)) ** (1 / 3)
-    warp = draw_warp(rng, np.full(3, diameter / 2), diameter, None)
+    warp = draw_warp(rng, np.full(3, diameter / 2), diameter, None, given.spacing)
     reach = np.ceil(1.5 * diameter / given.spacing).astype(int)
     box = [slice(max(0, c - r), min(side, c + r + 1)) for c, r, side in zip(centre, reach, shape, strict=True)]
     axes = [(np.arange(b.start, b.stop) - c) * s for b, c, s in zip(box, centre, given.spacing, strict=True)]

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from nnunet_plugin.errors import InputError
-from nnunet_plugin.transplant.anatomy import read_anatomy
+from nnunet_plugin.preprocessed import PreprocessedDataset, write_json
+from nnunet_plugin.transplant.anatomy import UNKNOWN, read_anatomy
 from nnunet_plugin.transplant.bank import Bank
 from nnunet_plugin.transplant.body import body_mask, depth_in
 from nnunet_plugin.transplant.cases import PastedImage, PastedLabels, in_plane, moved_locations, window_around
-from nnunet_plugin.transplant.folds import choose_labels
-from nnunet_plugin.transplant.lesions import Lesion, Surroundings, surface
+from nnunet_plugin.transplant.folds import FORMAT, RECORD, bank_folder, choose_labels, read_fold
+from nnunet_plugin.transplant.lesions import Lesion, Surroundings, lesions_of, surface
 from nnunet_plugin.transplant.making import lesion_labels, make_bank
 from nnunet_plugin.transplant.paste import blend, make_patch, relabel
 from nnunet_plugin.transplant.render import render
@@ -94,7 +95,7 @@ def test_a_ball_in_millimetres_stays_a_ball(ndim):
 def test_warps_stay_in_their_bounds(ndim):
     rng = np.random.default_rng(0)
     for _ in range(50):
-        warp = draw_warp(rng, np.full(ndim, 10.0), 20.0, ndim - 1)
+        warp = draw_warp(rng, np.full(ndim, 10.0), 20.0, ndim - 1, np.ones(ndim))
         scales = 1 / np.linalg.svd(warp.matrix)[1]
         np.testing.assert_allclose(scales, scales[0])
         assert 0.7 <= scales[0] <= 1.4 and np.linalg.det(warp.matrix) < 0
@@ -105,6 +106,21 @@ def test_warps_stay_in_their_bounds(ndim):
             "ij,j...->i...", warp.matrix, np.stack(np.meshgrid(*axes, indexing="ij"))
         )
         assert 0 < np.abs(bend).max() < 10
+
+
+@pytest.mark.parametrize("across", [0, 2])
+def test_slices_far_apart_stay_slices(across):
+    """A lesion is turned and bent within them, and its parts keep their order and distances (scaled) across them."""
+    spacing = np.where(np.arange(3) == across, 3.1, 1.0)
+    axes = [np.linspace(-15, 15, 5)] * 3
+    for seed in range(10):
+        thick = draw_warp(np.random.default_rng(seed), np.full(3, 10.0), 20.0, None, spacing)
+        fine = draw_warp(np.random.default_rng(seed), np.full(3, 10.0), 20.0, None, np.where(spacing > 1, 3.0, 1.0))
+        assert thick.scale == pytest.approx(fine.scale)
+        where = np.meshgrid(*axes, indexing="ij")[across] / thick.scale
+        np.testing.assert_allclose(thick.old_offsets(axes)[across], where, atol=1e-9)
+        assert np.abs(fine.old_offsets(axes)[across] - where).max() > 0.1
+        assert np.abs(thick.knots).max(axis=(1, 2, 3)).min(where=np.arange(3) != across, initial=1) > 0
 
 
 @pytest.mark.slow
@@ -160,6 +176,147 @@ def test_places_are_tissue_of_another_patient(dimension):
         assert np.quantile(image[0][box][healthy], 0.1) > 50
         around = ndimage.binary_dilation(covered, iterations=1) & ~covered
         assert not (labels[box][around] > 0).any()
+
+
+def healed(number: int) -> tuple[np.ndarray, np.ndarray, tuple]:
+    """A case with tissue where its lesion was."""
+    image, labels, spacing = case(number)
+    image[:, labels > 0] = np.random.default_rng(number).normal(100, 8, (2, (labels > 0).sum()))
+    return image, 0 * labels, spacing
+
+
+def middle_plane(image: np.ndarray, labels: np.ndarray, spacing: tuple) -> tuple[np.ndarray, np.ndarray, tuple]:
+    """The plane through a lesion, as a case of its own."""
+    plane = round(np.nonzero(labels)[0].mean()) if labels.any() else 6
+    return image[:, plane : plane + 1], labels[plane : plane + 1], spacing
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dimension", [2, 3])
+def test_one_healthy_patient_does_not_receive_all(dimension):
+    """Single images and volumes: one place a patient."""
+    given = [*cases()[:5], healed(9)]
+    made = make_bank([middle_plane(*of) for of in given] if dimension == 2 else given, dimension, [1, 2])
+    assert 5 in made.receiving and len(made.receiving) >= 4
+    rng = np.random.default_rng(0)
+    draws = [made.draw(rng, 0.5) for _ in range(200)]
+    assert all(made.lesions[t.lesion].case != t.case for t in draws if not t.is_decoy)
+    assert np.bincount([t.case for t in draws]).max() < 0.7 * len(draws)
+    assert 0.35 < np.mean([t.is_decoy for t in draws]) < 0.65
+
+
+@pytest.mark.slow
+def test_planes_without_a_lesion_are_preferred_in_each_volume():
+    made = make_bank([*cases()[:3], healed(9)], 2, [1, 2])
+    with_lesion = [(labels > 0).any(axis=(1, 2)) for _, labels, _ in cases()[:3]]
+    went = [made.places[fit.where] for fit in made.fits]
+    assert {place.case for place in went} == {0, 1, 2, 3}
+    for fit, place in zip(made.fits, went, strict=True):
+        lesion = made.lesions[fit.lesion]
+        near = [p.number for p in made.places if p.case == place.case and abs(p.height - lesion.height) <= 0.1]
+        if place.case < 3 and not with_lesion[place.case][near].all():
+            assert not with_lesion[place.case][place.number]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dimension", [2, 3])
+def test_two_patients_have_decoys(dimension):
+    given = cases()[:2]
+    made = make_bank(given, dimension, [1, 2])
+    rng = np.random.default_rng(0)
+    for transplant in [made.draw(rng, 1.0) for _ in range(20)]:
+        assert transplant.is_decoy and transplant.source != transplant.case
+        source, labels = (in_space(dimension, of, transplant.source_plane) for of in given[transplant.source][:2])
+        patch = render(made, transplant, labels.shape, source)
+        assert patch.image[0][patch.alpha == 1].mean() < 120
+    assert all(made.lesions[t.lesion].case != t.case for t in [made.draw(rng, 0.0) for _ in range(20)])
+
+
+def specks(number: int, count: int) -> tuple[np.ndarray, np.ndarray, tuple]:
+    """A case with small lesions that shine; every other one has no other lesion."""
+    image, labels, spacing = healed(number) if number % 2 else case(number)
+    rng = np.random.default_rng(number)
+    for _ in range(count):
+        z, y, x = rng.integers((1, 10, 9), (11, 40, 32))
+        box = (slice(z, z + 1), slice(y, y + 2), slice(x, x + 2))
+        labels[box], image[(slice(None), *box)] = 1, 1000
+    return image, labels, spacing
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dimension", [2, 3])
+def test_lesions_finer_than_the_grid_are_seen(dimension, monkeypatch):
+    """No decoy holds any of them, and no transplant hides one but where it has to."""
+    monkeypatch.setattr("nnunet_plugin.transplant.anatomy.MAX_SIZE", {2: 16, 3: 24})
+    given = [specks(number, 5 if dimension == 2 else 1) for number in range(4)]
+    made = make_bank(given, dimension, [1, 2])
+    for (_, labels, _), anatomy in zip(given, made.anatomies, strict=True):
+        assert (anatomy.stride[1:] >= 2).all()
+        places = (np.argwhere(labels > 0) + anatomy.stride // 2) // anatomy.stride
+        assert np.isin(anatomy.labels[tuple(places.clip(0, np.array(anatomy.labels.shape) - 1).T)], (1, 2)).all()
+    rng, count = np.random.default_rng(0), np.zeros(2, int)
+    covering = {fit.centre.tobytes() for fit in made.fits if fit.covers}
+    for transplant in [made.draw(rng, 0.6) for _ in range(60)]:
+        count[int(transplant.is_decoy)] += 1
+        source, _ = (in_space(dimension, of, transplant.source_plane) for of in given[transplant.source][:2])
+        labels = in_space(dimension, given[transplant.case][1], transplant.plane)
+        patch = render(made, transplant, labels.shape, source if transplant.is_decoy else None)
+        box = tuple(slice(a, a + n) for a, n in zip(patch.start, patch.alpha.shape, strict=True))
+        if transplant.is_decoy:
+            assert patch.image[0][patch.alpha > 0].max() < 150
+        if transplant.centre.tobytes() not in covering:
+            assert not (labels[box][patch.alpha > 0] > 0).any()
+    assert (count > 10).all()
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize("beside", [1, -1, UNKNOWN, 2], ids=["lesion", "outside", "unknown", "organ"])
+def test_a_soft_border_shows_tissue_alone(ndim, beside):
+    """Not what lies beyond the image that cuts a lesion off, nor another lesion beside it, nor what is unknown."""
+    rng = np.random.default_rng(0)
+    shape = (12, 48, 48)
+    away = np.linalg.norm(np.indices(shape) - np.array([6, 0, 20]).reshape(3, 1, 1, 1), axis=0)
+    labels = (away < 6).astype(np.int16)
+    labels[5:8, 1:4, 29:32] = beside
+    image = np.where(labels != 0, 200, np.where(np.indices(shape)[1] < 36, 100, 0)) + rng.normal(size=(1, *shape))
+    anatomy, spacing = read_anatomy(image, labels, (1, 1, 1), ndim, [1]), np.ones(ndim)
+    if ndim == 2:
+        anatomy, image, labels = anatomy.plane(6), image[:, 6], labels[6]
+    (lesion,) = lesions_of(0, image, labels, spacing, anatomy, [1])
+    assert lesion.host == 0
+    np.testing.assert_allclose(lesion.around.mean * anatomy.scale + anatomy.median, 100, atol=1)
+    one = np.ones(1)
+    for _ in range(8):
+        warp = draw_warp(rng, lesion.extent, lesion.diameter, None, spacing)
+        patch = make_patch(
+            lesion.image, lesion, warp, np.full(ndim, 24.0), spacing, (48,) * ndim, one, 0 * one, 0 * one, 5.0
+        )
+        assert (patch.labels >= 0).all() and (patch.alpha[patch.labels > 0] == 1).all()
+        border = (patch.alpha > 0) & (patch.labels == 0)
+        assert border.sum() > 10 and patch.image[0][border].max() < 156  # less than half of a voxel of the lesion
+        assert patch.image[0][border & ~ndimage.binary_dilation(patch.labels > 0, iterations=3)].max() < 106
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dimension", [2, 3])
+def test_nothing_goes_to_or_comes_from_what_is_unknown(dimension):
+    """Sparse annotation: in each case the half of the body beside the lesion, and in one the lesion's own border."""
+    given = []
+    for number, (image, labels, spacing) in enumerate(cases()[:4]):
+        unknown = np.indices(labels.shape)[1] >= np.nonzero(labels)[1].max() + (1 if number == 0 else 3)
+        image = np.where(unknown, 500 + image, image)  # which is told by its brightness here
+        given.append((image, np.where(unknown, UNKNOWN, labels).astype(np.int16), spacing))
+    made = make_bank(given, dimension, [1, 2])
+    assert {lesion.host for lesion in made.lesions} == {0}
+    donors = {lesion.case for lesion in made.lesions}
+    assert donors == {1, 2, 3} if dimension == 3 else donors >= {1, 2, 3}  # a plane in which it does not touch is known
+    rng = np.random.default_rng(0)
+    for transplant in [made.draw(rng, 0.3) for _ in range(40)]:
+        labels = in_space(dimension, given[transplant.case][1], transplant.plane)
+        source = in_space(dimension, given[transplant.source][0], transplant.source_plane)
+        patch = render(made, transplant, labels.shape, source if transplant.is_decoy else None)
+        box = tuple(slice(a, a + n) for a, n in zip(patch.start, patch.alpha.shape, strict=True))
+        assert (labels[box][patch.labels > 0] >= 0).all() and patch.image[0][patch.alpha > 0].max() < 400
 
 
 @pytest.mark.slow
@@ -251,18 +408,24 @@ def test_every_patch_shows_the_lesion(centre):
     assert window.stop - 16 <= centre < window.start + 16
 
 
-def test_locations_move_with_the_patch():
-    """Also of classes that a case has not, of which nnU-Net keeps an empty list."""
+@pytest.mark.parametrize("present", [(), (1,), (1, 2)])
+def test_locations_move_with_the_patch(present):
+    """Also in a case without a lesion, or without one of the classes, regions or ignored voxels."""
     _, _, labels, patch = next(iter(drawn(3, 0.0, 1)))
-    everywhere = np.argwhere(np.ones_like(labels))
-    rows = np.concatenate([np.zeros((len(everywhere), 1), int), everywhere], axis=1)
-    new = relabel(np.full_like(labels, 3), patch, np.zeros(3, int))
-    moved = moved_locations({3: rows, 2: [], (1, 2): []}, patch, [1, 2, 3, (1, 2)])
-    for of, where in moved.items():
-        places = np.asarray(where, int).reshape(-1, 4)
-        expected = np.isin(new, of)
-        assert (places[:, 0] == 0).all() and len(np.unique(places, axis=0)) == len(places) == expected.sum()
-        assert expected[tuple(places[:, 1:].T)].all()
+    classes = [1, 2, 3, (1, 2), (2, 3), (3,), (-1, 0, 1, 2)]
+    before = np.where(np.isin(labels, present), labels, 0)
+
+    def rows_of(label_map, of):  # as nnU-Net's: an empty list where a class is absent
+        found = np.argwhere(np.isin(label_map, of))
+        return np.insert(found, 0, 0, axis=1) if len(found) else []
+
+    moved = moved_locations({of: rows_of(before, of) for of in classes}, patch, classes)
+    after = relabel(before, patch, np.zeros(3, int))
+    for of in classes:
+        ours, every = ({tuple(row) for row in np.reshape(where, (-1, 4)).tolist()} for where in
+                       (moved[of], rows_of(after, of)))  # fmt: skip
+        assert ours == every and len(moved[of]) == len(ours)
+        assert len(moved[of]) == 0 or moved[of].dtype.kind == "i"
 
 
 def test_body_leaves_out_air_and_keeps_the_skull():
@@ -317,3 +480,12 @@ def test_core_knows_no_nnunet():
 def test_where_nothing_fits_nothing_is_drawn(decoys):
     empty = replace(bank(2), fits=[])
     assert all(empty.draw(np.random.default_rng(seed), decoys) is None for seed in range(8))
+
+
+def test_banks_of_another_version_are_refused(tmp_path):
+    dataset = PreprocessedDataset(tmp_path, {})
+    folder = bank_folder(dataset, "nnUNetPlans_2d", 0, [1])
+    folder.mkdir(parents=True)
+    write_json(folder / RECORD, {"format": FORMAT, "format_version": 1, "seen": {}})
+    with pytest.raises(InputError, match="version 1.*version 2.*run transplant"):
+        read_fold(dataset, "nnUNetPlans_2d", 0, [1])
