@@ -12,8 +12,7 @@ from scripts.data.prepared import write_prepared
 from ..data.toy import write_preprocessed
 
 ROOT = Path(__file__).resolve().parents[2]
-# What benchmarks/gpu/README.md does not name; MONAI loads MLflow, and what that needs, where they are.
-ABSENT = ("nnunetv2", "blosc2", "SimpleITK", "batchgenerators", "batchgeneratorsv2", "mlflow", "pandas", "submitit")
+ABSENT = ("nnunetv2", "blosc2", "SimpleITK", "batchgenerators", "batchgeneratorsv2")
 
 
 @pytest.fixture
