@@ -131,7 +131,7 @@ def labelled_on_grid(space: ModelSpace | str | Path) -> Compose:
     return Compose(
         [
             NameCase(),
-            LoadImaged([Keys.IMAGE, Keys.LABEL], reader=ImageReader(), ensure_channel_first=True),
+            LoadImaged([Keys.IMAGE, Keys.LABEL], reader=ImageReader(), ensure_channel_first=True),  # type: ignore[arg-type]  # MONAI takes instances, too
             ToGridd(Keys.IMAGE, space),
         ]
     )
