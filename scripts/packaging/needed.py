@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.metadata
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def needed_packages(bundle: Path) -> dict[str, str]:
     if any("TensorBoard" in file.read_text() for file in (bundle / "configs").glob("*.json")):
         names.add("torch.utils.tensorboard")
     names |= {behind for name in names for module, behind in BEHIND.items() if f"{name}.".startswith(f"{module}.")}
-    distributions = importlib.metadata.packages_distributions()
+    distributions = _distributions()
     roots = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names)
     packages = {distributions[root][0] for root in roots if root in distributions} | (names & set(BEHIND.values()))
     packages = {package for package in packages if package not in BASE}
@@ -54,6 +55,12 @@ def needed_versions(bundle: Path) -> dict[str, str]:
     """Versions of `needed_packages`, and of MONAI, torch and numpy, as metadata.json gives them."""
     base = {name: importlib.metadata.version(name).split("+")[0] for name in sorted(BASE)}
     return {**base, **needed_packages(bundle)}
+
+
+@functools.cache
+def _distributions() -> Mapping[str, list[str]]:
+    """Distributions by the packages that they install; nothing is installed while a process runs."""
+    return importlib.metadata.packages_distributions()
 
 
 def _load(file: Path) -> Any:

@@ -112,7 +112,7 @@ def test_thresholds_are_quantiles_of_real_items(result):
 
 @pytest.mark.slow
 def test_decisions_are_written_once_and_others_are_left_alone(tmp_path):
-    data_set = write_heads(tmp_path / "Dataset901_Heads", cases=12, new=0)
+    data_set = write_heads(tmp_path / "Dataset901_Heads", cases=6, new=0)
     data = load(data_set, 0, (16, 16))
     items = [item["image"] for item in data.training[:8]]
     items[7] = torch.cat([items[7][:1], torch.zeros_like(items[7][1:])])
@@ -164,6 +164,7 @@ def test_record_says_what_was_done(planted, result):
     record = result.as_record()
     json.dumps(record, allow_nan=False)
     assert record["seed"] == 0 and record["packages"]["torch"]
+    assert result.usefulness is None  # which was not asked for
     assert record["real"]["held_out"]["patients"] == 6 and record["real"]["training"]["patients"] == 24
     assert len(record["memorisation"]["closest"]) == 10
     copies = record["memorisation"]["copies"]

@@ -31,19 +31,19 @@ def all_of(items, title):
 
 @pytest.fixture(scope="module")
 def audited(tmp_path_factory):
-    """The audit of a pool: the training slices of the data set, and the same with the masks of others."""
+    """What the audit of a pool found, the training slices of the data set and the same with the masks of others."""
     folder = tmp_path_factory.mktemp("useful")
     data_set = write_heads(folder / "Dataset901_Heads", cases=20, new=0)
     data = load(data_set, 0, (32, 32))
     items = [item["image"] for item in data.training if item["image"][1:].any()]
     wrong = [torch.cat([x[:1], x[1:].roll((16, 16), (1, 2))]) for x in items]
     pool = write_planted(folder / "pool", data, [*items, *wrong])
-    return run_audit(pool, data_set, **QUICK).audit, len(items), pool, data_set
+    return run_audit(pool, data_set, **QUICK, usefulness=UsefulnessSettings(steps=1)), len(items)
 
 
 @pytest.mark.slow
 def test_what_is_as_good_as_real_reaches_the_threshold_and_wrong_masks_do_not(audited):
-    audit, count, _, _ = audited
+    audit, count = audited[0].audit, audited[1]
     good = np.arange(len(audit.samples)) < count
     settings = UsefulnessSettings(steps=60)
     right, wrong = (find_usefulness(audit, chosen, settings, 0, CPU, all_of) for chosen in (good, ~good))
@@ -56,17 +56,15 @@ def test_what_is_as_good_as_real_reaches_the_threshold_and_wrong_masks_do_not(au
 
 @pytest.mark.slow
 def test_it_stands_in_the_record_and_the_words(audited):
-    _, _, pool, data_set = audited
-    result = run_audit(pool, data_set, **QUICK, usefulness=UsefulnessSettings(steps=1))
+    result, _ = audited
     record = result.as_record()["usefulness"]
     assert record["patients"] == 4 and record["samples"] <= result.kept.sum()
     assert usefulness_words(record) in audit_words(result)
-    assert run_audit(pool, data_set, **QUICK).usefulness is None
 
 
 @pytest.mark.slow
 def test_where_it_cannot_be_told(audited):
-    audit, *_ = audited
+    audit = audited[0].audit
     settings = UsefulnessSettings(steps=1)
     none = find_usefulness(audit, np.zeros(len(audit.samples), bool), settings, 0, CPU, all_of)
     assert none["useful"] is None and "no sample is kept" in usefulness_words(none)

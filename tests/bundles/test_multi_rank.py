@@ -27,7 +27,7 @@ def dataset(tmp_path_factory):
     return write_preprocessed(tmp_path_factory.mktemp("data") / "Dataset901_Toy")
 
 
-def train(name: str, root: Path, dataset: Path, ranks: int, max_epochs: int = 2, check=True, torchrun=False, **changes):
+def train(name: str, root: Path, dataset: Path, ranks: int, max_epochs: int = 2, check=True, **changes):
     files = ["configs/train.json"] + (["configs/multi_gpu_train.json"] if ranks > 1 else [])
     known = (ROOT / "bundles" / name / "configs/train.json").read_text()
     given = {"bundle_root": root, "dataset_dir": dataset, "max_epochs": max_epochs, "background_share": 0.0,
@@ -35,10 +35,7 @@ def train(name: str, root: Path, dataset: Path, ranks: int, max_epochs: int = 2,
              **changes}  # fmt: skip
     words = [str(word) for key, value in given.items() for word in (f"--{key}", value)]
     words = ["-m", "monai.bundle", "run", "--config_file", str(files), *words]
-    folder = ROOT / "bundles" / name
-    if torchrun:
-        words = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", *words]
-    done = python(*words, cwd=folder, ranks=1 if torchrun else ranks)
+    done = python(*words, cwd=ROOT / "bundles" / name, ranks=ranks)
     assert not check or done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
     return done
 
@@ -80,6 +77,6 @@ def test_two_ranks_go_on_where_one_or_two_stopped(dataset, tmp_path):
 
 
 def test_batches_that_cannot_be_dealt_out_are_refused(dataset, tmp_path):
-    done = train("dhvae", tmp_path, dataset, 2, check=False, torchrun=True, batch_size=3)
+    done = train("dhvae", tmp_path, dataset, 2, check=False, batch_size=3)
     assert done.returncode != 0 and "batch_size 3 for 2 processes" in done.stderr
     assert not (tmp_path / "models").exists()
