@@ -162,7 +162,7 @@ def moved_locations(locations: dict, patch: Patch, classes: Sequence[int | tuple
         kept = np.ascontiguousarray(np.asarray(locations.get(of, ()), np.int64).reshape(-1, 4)[:, 1:].T)
         inside = np.flatnonzero(((kept >= place) & (kept < place + size)).all(axis=0))
         now = patch.labels[tuple(kept.take(inside, axis=1) - place)]
-        kept = np.delete(kept, inside[(now > 0) & ~np.isin(now, members)], axis=1)
+        kept = np.delete(kept, inside[now > 0], axis=1)  # what the patch labels is added below
         added = ours.compress(np.isin(values, members), axis=1)
         every = np.concatenate([kept, added[:, :: added.shape[1] // MOST_LOCATIONS + 1]], axis=1)
         moved[of] = np.concatenate([np.zeros((1, every.shape[1]), int), every]).T if every.size else []
