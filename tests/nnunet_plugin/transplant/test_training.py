@@ -183,10 +183,10 @@ def test_a_configuration_keeps_its_lesions(with_transplants, make_trainer, nnune
     second = with_transplants(dataset=IGNORE, labels=(2,), name="second")
     after = snapshot()
     assert not {name for name in before if after[name] != before[name]} - {f"{IGNORE}/nnUNetPlansCPUSynthAug.json"}
-    assert lesions_of(first) == {1} and lesions_of(second) == {2}
     with pytest.raises(InputError, match="another configuration first"):
         with_transplants(dataset=IGNORE, labels=(2,), name="first")
     assert snapshot() == after
+    assert lesions_of(first) == {1} and lesions_of(second) == {2}
     folder = nnunet / "preprocessed" / IGNORE / "synthaug"
     shutil.rmtree(folder / "transplants_nnUNetPlans_2d_labels_1")
     shutil.copytree(*[folder / f"transplants_nnUNetPlans_2d_labels_{label}" for label in (2, 1)])
