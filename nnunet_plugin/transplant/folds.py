@@ -247,12 +247,19 @@ def _read_cases(
     for name in names:
         data, seg, _, properties = read(name)
         image = np.asarray(data[:]) if images else np.empty(0, np.float32)
-        spacing = list(configuration["spacing"])
-        if len(spacing) == 2:  # 2d leaves the first axis as it is
-            spacing = [properties["spacing"][plans["transpose_forward"][0]], *spacing]
         labels = np.asarray(seg[:])[0].astype(np.int16)
         labels[labels == ignored] = UNKNOWN
-        yield image, labels, spacing
+        yield image, labels, own_spacing(properties, labels.shape, plans["transpose_forward"])
+
+
+def own_spacing(properties: Mapping[str, Any], shape: Sequence[int], transposed: Sequence[int]) -> list[float]:
+    """Return the spacing in mm of a preprocessed case, by what nnU-Net says of it before.
+
+    That is the configuration's where cases were resampled to it, and each one's own where plans leave that out.
+    """
+    before = properties["shape_after_cropping_and_before_resampling"]
+    steps = [properties["spacing"][axis] for axis in transposed]
+    return [float(step * old / new) for step, old, new in zip(steps, before, shape, strict=True)]
 
 
 def _left_right(

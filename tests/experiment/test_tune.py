@@ -51,8 +51,10 @@ def lesions(index, channels=1):
 def preprocessed(root, monkeypatch, case, cases=12):
     folder = write_preprocessed(root / "preprocessed" / "Dataset901_Toy", cases, case=case,
                                 labels={"background": 0, "tumour": 1})  # fmt: skip
+    shape = case(0)[1].shape
+    properties = {"spacing": [4.0, 1.5, 1.0], "shape_after_cropping_and_before_resampling": shape}
     for path in folder.rglob("*.pkl"):
-        path.write_bytes(pickle.dumps({"class_locations": {}, "spacing": [4.0, 1.5, 1.0]}))
+        path.write_bytes(pickle.dumps({"class_locations": {}, **properties}))
     plans = json.loads((folder / "nnUNetPlans.json").read_text())
     plans["configurations"]["2d"] |= {"architecture": {}, "preprocessor_name": "DefaultPreprocessor"}
     plans |= {"foreground_intensity_properties_per_channel": {"0": {"mean": 100.0}}, "transpose_backward": [0, 1, 2]}

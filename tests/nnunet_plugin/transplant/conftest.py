@@ -41,7 +41,11 @@ def roomy(nnunet):
                 target = nnunet / "preprocessed" / name / f"nnUNetPlans_{configuration}" / f"case_{case}"
                 blosc2.remove_urlpath(f"{target}.b2nd")
                 blosc2.remove_urlpath(f"{target}_seg.b2nd")
-                properties = {"class_locations": locations, "spacing": [3.0, 1.0, 1.0]}
+                properties = {
+                    "class_locations": locations,
+                    "spacing": [3.0, 1.0, 1.0],
+                    "shape_after_cropping_and_before_resampling": SHAPE,
+                }
                 whole = {f"{what}{of}": (1, *SHAPE) for what in ("chunks", "blocks") for of in ("", "_seg")}
                 nnUNetDatasetBlosc2.save_case(data, seg, properties, str(target), **whole)
     return nnunet

@@ -13,7 +13,7 @@ from nnunet_plugin.transplant.anatomy import UNKNOWN, read_anatomy
 from nnunet_plugin.transplant.bank import Bank
 from nnunet_plugin.transplant.body import body_mask, depth_in
 from nnunet_plugin.transplant.cases import PastedImage, PastedLabels, in_plane, moved_locations, window_around
-from nnunet_plugin.transplant.folds import FORMAT, RECORD, bank_folder, choose_labels, read_fold
+from nnunet_plugin.transplant.folds import FORMAT, RECORD, bank_folder, choose_labels, own_spacing, read_fold
 from nnunet_plugin.transplant.lesions import Lesion, Surroundings, lesions_of, surface
 from nnunet_plugin.transplant.making import lesion_labels, make_bank
 from nnunet_plugin.transplant.paste import blend, make_patch, relabel
@@ -480,6 +480,16 @@ def test_core_knows_no_nnunet():
 def test_where_nothing_fits_nothing_is_drawn(decoys):
     empty = replace(bank(2), fits=[])
     assert all(empty.draw(np.random.default_rng(seed), decoys) is None for seed in range(8))
+
+
+def test_millimetres_of_a_preprocessed_case_are_its_own():
+    """Resampled or not, its extent in mm is that of the image along each axis, which plans may have transposed."""
+    raw = np.array([0.9, 1.1, 4.0])
+    properties = {"spacing": raw.tolist(), "shape_after_cropping_and_before_resampling": (20, 180, 150)}
+    assert own_spacing(properties, (20, 180, 150), [2, 0, 1]) == [4.0, 0.9, 1.1]
+    resampled = own_spacing(properties, (20, 162, 165), [2, 0, 1])
+    np.testing.assert_allclose(np.multiply(resampled, (20, 162, 165)), [20 * 4, 180 * 0.9, 150 * 1.1])
+    np.testing.assert_allclose(resampled, [4.0, 1.0, 1.0])
 
 
 def test_banks_of_another_version_are_refused(tmp_path):
