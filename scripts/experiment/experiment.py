@@ -116,9 +116,9 @@ def check_done(schedule: Schedule, report: Path) -> None:
     """Raise `InputError` that names the logs of cells that failed."""
     if schedule.failed:
         run = schedule.run_folder
-        logs = "\n    ".join(f"{run.log(name)}: {first_error(run, name)}" for name in schedule.failed)
+        logs = ", ".join(f"{run.log(name)} ({first_error(run, name)})" for name in schedule.failed)
         raise InputError(
-            f"{len(schedule.failed)} cells failed, {len(schedule.blocked())} more need them:\n    {logs}",
+            f"{len(schedule.failed)} cells failed, {len(schedule.blocked())} more need them: {logs}",
             "cells that end well",
             f"read the logs, mend the cause and give the same command again; what there is: {report}",
         )

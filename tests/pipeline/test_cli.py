@@ -169,7 +169,7 @@ def test_failed_command_shows_its_last_words(capfd):
         call(words)
     assert "the reason" in capfd.readouterr().out
     words = [sys.executable, "-c", "print('error: got x'); print('  remedy: y'); print('noise\\n' * 20); exit(1)"]
-    with pytest.raises(InputError, match="error: got x\n.*remedy: y"):  # and not the noise behind it
+    with pytest.raises(InputError, match="error: got x remedy: y"):  # and not the noise behind it
         call(words)
 
 
