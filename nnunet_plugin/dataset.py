@@ -12,6 +12,7 @@ from .mixing import REAL, TRANSPLANT, draw_fingerprint, epoch_plan
 from .settings import SynthAugSettings
 
 MOST_OPEN = 64  # cases that a worker keeps open
+ROOM = 64e6  # bytes of their classes' locations, all together
 
 
 class CaseSource(Protocol):
@@ -176,8 +177,10 @@ class OpenCases:
     def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict]:
         """Return what nnU-Net's data sets return."""
         if self._load is None:
-            self._load = lru_cache(MOST_OPEN)(self._cases.load_case)
-        return self._load(identifier)
+            _, _, _, properties = self._cases.load_case(str(identifier))
+            size = sum(np.asarray(where).nbytes for where in properties.get("class_locations", {}).values())
+            self._load = lru_cache(int(min(MOST_OPEN, ROOM // max(size, 1))))(self._cases.load_case)
+        return self._load(str(identifier))  # nnU-Net draws numpy's texts, which are other keys
 
 
 class WritableCases:

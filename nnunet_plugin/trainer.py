@@ -109,9 +109,10 @@ class SynthAugMixin(nnUNetTrainer):
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         """Return the training cases mixed with the pool's and with transplants, and the real validation cases."""
         train, val = super().get_tr_and_val_datasets()
-        train = OpenCases(train)
-        if self.dataset_class is nnUNetDatasetNumpy:
+        if self.dataset_class is nnUNetDatasetNumpy:  # whose arrays nnU-Net writes into: each is loaded anew
             train, val = WritableCases(train), WritableCases(val)
+        else:
+            train = OpenCases(train)
         dataset = PreprocessedDataset(Path(self.preprocessed_dataset_folder_base), self.dataset_json)
         pool, bank = self._pool_record(dataset), self._bank_record(dataset)
         records = {"pool": pool, "transplant": bank}
@@ -136,8 +137,15 @@ class SynthAugMixin(nnUNetTrainer):
 
     def get_dataloaders(self) -> tuple[Any, Any]:
         """Return nnU-Net's loaders, which take patches of a transplant around its lesion."""
+        behind = super().get_dataloaders
+        if self.synthaug_settings.transplant is not None and behind.__func__ is not nnUNetTrainer.get_dataloaders:
+            raise InputError(
+                f"transplants under {type(self).__name__}, which makes loaders of its own",
+                "a trainer with the get_dataloaders of nnUNetTrainer: others do not know where a lesion lies",
+                "train with -tr nnUNetTrainerSynthAug",
+            )
         with loading_transplants():
-            return super().get_dataloaders()
+            return behind()
 
     def _pool_record(self, dataset: PreprocessedDataset) -> dict[str, Any] | None:
         """Return the record of the imported pool, if there is one and it fits the configuration."""

@@ -116,6 +116,7 @@ def add_transplants(
     splits = {of: fold_split(found, identifiers, of) for of in folds}
     every = sorted(set().union(*(splits[of][0] for of in folds)))
     volumes = label_volumes(found, source, resolved, every)
+    labels = labels or _labels_of(plans_file, name)  # folds that are made later take those of the first
     chosen = choose_labels({label: [volumes[case][label] for case in every] for label in volumes[every[0]]}, labels)
     kept: list[int] | None = chosen
     if not overwrite and _made_before(plans_file, name, {"inherits_from": base, "synthaug": block}):
@@ -154,6 +155,13 @@ def add_transplants(
             ["nnUNetv2_train", found.name, name, str(folds[0]), "-p", plans_out, "-tr", TRAINER]
         ),
     }
+
+
+def _labels_of(plans_file: Path, name: str) -> list[int] | None:
+    """The labels of the lesions that this configuration keeps, if it is there and keeps any."""
+    there = read_json(plans_file, "remove it").get("configurations", {}) if plans_file.is_file() else {}
+    transplant = there.get(name, {}).get("synthaug", {}).get("transplant") or {}
+    return transplant.get("labels")
 
 
 def _made_before(plans_file: Path, name: str, configuration: dict[str, Any]) -> bool:

@@ -76,8 +76,8 @@ def find_usefulness(
 
     Returns:
         A record that JSON holds: "ratio" and its "interval" (95 %, patients resampled), None where they are not
-        defined, with "why"; "useful": True, False where the whole interval is below the threshold (the ratio, where
-        there are too few patients for an interval), or None where it cannot be told; and what they come from.
+        defined, with "why"; "useful": True, False where the whole interval is below the threshold (the ratio, of fewer
+        than five patients), or None where it cannot be told; and what they come from.
     """
     judged = audit.real.subset(audit.held_out & audit.judged)
     real = audit.real.subset(~audit.held_out & audit.judged)
@@ -105,7 +105,12 @@ def find_usefulness(
         return {**record, "why": f"the network on real cases reaches a Dice of {reference.mean():.2f} alone"}
     ratio = float(pool.mean() / reference.mean())
     interval = _ratio_interval(pool, reference, seed)
-    surely_below = (ratio if interval is None else interval[1]) < settings.threshold
+    # Of fewer patients than an interval needs, the ratio itself is all there is.
+    surely_below = (
+        ratio < settings.threshold
+        if len(pool) < FEWEST_PATIENTS
+        else (interval is not None and interval[1] < settings.threshold)
+    )
     useful = True if ratio >= settings.threshold else False if surely_below else None
     return {**record, "ratio": ratio, "interval": interval, "useful": useful}
 
@@ -115,7 +120,7 @@ def usefulness_words(record: dict[str, Any]) -> str:
     if record["ratio"] is None:
         return f"Usefulness cannot be told: {record['why']}."
     interval = record["interval"]
-    between = "too few patients for an interval" if interval is None else f"{interval[0]:.2f} to {interval[1]:.2f}"
+    between = "without an interval" if interval is None else f"{interval[0]:.2f} to {interval[1]:.2f}"
     words = (
         f"Usefulness {record['ratio']:.2f} ({between}): Dice {record['pool_dice']:.2f} on {record['patients']} unseen "
         f"patients after {record['steps']} steps on the pool alone, {record['real_dice']:.2f} on real cases alone"
@@ -123,7 +128,7 @@ def usefulness_words(record: dict[str, Any]) -> str:
     if record["useful"]:
         return f"{words}; at least {record['threshold']:g}, so that mixing may help."
     if record["useful"] is None:
-        return f"{words}; below {record['threshold']:g}, which the interval reaches, so that it cannot be told."
+        return f"{words}; below {record['threshold']:g}, but not surely, so that it cannot be told."
     return f"{words}. BELOW {record['threshold']:g}: MIXING THIS POOL IN IS UNLIKELY TO HELP."
 
 

@@ -60,9 +60,10 @@ def tune(
     """Find out what helps on the training patients of one fold, looking at no others, and write its configuration.
 
     In three inner folds a small U-Net with nnU-Net's augmentation is trained on real cases only, with transplants, then
-    with pools of a generator at shares of 25 and 50 %, constant and falling. The arm whose gain over real only has the
-    highest lower bound above 0 is chosen, else real only. The fold's validation patients stay out of it. The same
-    command goes on where it stopped; with more hours it tries more. Prints the path of a page that says why.
+    with pools of a generator at shares of 25 and 50 %, constant and falling. Of the arms that did better than real only
+    (by interval and p, Holm over the arms) that with the highest lower bound is chosen, else real only. The fold's
+    validation patients stay out of it. The same command goes on where it stopped; with more hours it tries more. Prints
+    the path of a page that says why.
 
     Args:
         dataset: Number or name of a preprocessed data set, such as 501.

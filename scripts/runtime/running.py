@@ -72,9 +72,17 @@ def _values(parser: Any, name: str, seen: set[str]) -> Iterator[tuple[str, Any]]
         for index in range(len(value)):
             yield from _values(parser, f"{name}#{index}", seen)
     else:
-        yield name, value
+        yield name, one_spelling(value)
         if isinstance(value, str) and value.startswith("$"):
             yield from _behind_expression(parser, value, seen)
+
+
+def one_spelling(value: Any) -> Any:
+    """An expression with `::` between names, as MONAI spells it; what a macro brings keeps its `#`."""
+    from monai.bundle.reference_resolver import ReferenceResolver
+
+    is_expression = isinstance(value, str) and value.startswith("$")
+    return ReferenceResolver.normalize_id(value) if is_expression else value
 
 
 def _behind_expression(parser: Any, expression: str, seen: set[str]) -> Iterator[tuple[str, Any]]:

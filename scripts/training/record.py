@@ -14,7 +14,7 @@ from ..data.provenance import build_provenance, write_provenance
 from ..data.training_set import TrainingSet
 from ..runtime.errors import refuse_changes
 from ..runtime.files import file_sha256, json_sha256, write_json
-from ..runtime.running import settings_behind
+from ..runtime.running import one_spelling, settings_behind
 from ..runtime.settings import first_rank
 from .checkpoints import CHECKPOINT, MODEL
 
@@ -80,6 +80,7 @@ class TrainingRecord:
                 known = before[part].keys() & now[part].keys()
                 before[part], now[part] = ({key: record[part][key] for key in known} for record in (before, now))
             before["used"] = now["used"]
+        before["used"] = {name: one_spelling(value) for name, value in before["used"].items()}
         before, now = ({**record.pop("used"), **record} for record in (before, now))
         refuse_changes(
             before,

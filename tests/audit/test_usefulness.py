@@ -78,6 +78,8 @@ def test_below_the_threshold_is_said_where_the_whole_interval_is():
               "real_dice": 0.5, "patients": 6, "steps": 9}  # fmt: skip
     assert "cannot be told" in usefulness_words(record) and "UNLIKELY" not in usefulness_words(record)
     assert "UNLIKELY" in usefulness_words({**record, "interval": [0.66, 0.84], "useful": False})
+    unbound = usefulness_words({**record, "interval": None})
+    assert "without an interval" in unbound and "cannot be told" in unbound and "UNLIKELY" not in unbound
 
 
 def test_a_ratio_to_next_to_nothing_has_no_interval():

@@ -25,7 +25,7 @@ def test_a_case_is_opened_once_while_there_is_room():
         data, seg, previous, properties = kept.load_case(identifier)
         assert (data == int(identifier[5:])).all() and (seg == 0).all() and previous is None
         assert properties == {"name": identifier}
-    assert cases.opened == cases.identifiers == kept.identifiers
+    assert cases.opened[1:] == cases.identifiers == kept.identifiers  # the first once more, to know how large it is
 
 
 def test_no_more_stay_open_than_there_is_room_for():
@@ -34,9 +34,31 @@ def test_no_more_stay_open_than_there_is_room_for():
     for identifier in cases.identifiers:
         kept.load_case(identifier)
     kept.load_case(cases.identifiers[-1])
-    assert len(cases.opened) == MOST_OPEN + 1
+    assert len(cases.opened) == MOST_OPEN + 2
     kept.load_case(cases.identifiers[0])  # which had to make room
     assert cases.opened[-1] == cases.identifiers[0]
+
+
+def test_numpys_texts_are_no_other_cases():
+    """nnU-Net draws names as `np.str_`, transplants ask with `str`."""
+    cases = Counted(2)
+    kept = OpenCases(cases)
+    for identifier in (np.str_("case_1"), "case_1", np.str_("case_1")):
+        kept.load_case(identifier)
+    assert cases.opened == ["case_1"] * 2  # once to know how large it is
+
+
+def test_cases_of_many_classes_take_no_more_room():
+    class Large(Counted):
+        def load_case(self, identifier):
+            data, seg, previous, _ = super().load_case(identifier)
+            return data, seg, previous, {"class_locations": {1: np.zeros((1_000_000, 4), np.int64)}}
+
+    cases = Large(4)
+    kept = OpenCases(cases)
+    for identifier in 2 * cases.identifiers:
+        kept.load_case(identifier)
+    assert len(cases.opened) == 9  # 32 MB each: two stay, so that none of four is there in the second round
 
 
 def test_a_worker_opens_files_itself():
@@ -44,4 +66,4 @@ def test_a_worker_opens_files_itself():
     kept.load_case("case_1")
     copy = pickle.loads(pickle.dumps(kept))
     assert copy.load_case("case_1")[3] == {"name": "case_1"}
-    assert copy._cases.opened == ["case_1", "case_1"]
+    assert copy._cases.opened == ["case_1"] * 4

@@ -351,3 +351,27 @@ def test_npz_preprocessed_data(make_pool, nnunet, make_trainer):
     again = make_trainer("2d_syn50")
     again._set_batch_size_and_oversample()
     again.get_tr_and_val_datasets()
+
+
+@pytest.mark.slow
+def test_npz_cases_stay_as_they_are(make_pool, nnunet, make_trainer):
+    """Their arrays, which nnU-Net's transforms write into, are read anew for every batch."""
+    import blosc2
+
+    pool = make_pool(samples=3)
+    folder = nnunet / "preprocessed" / PLAIN / "nnUNetPlans_2d"
+    for case in range(6):
+        data, seg = (blosc2.open(str(folder / f"case_{case}{end}.b2nd"))[:] for end in ("", "_seg"))
+        np.savez_compressed(folder / f"case_{case}.npz", data=data, seg=seg)
+    for path in folder.glob("*.b2nd"):
+        path.unlink()
+    add_pool(pool, 901, 0, plans="nnUNetPlansCPU")
+    trainer = make_trainer("2d_syn50")
+    trainer._set_batch_size_and_oversample()
+    cases, _ = trainer.get_tr_and_val_datasets()
+    name = cases._real.identifiers[0]
+    data, seg, *_ = cases._real.load_case(name)
+    before = np.array(data), np.array(seg)
+    data[:], seg[:] = 7, 7  # as a transform may
+    again, labels, *_ = cases._real.load_case(name)
+    assert np.array_equal(again, before[0]) and np.array_equal(labels, before[1])

@@ -13,6 +13,7 @@ from scripts.data.provenance import read_provenance
 from scripts.data.training_set import load_training_set
 from scripts.networks.lsgan import Generator
 from scripts.runtime.errors import InputError
+from scripts.runtime.running import one_spelling
 from scripts.training.checkpoints import Checkpoints
 from scripts.training.lsgan import CollapseMonitor
 from scripts.training.record import TrainingRecord
@@ -44,6 +45,8 @@ def test_what_reaches_the_trainer_is_known_by_its_value(tmp_path):
     assert used(tmp_path, device="cuda", max_epochs=9, unused=2) == plain
     assert used(tmp_path, rate=0.2) == used(tmp_path, decay=0.2) == used(tmp_path, **{"optimizer#lr": 0.2}) != plain
     assert used(tmp_path, **{"network#out_features": 3}) == {**plain, "network#out_features": 3}
+    spelled = one_spelling("$@train#dataset.data")
+    assert spelled == one_spelling("$@train::dataset.data") == "$@train::dataset.data" and one_spelling("a#b") == "a#b"
 
 
 @pytest.fixture(scope="module")
