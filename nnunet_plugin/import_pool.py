@@ -174,6 +174,12 @@ def _only_writer(dataset: PreprocessedDataset) -> Iterator[None]:
         lock.release()
 
 
+def made_configuration(plans_file: Path, name: str) -> dict[str, Any]:
+    """Return the configuration of this name in a plans file that is written here; empty where there is none."""
+    there = read_json(plans_file, "remove it").get("configurations", {}) if plans_file.is_file() else {}
+    return there.get(name, {})
+
+
 def _pool_name(
     pool: Pool, dataset: PreprocessedDataset, plans_file: Path, name: str, block: dict[str, Any], fold: int | str
 ) -> str:
@@ -182,8 +188,7 @@ def _pool_name(
     One configuration serves all folds, and it holds one name.
     """
     own = pool.folder.absolute().name
-    configurations = read_json(plans_file, "remove it").get("configurations", {}) if plans_file.is_file() else {}
-    there = configurations.get(name, {}).get("synthaug", {})
+    there = made_configuration(plans_file, name).get("synthaug", {})
     if {**there, "pool": ""} == {**block, "pool": ""}:
         folder = dataset.pool_folder(there["pool"], fold)
         if there["pool"] == own or not folder.exists():

@@ -11,9 +11,8 @@ import numpy as np
 from .body import body_mask, depth_in, plane_boxes, plane_range
 
 MAX_SIZE = {2: 128, 3: 48}  # voxels of the coarse grid along an axis, by dimension
-UNKNOWN = (
-    -2
-)  # label of voxels in which nobody looked for lesions, as nnU-Net's ignore label; -1 is outside (see `body`)
+# Label of voxels in which nobody looked for lesions, as nnU-Net's ignore label; -1 is outside (see `body`).
+UNKNOWN = -2
 LEAST_AREA = 0.3  # of the case's largest cross-section: planes with less body are no place for a lesion
 
 

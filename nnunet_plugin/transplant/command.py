@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..errors import InputError
-from ..import_pool import TRAINER, _check_name, _merged_plans, _only_writer, check_plans_name
+from ..import_pool import TRAINER, _check_name, _merged_plans, _only_writer, check_plans_name, made_configuration
 from ..leakage import identify_cases
 from ..options import checked
 from ..preprocessed import (
@@ -116,11 +116,13 @@ def add_transplants(
     splits = {of: fold_split(found, identifiers, of) for of in folds}
     every = sorted(set().union(*(splits[of][0] for of in folds)))
     volumes = label_volumes(found, source, resolved, every)
-    labels = labels or _labels_of(plans_file, name)  # folds that are made later take those of the first
+    before = made_configuration(plans_file, name)
+    if labels is None:  # folds that are made later take those of the first
+        labels = (before.get("synthaug", {}).get("transplant") or {}).get("labels")
     chosen = choose_labels({label: [volumes[case][label] for case in every] for label in volumes[every[0]]}, labels)
     kept: list[int] | None = chosen
-    if not overwrite and _made_before(plans_file, name, {"inherits_from": base, "synthaug": block}):
-        kept = None
+    if not overwrite and before == {"inherits_from": base, "synthaug": block}:
+        kept = None  # as it was written before labels were kept in it: it goes on as it is
     else:
         block["transplant"]["labels"] = chosen
     folders = {of: bank_folder(found, resolved["data_identifier"], of, kept) for of in folds}
@@ -157,24 +159,9 @@ def add_transplants(
     }
 
 
-def _labels_of(plans_file: Path, name: str) -> list[int] | None:
-    """The labels of the lesions that this configuration keeps, if it is there and keeps any."""
-    there = read_json(plans_file, "remove it").get("configurations", {}) if plans_file.is_file() else {}
-    transplant = there.get(name, {}).get("synthaug", {}).get("transplant") or {}
-    return transplant.get("labels")
-
-
-def _made_before(plans_file: Path, name: str, configuration: dict[str, Any]) -> bool:
-    """Whether this configuration is there as it was written before labels were kept in it: it goes on as it is."""
-    there = read_json(plans_file, "remove it").get("configurations", {}) if plans_file.is_file() else {}
-    return there.get(name) == configuration
-
-
-def _mixed_configuration(source: dict[str, Any], plans_file: Any, configuration: str) -> dict[str, Any] | None:
+def _mixed_configuration(source: dict[str, Any], plans_file: Path, configuration: str) -> dict[str, Any] | None:
     """Return the configuration that add-pool made under this name, if it did."""
-    if configuration in source["configurations"] or not plans_file.is_file():
-        return None
-    made = read_json(plans_file, "remove it").get("configurations", {}).get(configuration, {})
+    made = {} if configuration in source["configurations"] else made_configuration(plans_file, configuration)
     return made if "pool" in made.get("synthaug", {}) else None
 
 

@@ -140,7 +140,7 @@ def decide(compared: Mapping[str, Mapping[str, Any]]) -> str:
     """The arm that did better with the highest lower bound of its paired gain, or real only where none did.
 
     "Better" is what the report calls so: a lower bound above 0 and p below 0.05 by Holm over the arms. The bound alone
-    would choose an arm that helps nothing in about 16 % of cases with 16 patients and five arms, in 25 % with six.
+    would choose an arm that helps nothing in about 16 % of cases with 16 patients and five arms, in 24 % with six.
 
     Args:
         compared: of each arm, "interval" of its paired gain over real only, or None, and "conclusion".

@@ -331,18 +331,24 @@ def test_one_configuration_serves_all_folds(make_pool, nnunet, make_trainer):
     assert second["pool_folder"].parent.name == "monday"
 
 
-@pytest.mark.slow
-def test_npz_preprocessed_data(make_pool, nnunet, make_trainer):
-    """Data sets of nnU-Net before 2.6 are .npz, and .npy once nnU-Net unpacked them."""
+def to_npz(nnunet):
+    """Write the preprocessed slices as nnU-Net did before 2.6; returns their folder."""
     import blosc2
 
-    pool = make_pool(samples=3)
     folder = nnunet / "preprocessed" / PLAIN / "nnUNetPlans_2d"
     for case in range(6):
         data, seg = (blosc2.open(str(folder / f"case_{case}{end}.b2nd"))[:] for end in ("", "_seg"))
         np.savez_compressed(folder / f"case_{case}.npz", data=data, seg=seg)
     for path in folder.glob("*.b2nd"):
         path.unlink()
+    return folder
+
+
+@pytest.mark.slow
+def test_npz_preprocessed_data(make_pool, nnunet, make_trainer):
+    """Data sets of nnU-Net before 2.6 are .npz, and .npy once nnU-Net unpacked them."""
+    pool = make_pool(samples=3)
+    folder = to_npz(nnunet)
     training = {"num_epochs": 1, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1}
     add_pool(pool, 901, 0, plans="nnUNetPlansCPU", training=training)
     trainer = make_trainer("2d_syn50")
@@ -356,15 +362,8 @@ def test_npz_preprocessed_data(make_pool, nnunet, make_trainer):
 @pytest.mark.slow
 def test_npz_cases_stay_as_they_are(make_pool, nnunet, make_trainer):
     """Their arrays, which nnU-Net's transforms write into, are read anew for every batch."""
-    import blosc2
-
     pool = make_pool(samples=3)
-    folder = nnunet / "preprocessed" / PLAIN / "nnUNetPlans_2d"
-    for case in range(6):
-        data, seg = (blosc2.open(str(folder / f"case_{case}{end}.b2nd"))[:] for end in ("", "_seg"))
-        np.savez_compressed(folder / f"case_{case}.npz", data=data, seg=seg)
-    for path in folder.glob("*.b2nd"):
-        path.unlink()
+    to_npz(nnunet)
     add_pool(pool, 901, 0, plans="nnUNetPlansCPU")
     trainer = make_trainer("2d_syn50")
     trainer._set_batch_size_and_oversample()

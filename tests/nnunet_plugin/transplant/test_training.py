@@ -166,6 +166,7 @@ def test_command(roomy, snapshot, capsys):
     assert snapshot() == before
     assert main([*arguments[:3], "--fold", "7", "--plans", "nnUNetPlansCPU", "--labels", "[1]"]) == 1
     assert main([*arguments[:5], "--labels", "[4]", "--name", "x"]) == 1
+    assert main([*arguments[:5], "--labels", "[]"]) == 1  # also where the configuration keeps some
     assert snapshot() == before
 
 
