@@ -128,17 +128,16 @@ def any_of(mask: np.ndarray, starts: Sequence[np.ndarray]) -> np.ndarray:
 
 
 class Plane(NamedTuple):
-    """A place to look for sites in: a plane of a case at a relative height, or (plane 0) a whole volume."""
+    """A place to look for sites in: a plane of a case (of its coarse grid, in 3D) at a relative height."""
 
     case: int
     number: int
     height: float
 
 
-def planes_with_body(case: int, anatomy: Anatomy, dimension: int) -> list[Plane]:
-    """Return the planes of a case that show enough of the body, or the volume."""
-    if dimension == 3:
-        return [Plane(case, 0, anatomy.height)]
+def planes_with_body(case: int, anatomy: Anatomy) -> list[Plane]:
+    """Return the planes of a case that show enough of the body."""
     areas = np.count_nonzero(anatomy.depth, axis=(1, 2))
     enough = np.flatnonzero(areas >= max(1, LEAST_AREA * areas.max()))
-    return [Plane(case, int(number), anatomy.plane(int(number)).height) for number in enough]
+    first, last = anatomy.planes
+    return [Plane(case, int(number), float((number - first) / max(last - first, 1))) for number in enough]

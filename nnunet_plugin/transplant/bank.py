@@ -10,15 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from .anatomy import UNKNOWN, Anatomy, Plane
+from .anatomy import Anatomy, Plane
 from .lesions import BORDER, Lesion
+from .looks import Context, Looks
 from .paste import harmonise
 from .place import JITTER, Cut, Gates, Wanted, cut_of, find_site, footprint, mirrored
 from .warp import Warp, draw_warp
 
-WINDOW = 0.1  # of the relative height, between a lesion's plane and the one that it is put into
+NEAREST = 1 / 3  # of the other patients: those whose planes are most like a lesion's own
+UNLIKE = 1.5  # times as unlike as the most alike plane of all, at most
+PATIENTS, PLANES = 2, 3  # at least so many patients, and at most so many planes of each
 FITS = {2: 32, 3: 64}  # places and warps that are sought for each lesion, by dimension
-TRIALS = 2  # tries for each of them
+TRIALS = 4  # tries for each of them
+ALIKE = 0.5  # of the places found, those whose surroundings are most like the lesion's own
 
 
 @dataclass(frozen=True)
@@ -85,28 +89,63 @@ class Bank:
     lesion_labels: tuple[int, ...]
     mirror_axis: int | None = -1
 
-    def find_fits(self, rng: np.random.Generator) -> Iterator[Fit]:
-        """Look for places in other cases for every lesion.
+    def find_fits(self, rng: np.random.Generator, looks: Looks) -> Iterator[Fit]:
+        """Look for places in other cases for every lesion, in planes that look like its own.
 
-        In 2D these are planes of a like height: of each case those without a lesion, where it has any. A shape that has
-        room in one other case alone is sought in the lesion's own, too, since a decoy takes tissue from one case to
-        another.
+        In 2D these are planes without a lesion of each case that has any. A shape that has room in one other case alone
+        is sought in the lesion's own, too, since a decoy takes tissue from one case to another.
         """
-        heights = np.array([place.height for place in self.places])
-        doubtful = (*self.lesion_labels, UNKNOWN)
-        healthy = np.array([not np.isin(self.anatomy(place).labels, doubtful).any() for place in self.places])
+        cases = self._cases
+        healthy = (
+            looks.healthy if self.dimension == 2 else np.zeros(len(cases), bool)
+        )  # a volume may have room anywhere
+        free = healthy | ~np.isin(cases, cases[healthy])
         for number, lesion in enumerate(self.lesions):
-            alike = np.abs(heights - lesion.height) <= WINDOW
-            choice = alike & (healthy | ~np.isin(self._cases, self._cases[alike & healthy]))
-            others = choice & (self._cases != lesion.case)
-            # Farther away, or over another lesion, only where there is no other way.
-            found = self._nearest_fits(rng, number, [(others, False), (others & ~healthy, True)])
+            height = lesion.height if self.dimension == 2 else float(lesion.place[0])
+            # All planes without a lesion come before those of patients who have none.
+            unlike = looks.unlikeness(lesion.case, height, self.mirror_axis) + ~healthy
+            others = cases != lesion.case
+            found = self._fits_among(rng, number, unlike, free & others, ~healthy & others)
             yield from found
             receiving = {self.places[fit.where].case for fit in found if not fit.covers}
             while found and len(receiving) < 2:
-                found = self._nearest_fits(rng, number, [(choice & ~np.isin(self._cases, [*receiving]), False)])
+                found = self._fits_among(rng, number, unlike, free & ~np.isin(cases, [*receiving]))
                 yield from found
                 receiving |= {self.places[fit.where].case for fit in found}
+
+    def _fits_among(
+        self,
+        rng: np.random.Generator,
+        number: int,
+        unlike: np.ndarray,
+        free: np.ndarray,
+        covering: np.ndarray | None = None,
+    ) -> list[Fit]:
+        """Return fits of a lesion in the free places that are most like its own, or else in any of them.
+
+        Farther away, or over another lesion, only where there is no other way.
+        """
+        for narrow in (True, False):
+            choices = [(self._most_alike(unlike, free) if narrow else free, False)]
+            if covering is not None:
+                choices.append((self._most_alike(unlike, covering) if narrow else covering, True))
+            if found := self._nearest_fits(rng, number, choices):
+                return found
+        return []
+
+    def _most_alike(self, unlike: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+        """Return those of the chosen places that are most alike: a few planes of each of the nearest cases."""
+        rows = np.flatnonzero(chosen)
+        rows = rows[np.lexsort((unlike[rows], self._cases[rows]))]
+        _, first = np.unique(self._cases[rows], return_index=True)
+        best = np.sort(unlike[rows[first]])
+        near = best[: max(PATIENTS, int(np.ceil(NEAREST * len(best))))]
+        near = near[(np.arange(len(near)) < PATIENTS) | (near <= UNLIKE * near[:1])]
+        alike = np.zeros(len(unlike), bool)
+        for planes in np.split(rows, first[1:]) if len(rows) else []:
+            if unlike[planes[0]] <= near[-1]:
+                alike[planes[:PLANES]] = True
+        return alike
 
     def _nearest_fits(
         self, rng: np.random.Generator, number: int, choices: Sequence[tuple[np.ndarray, bool]]
@@ -121,14 +160,17 @@ class Bank:
     def _fits_of(
         self, rng: np.random.Generator, number: int, where: np.ndarray, jitter: float, covers: bool
     ) -> list[Fit]:
-        found: list[Fit] = []
-        lesion, wanted = self.lesions[number], FITS[self.dimension]
+        found: list[tuple[float, Fit]] = []
+        lesion, wanted = self.lesions[number], FITS[self.dimension] / ALIKE
+        context = self._context(lesion)
         cuts: dict[tuple[int, ...], Cut] = {}
-        for _ in range(TRIALS * wanted):
+        for _ in range(TRIALS * FITS[self.dimension]):
             place = int(where[rng.integers(len(where))])
-            mirror = self.mirror_axis is not None and bool(rng.random() < 0.5)
-            warp = draw_warp(rng, lesion.extent, lesion.diameter, self.mirror_axis if mirror else None, lesion.spacing)
-            at = mirrored(lesion.place, self.mirror_axis) if mirror and self.mirror_axis is not None else lesion.place
+            mirror = self.mirror_axis if self.mirror_axis is not None and rng.random() < 0.5 else None
+            warp = draw_warp(rng, lesion.extent, lesion.diameter, mirror, lesion.spacing)
+            at = lesion.place if mirror is None else mirrored(lesion.place, mirror)
+            if self.dimension == 3:
+                at = np.append(self.places[place].height, at[1:])
             asked = Wanted(at, lesion.host, lesion.around, self.lesion_labels, covers)
             anatomy = self.anatomy(self.places[place])
             site = find_site(anatomy, footprint(lesion, warp, anatomy.spacing), asked, self.gates, jitter, rng)
@@ -136,12 +178,19 @@ class Bank:
                 step = tuple(anatomy.stride.tolist())
                 cut = cuts[step] = cuts.get(step) or cut_of(lesion, anatomy.stride)
                 gives = cut.is_healthy(anatomy.labels, site.voxel, self.lesion_labels)
-                found.append(
-                    Fit(number, place, covers, gives, site.centre, warp, site.around.mean, site.around.deviation)
-                )
+                fit = Fit(number, place, covers, gives, site.centre, warp, site.around.mean, site.around.deviation)
+                found.append((context.unlikeness(anatomy, site.voxel, mirror), fit))
                 if len(found) == wanted:
                     break
-        return found
+        best = sorted(range(len(found)), key=lambda one: found[one][0])[: int(np.ceil(ALIKE * len(found)))]
+        return [found[one][1] for one in best]
+
+    def _context(self, lesion: Lesion) -> Context:
+        anatomy = self.anatomies[lesion.case]
+        if self.dimension == 2:
+            first, last = anatomy.planes
+            anatomy = anatomy.plane(round(first + lesion.height * (last - first)))
+        return Context(anatomy, lesion.place, lesion.extent, self.lesion_labels)
 
     def anatomy(self, place: Plane) -> Anatomy:
         """Return the anatomy of a place: the whole volume, or the plane of it."""

@@ -9,6 +9,7 @@ import numpy as np
 from .anatomy import Anatomy, planes_with_body, read_anatomy
 from .bank import Bank, Fit
 from .lesions import Lesion, lesions_of
+from .looks import Looks
 from .place import usual_surroundings
 from .store import ROOM, Maps, OpenFile, Written, files_without_names
 
@@ -54,11 +55,13 @@ def make_bank(
     bytes are in memory.
     """
     open_file, maps = open_file or files_without_names(), Maps(room)
-    written, seen, places = Written(Lesion, open_file), Written(Anatomy, open_file), []
+    written, seen, places, looks = Written(Lesion, open_file), Written(Anatomy, open_file), [], Looks(labels)
     for number, (image, label_map, spacing) in enumerate(cases):
         anatomy = read_anatomy(image, label_map, spacing, dimension, labels)
         seen.append(anatomy)
-        places += planes_with_body(number, anatomy, dimension)
+        planes = planes_with_body(number, anatomy)
+        looks.add(anatomy, planes)
+        places += planes
         for lesion in _lesions(number, image, label_map, spacing, anatomy, labels, dimension):
             written.append(lesion)
     lesions, anatomies = written.stored(maps), seen.stored(maps)
@@ -66,7 +69,8 @@ def make_bank(
         raise NoLesionError
     bank = Bank(lesions, anatomies, places, usual_surroundings(lesions), [], dimension, tuple(labels), mirror_axis)
     fits = Written(Fit, open_file)
-    for fit in bank.find_fits(np.random.default_rng(seed)):
+    looks.finish()
+    for fit in bank.find_fits(np.random.default_rng(seed), looks):
         fits.append(fit)
     bank.fits = fits.stored(maps)
     return bank

@@ -211,11 +211,7 @@ def test_planes_without_a_lesion_are_preferred_in_each_volume():
     with_lesion = [(labels > 0).any(axis=(1, 2)) for _, labels, _ in cases()[:3]]
     went = [made.places[fit.where] for fit in made.fits]
     assert {place.case for place in went} == {0, 1, 2, 3}
-    for fit, place in zip(made.fits, went, strict=True):
-        lesion = made.lesions[fit.lesion]
-        near = [p.number for p in made.places if p.case == place.case and abs(p.height - lesion.height) <= 0.1]
-        if place.case < 3 and not with_lesion[place.case][near].all():
-            assert not with_lesion[place.case][place.number]
+    assert all(place.case == 3 or not with_lesion[place.case][place.number] for place in went)
 
 
 @pytest.mark.slow
@@ -497,5 +493,5 @@ def test_banks_of_another_version_are_refused(tmp_path):
     folder = bank_folder(dataset, "nnUNetPlans_2d", 0, [1])
     folder.mkdir(parents=True)
     write_json(folder / RECORD, {"format": FORMAT, "format_version": 1, "seen": {}})
-    with pytest.raises(InputError, match="version 1.*version 2.*run transplant"):
+    with pytest.raises(InputError, match="version 1.*version 3.*run transplant"):
         read_fold(dataset, "nnUNetPlans_2d", 0, [1])
