@@ -102,8 +102,7 @@ class Bank:
         free = healthy | ~np.isin(cases, cases[healthy])
         for number, lesion in enumerate(self.lesions):
             height = lesion.height if self.dimension == 2 else float(lesion.place[0])
-            # All planes without a lesion come before those of patients who have none.
-            unlike = looks.unlikeness(lesion.case, height, self.mirror_axis) + ~healthy
+            unlike = looks.unlikeness(lesion.case, height, self.mirror_axis)
             others = cases != lesion.case
             found = self._fits_among(rng, number, unlike, free & others, ~healthy & others)
             yield from found

