@@ -21,8 +21,8 @@ NEAREST = 1 / 3  # of the other patients: those whose planes are most like a les
 UNLIKE = 1.5  # times as unlike as the most alike plane of all, at most
 PATIENTS, PLANES = 2, 3  # at least so many patients, and at most so many planes of each
 FITS = {2: 32, 3: 64}  # places and warps that are sought for each lesion, by dimension
+CHOICE = 2  # times as many are found where there is room; those whose surroundings are most like the lesion's stay
 TRIALS = 4  # tries for each of them
-ALIKE = 0.5  # of the places found, those whose surroundings are most like the lesion's own
 
 
 @dataclass(frozen=True)
@@ -104,33 +104,18 @@ class Bank:
             height = lesion.height if self.dimension == 2 else float(lesion.place[0])
             unlike = looks.unlikeness(lesion.case, height, self.mirror_axis)
             others = cases != lesion.case
-            found = self._fits_among(rng, number, unlike, free & others, ~healthy & others)
+            found: list[Fit] = []
+            for narrow in (True, False):  # farther away, or over another lesion, only where there is no other way
+                choices = [(free & others, False), (~healthy & others, True)]
+                if narrow:
+                    choices = [(self._most_alike(unlike, chosen), covers) for chosen, covers in choices]
+                found = found or self._nearest_fits(rng, number, choices)
             yield from found
             receiving = {self.places[fit.where].case for fit in found if not fit.covers}
             while found and len(receiving) < 2:
-                found = self._fits_among(rng, number, unlike, free & ~np.isin(cases, [*receiving]))
+                found = self._nearest_fits(rng, number, [(free & ~np.isin(cases, [*receiving]), False)])
                 yield from found
                 receiving |= {self.places[fit.where].case for fit in found}
-
-    def _fits_among(
-        self,
-        rng: np.random.Generator,
-        number: int,
-        unlike: np.ndarray,
-        free: np.ndarray,
-        covering: np.ndarray | None = None,
-    ) -> list[Fit]:
-        """Return fits of a lesion in the free places that are most like its own, or else in any of them.
-
-        Farther away, or over another lesion, only where there is no other way.
-        """
-        for narrow in (True, False):
-            choices = [(self._most_alike(unlike, free) if narrow else free, False)]
-            if covering is not None:
-                choices.append((self._most_alike(unlike, covering) if narrow else covering, True))
-            if found := self._nearest_fits(rng, number, choices):
-                return found
-        return []
 
     def _most_alike(self, unlike: np.ndarray, chosen: np.ndarray) -> np.ndarray:
         """Return those of the chosen places that are most alike: a few planes of each of the nearest cases."""
@@ -160,10 +145,10 @@ class Bank:
         self, rng: np.random.Generator, number: int, where: np.ndarray, jitter: float, covers: bool
     ) -> list[Fit]:
         found: list[tuple[float, Fit]] = []
-        lesion, wanted = self.lesions[number], FITS[self.dimension] / ALIKE
+        lesion, wanted = self.lesions[number], FITS[self.dimension]
         context = self._context(lesion)
         cuts: dict[tuple[int, ...], Cut] = {}
-        for _ in range(TRIALS * FITS[self.dimension]):
+        for _ in range(TRIALS * wanted):
             place = int(where[rng.integers(len(where))])
             mirror = self.mirror_axis if self.mirror_axis is not None and rng.random() < 0.5 else None
             warp = draw_warp(rng, lesion.extent, lesion.diameter, mirror, lesion.spacing)
@@ -179,10 +164,9 @@ class Bank:
                 gives = cut.is_healthy(anatomy.labels, site.voxel, self.lesion_labels)
                 fit = Fit(number, place, covers, gives, site.centre, warp, site.around.mean, site.around.deviation)
                 found.append((context.unlikeness(anatomy, site.voxel, mirror), fit))
-                if len(found) == wanted:
+                if len(found) == CHOICE * wanted:
                     break
-        best = sorted(range(len(found)), key=lambda one: found[one][0])[: int(np.ceil(ALIKE * len(found)))]
-        return [found[one][1] for one in best]
+        return [fit for _, fit in sorted(found, key=lambda one: one[0])[:wanted]]
 
     def _context(self, lesion: Lesion) -> Context:
         anatomy = self.anatomies[lesion.case]
