@@ -20,6 +20,7 @@ from .warp import Warp, draw_warp
 NEAREST = 1 / 3  # of the other patients: those whose planes are most like a lesion's own
 UNLIKE = 1.5  # times as unlike as the most alike plane of all, at most
 PATIENTS, PLANES = 2, 3  # at least so many patients, and at most so many planes of each
+LOOKED_AT = 100  # other patients, drawn for each lesion where there are more
 FITS = {2: 32, 3: 64}  # places and warps that are sought for each lesion, by dimension
 CHOICE = 2  # times as many are found where there is room; those whose surroundings are most like the lesion's stay
 TRIALS = 4  # tries for each of them
@@ -96,26 +97,31 @@ class Bank:
         is sought in the lesion's own, too, since a decoy takes tissue from one case to another.
         """
         cases = self._cases
-        healthy = (
-            looks.healthy if self.dimension == 2 else np.zeros(len(cases), bool)
-        )  # a volume may have room anywhere
+        # A volume may have room anywhere.
+        healthy = looks.healthy if self.dimension == 2 else np.zeros(len(cases), bool)
         free = healthy | ~np.isin(cases, cases[healthy])
         for number, lesion in enumerate(self.lesions):
             height = lesion.height if self.dimension == 2 else float(lesion.place[0])
-            unlike = looks.unlikeness(lesion.case, height, self.mirror_axis)
             others = cases != lesion.case
-            found: list[Fit] = []
-            for narrow in (True, False):  # farther away, or over another lesion, only where there is no other way
-                choices = [(free & others, False), (~healthy & others, True)]
-                if narrow:
-                    choices = [(self._most_alike(unlike, chosen), covers) for chosen, covers in choices]
-                found = found or self._nearest_fits(rng, number, choices)
+            seen, unlike = others & self._some_cases(rng, lesion.case), np.full(len(cases), np.inf)
+            unlike[seen] = looks.unlikeness(lesion.case, height, self.mirror_axis, np.flatnonzero(seen))
+            # Farther away, or over another lesion, only where there is no other way.
+            choices = [(free & others, False), (~healthy & others, True)]
+            alike = [(self._most_alike(unlike, chosen & seen), covers) for chosen, covers in choices]
+            found = self._nearest_fits(rng, number, alike, JITTER[:-1]) or self._nearest_fits(rng, number, choices)
             yield from found
             receiving = {self.places[fit.where].case for fit in found if not fit.covers}
             while found and len(receiving) < 2:
                 found = self._nearest_fits(rng, number, [(free & ~np.isin(cases, [*receiving]), False)])
                 yield from found
                 receiving |= {self.places[fit.where].case for fit in found}
+
+    def _some_cases(self, rng: np.random.Generator, but: int) -> np.ndarray:
+        """Return the places of some cases but one: of all, where they are not many."""
+        others = np.delete(np.arange(len(self.anatomies)), but)
+        if len(others) <= LOOKED_AT:
+            return np.ones(len(self._cases), bool)
+        return np.isin(self._cases, rng.choice(others, LOOKED_AT, replace=False))
 
     def _most_alike(self, unlike: np.ndarray, chosen: np.ndarray) -> np.ndarray:
         """Return those of the chosen places that are most alike: a few planes of each of the nearest cases."""
@@ -132,10 +138,14 @@ class Bank:
         return alike
 
     def _nearest_fits(
-        self, rng: np.random.Generator, number: int, choices: Sequence[tuple[np.ndarray, bool]]
+        self,
+        rng: np.random.Generator,
+        number: int,
+        choices: Sequence[tuple[np.ndarray, bool]],
+        jitters: Sequence[float] = JITTER,
     ) -> list[Fit]:
         """Return fits of a lesion as near to its own place as there are any, in places chosen or covering another."""
-        for jitter, (choice, covers) in product(JITTER, choices):
+        for jitter, (choice, covers) in product(jitters, choices):
             found = self._fits_of(rng, number, np.flatnonzero(choice), jitter, covers) if choice.any() else []
             if found:
                 return found
@@ -148,7 +158,9 @@ class Bank:
         lesion, wanted = self.lesions[number], FITS[self.dimension]
         context = self._context(lesion)
         cuts: dict[tuple[int, ...], Cut] = {}
-        for _ in range(TRIALS * wanted):
+        for trial in range(TRIALS * wanted):
+            if not found and trial == TRIALS * wanted // 2:  # most often there is no room
+                break
             place = int(where[rng.integers(len(where))])
             mirror = self.mirror_axis if self.mirror_axis is not None and rng.random() < 0.5 else None
             warp = draw_warp(rng, lesion.extent, lesion.diameter, mirror, lesion.spacing)

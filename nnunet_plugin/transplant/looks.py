@@ -41,12 +41,11 @@ class Looks:
         values, clear, cases, healthy, areas, heights = zip(*self._rows, strict=True)
         self._rows.clear()
         self._values, self._clear = np.stack(values), np.stack(clear)
-        self._squares = self._values**2
         self._cases, self.healthy = np.array(cases, int), np.array(healthy, bool)
         self._areas, self._heights = np.log(areas), np.array(heights, float)
 
-    def unlikeness(self, case: int, height: float, mirror_axis: int | None) -> np.ndarray:
-        """Return how little every row looks like a case's plane at a relative height, `(rows,)`, from 0.
+    def unlikeness(self, case: int, height: float, mirror_axis: int | None, rows: np.ndarray) -> np.ndarray:
+        """Return how little each of the rows looks like a case's plane at a relative height, `(rows,)`, from 0.
 
         One minus the correlation where that plane shows no lesion, of the plane or its mirror image, and what areas
         and heights add.
@@ -56,8 +55,9 @@ class Looks:
         seen = [(self._values[row], self._clear[row])]
         if mirror_axis in (-1, -2):
             seen.append(tuple(np.flip(of.reshape(SIDE, SIDE), mirror_axis).ravel() for of in seen[0]))
-        alike = [self._values @ values / np.sqrt(np.maximum(self._squares @ clear, 1e-6)) for values, clear in seen]
-        areas, heights = self._areas - self._areas[row], self._heights - height
+        values = self._values[rows]
+        alike = [values @ one / np.sqrt(np.maximum(values**2 @ clear, 1e-6)) for one, clear in seen]
+        areas, heights = self._areas[rows] - self._areas[row], self._heights[rows] - height
         return 1 - np.max(alike, axis=0) + AREA * areas**2 + HEIGHT * heights**2
 
     def _look(self, anatomy: Anatomy, number: int) -> tuple[np.ndarray, np.ndarray]:

@@ -42,7 +42,7 @@ def test_planes_alike_show_the_same_level(mirrored):
         looks.add(anatomy, planes := planes_with_body(number, anatomy))
         levels += [(plane.case, of[plane.number]) for plane in planes]
     looks.finish()
-    unlike = looks.unlikeness(0, 3 / 9, -1 if mirrored else None)
+    unlike = looks.unlikeness(0, 3 / 9, -1 if mirrored else None, np.arange(len(levels)))
     cases, levels = np.array(levels).T
     for case in (1, 2, 3, 4):
         best = levels[cases == case][unlike[cases == case].argmin()]
@@ -68,6 +68,18 @@ def test_lesions_go_to_their_own_level(dimension):
     if dimension == 3:
         depths = np.array([fit.centre[0] for fit, _ in went]) - [place.number for _, place in went]
         assert np.abs(depths).max() <= 0.25 * 19
+
+
+@pytest.mark.slow
+def test_of_many_patients_some_are_looked_at_for_each_lesion(monkeypatch):
+    """Others for the next one, and the same for the same seed."""
+    monkeypatch.setattr("nnunet_plugin.transplant.bank.LOOKED_AT", 2)
+    given = [body(DONOR, number, 3) for number in range(8)]
+    made, again = (make_bank(given, 2, [1]) for _ in range(2))
+    went = [(fit.lesion, made.places[fit.where].case) for fit in made.fits]
+    assert went == [(fit.lesion, again.places[fit.where].case) for fit in again.fits]
+    assert {len({case for of, case in went if of == lesion}) for lesion in range(8)} <= {1, 2}
+    assert len(made.receiving) >= 6
 
 
 @pytest.mark.parametrize("dimension", [2, 3])
