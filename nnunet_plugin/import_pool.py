@@ -84,7 +84,7 @@ def add_pool(
         seed: Seed of the draws.
         training: What to change in nnU-Net's training for short comparisons: num_epochs,
             num_iterations_per_epoch, num_val_iterations_per_epoch, optimizer (SGD or AdamW), initial_lr,
-            weight_decay, seed.
+            weight_decay, seed, autocast (bfloat16 or auto, on a CPU).
         overwrite: Replace an imported pool, a configuration or stale plans of the same name.
 
     Example:

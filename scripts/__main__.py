@@ -272,7 +272,8 @@ def copy_paste(
         seed: The seed of the draws.
         plans: The plans of a preprocessed data set.
         configuration: Its configuration: 2d, or 3d_fullres for volumes.
-        spatial_size: A grid to bring cases to, such as '[64,64]'; slices stay as they are without.
+        spatial_size: A grid to bring cases to, such as '[64,64]'; without, the largest height and width of the
+            training cases, to which smaller ones are padded.
 
     Example:
         synthaug copy-paste /data/nnUNet_preprocessed/Dataset501_LGG pool_pasted 400 -c 2d -f 0

@@ -76,7 +76,7 @@ def add_transplants(
         seed: Seed of the transplants.
         training: What to change in nnU-Net's training for short comparisons: num_epochs,
             num_iterations_per_epoch, num_val_iterations_per_epoch, optimizer (SGD or AdamW), initial_lr,
-            weight_decay, seed.
+            weight_decay, seed, autocast (bfloat16 or auto, on a CPU).
         overwrite: Replace a configuration or stale plans of the same name, and make the lesions' folders anew, also
             for other configurations of the same labels.
 

@@ -171,6 +171,11 @@ def audit_words(result: AuditResult) -> list[str]:
         f"Real patients nearest to each other: {', '.join(pairs)}. If two of them are one person, leave one out: they "
         "make these thresholds lax."
     )
+    if blind := result.memorisation.blind:
+        lines.append(
+            f"Blind here: {', '.join(blind)}. Two real patients are as near to each other as a copy is to its "
+            "original, so that exact copies are found at most."
+        )
     if result.foreign.any():
         lines.append(f"{int(result.foreign.sum())} samples were decided on by others and stay as they are.")
     if few := [check.key for check in result.checks if check.defined.sum() * check.level < 1]:

@@ -33,6 +33,7 @@ SHIFT = 1 / 32  # largest shift, as a share of the longest side
 FEATURE_GRID = 4  # places along each axis at which feature maps are compared
 SMALLEST_SPREAD = 0.1  # of a feature, as a share of the mean one
 NEXT_PATIENTS = 5  # patients after the nearest one that the distance is relative to
+BLIND = 0.01  # a threshold below it finds exact copies at most
 CHUNK = 64
 
 Variants = Callable[[Tensor], Iterator[tuple[str, Tensor]]]  # images -> how each was changed, descriptors (items, ...)
@@ -203,11 +204,25 @@ class Memorisation:
     @property
     def closeness(self) -> np.ndarray:
         """How far below its threshold a sample is, (samples,): below 1 it is a copy by one comparison at least."""
-        return np.min([check.samples / check.thresholds[0] for check in self.checks], axis=0)
+        return self._parts.min(axis=0)
+
+    @property
+    def blind(self) -> list[str]:
+        """The checks by which two real patients are as near to each other as a copy is to its original."""
+        return [check.key for check in self.checks if check.thresholds[0] < BLIND]
+
+    @property
+    def _parts(self) -> np.ndarray:
+        """Scores as parts of their thresholds (checks, samples); infinite by a check that has none above 0."""
+        parts = np.full((len(self.checks), len(self.checks[0].samples)), np.inf)
+        for row, check in zip(parts, self.checks, strict=True):
+            if check.thresholds[0] > 0:
+                row[:] = check.samples / check.thresholds[0]
+        return parts
 
     def copied(self, index: int) -> dict:
         """The training item that sample `index` is nearest to, by the comparison that shows it best."""
-        by = int(np.argmin([check.samples[index] / check.thresholds[0] for check in self.checks]))
+        by = int(self._parts[:, index].argmin())
         name = list(self.nearest)[by]
         found = self.nearest[name]
         match = int(found.match[index])

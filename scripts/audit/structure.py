@@ -248,7 +248,7 @@ class Structure:
             best.scatter_reduce_(1, targets, finer, "amax")
             best, which = best.unflatten(1, (count, depth)).max(dim=2)
             at = at.unflatten(1, (count, depth)).gather(2, which.unsqueeze(2)).squeeze(2)
-            yield chosen, (1 - best).numpy(), at.numpy(), names
+            yield chosen, (1 - best).clamp(min=0).numpy(), at.numpy(), names
 
 
 _SHIFTS = list(itertools.product(range(2 * REACH + 1), repeat=2))  # down and right, in cells, from the furthest up
@@ -313,7 +313,7 @@ class Detail:
                         best[nearer], flipped_by[nearer] = cosines[nearer], number
             best, which = best.unflatten(1, (count, depth)).max(dim=2)
             flipped_by = flipped_by.unflatten(1, (count, depth)).gather(2, which.unsqueeze(2)).squeeze(2)
-            yield chosen, (1 - best).numpy(), flipped_by.numpy(), names
+            yield chosen, (1 - best).clamp(min=0).numpy(), flipped_by.numpy(), names
 
 
 def _detail(images: Tensor) -> Tensor:

@@ -245,7 +245,8 @@ class _Files:
             raise InputError(
                 f"{pair.label} with a spacing of {got[used].tolist()} mm ([depth,] height, width)",
                 f"{wanted[used].tolist()} mm, as the cases of {self.cases.description.name}",
-                "resample it, or write the true spacing into its header",
+                "resample it, or write the true spacing into its header; where cases differ in spacing, give volumes "
+                "and the data set in nnUNet_preprocessed",
             )
         inside = (image != 0).any(axis=0) if self.cases.masked else np.ones(label.shape, bool)
         return Case(case.id, image, label, inside)

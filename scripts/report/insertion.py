@@ -93,4 +93,6 @@ def insertion_picture(done: Insertion, path: Path) -> Path:
     both = np.concatenate([row.images for row in rows])
     window = [tuple(np.percentile(both[:, c], [0.5, 99.8]).tolist()) for c in range(both.shape[1])]
     window = [(low, high if high > low else low + 1) for low, high in window]
-    return save_png(draw_sheet(rows, done.labels, title="synthaug insert", window=window, unit="plane"), path)
+    origin = "0.5th to 99.8th percentile of before and after"
+    sheet = draw_sheet(rows, done.labels, title="synthaug insert", window=window, unit="plane", origin=origin)
+    return save_png(sheet, path)

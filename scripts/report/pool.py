@@ -81,6 +81,7 @@ def pool_sheet(
         title=f"{origin(record)}, n = {len(samples)} samples",
         labels=description.painted,
         channel_names=list(description.channel_names.values()),
+        scale="(normalised by nnU-Net)" if record["space"]["kind"] == "nnunet_preprocessed" else "",
         **({"columns": 4} if slices else {"columns": 1, "tile": 440, "unit": "volume"}),
     )
 

@@ -122,7 +122,8 @@ def feature_figure(components: dict[str, np.ndarray], record: dict[str, Any]) ->
     """
     shown = [name for name in components if name != "training"]
     with plain_style():
-        figure = new_figure(440 * max(1, len(shown)), 470)
+        width = 440 * max(1, len(shown))
+        figure = new_figure(width, 470)
         axes = figure.subplots(1, max(1, len(shown)), squeeze=False, sharex=True, sharey=True)[0]
         for axis, name, colour in zip(axes, shown, (COLOURS[4], COLOURS[6]), strict=False):
             for key, tint in (("training", "#b8b8b8"), (name, colour)):
@@ -135,5 +136,5 @@ def feature_figure(components: dict[str, np.ndarray], record: dict[str, Any]) ->
         axes[0].set_ylabel("second component")
         title = f"{record['extractors'][0]}: principal components of the training slices' features"
         figure.suptitle(title, fontsize=points(13), x=0.01, ha="left")
-        figure.subplots_adjust(left=0.07, right=0.99, bottom=0.11, top=0.88, wspace=0.06)
+        figure.subplots_adjust(left=104 / width, right=0.99, bottom=0.11, top=0.88, wspace=0.06)
     return figure

@@ -168,6 +168,8 @@ def draw_sheet(
     tile: int = 160,
     columns: int = 4,
     unit: str = "slice",
+    origin: str = "set by hand",
+    scale: str = "",
 ) -> Figure:
     """Draw slices in pairs, bare and with contours, all rows in the grey window of the first one.
 
@@ -183,6 +185,8 @@ def draw_sheet(
         tile: largest side of a slice on the sheet, in pixels.
         columns: slices side by side before a new line starts.
         unit: what one of them is called, "slice" or "volume".
+        origin: where `window` comes from, for the caption.
+        scale: what the images' intensities are where they are not the files' own, for the caption.
 
     Returns a matplotlib `Figure`; `sample_sheet` writes it, TensorBoard's `add_figure` takes it as it is.
 
@@ -196,10 +200,9 @@ def draw_sheet(
     if window is None:
         window = grey_window(groups[0].images, percentiles)
         origin = f"{percentiles[0]:g}th to {percentiles[1]:g}th percentile of “{groups[0].name}”"
-    else:
-        origin = "set by hand"
     ranges = "; ".join(
-        f"{name} {low:.3g} to {high:.3g}" for name, (low, high) in zip(channel_names, window, strict=True)
+        f"{name}: {low:.3g} to {high:.3g} {scale}".rstrip()
+        for name, (low, high) in zip(channel_names, window, strict=True)
     )
     caption = (
         f"Each pair: the {unit} as it is, and the same {unit} with the contours of its mask. "

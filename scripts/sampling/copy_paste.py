@@ -111,7 +111,7 @@ def write_copy_paste(
         fold: whose training cases are used.
         seed: of the draws.
         plans, configuration: of a preprocessed data set.
-        spatial_size: grid that cases are brought to, three numbers for volumes; None: slices as they are.
+        spatial_size: grid that cases are brought to, three numbers for volumes; None: see `own_size`.
 
     Raises:
         InputError: the data set or a setting cannot be used.

@@ -6,7 +6,7 @@ import torch
 
 from scripts.audit.agreement import augment, best_dice
 from scripts.audit.items import Items
-from scripts.audit.memorisation import NEXT_PATIENTS, flips, patient_distances, thumbnails
+from scripts.audit.memorisation import NEXT_PATIENTS, Memorisation, flips, patient_distances, thumbnails
 from scripts.audit.plausibility import Body, joint_scores, range_scores
 from scripts.audit.thresholds import LEVELS, Check, check_levels, patient_interval, wilson_interval
 from scripts.runtime.errors import InputError
@@ -166,6 +166,13 @@ def test_relative_distance_is_to_the_patients_after_the_nearest():
     assert found.scale[0] == pytest.approx(np.mean(nearest[1 : 1 + NEXT_PATIENTS]), abs=1e-3)
     with pytest.raises(InputError, match="at least 3"):
         patient_distances(thumbnails(), sample, reference.subset(np.array([0, 1])), all_of, "", apart=False)
+
+
+def test_a_check_by_which_two_patients_are_one_is_named_and_judges_nothing():
+    sharp, blind = check([0.5, 0.8], [0.1, 0.9]), check([0.0, 0.8], [0.0, 0.2])
+    found = Memorisation([blind, sharp], check([1.0]), {}, {}, items(smooth(3, (8, 8), 0), np.arange(3)))
+    assert found.blind == [blind.key]
+    np.testing.assert_allclose(found.closeness, [0.2, 1.8])  # by the other check alone, and without a warning
 
 
 def test_body_is_what_is_not_background():

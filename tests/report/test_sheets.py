@@ -124,6 +124,13 @@ def test_explicit_window_and_every_channel(tmp_path):
     assert (cut[0, 0, 0][0] == 128).all() and (cut[0, 0, 1][0] == 128).all()
 
 
+def test_the_caption_says_what_window_it_is_and_where_from():
+    rows = [("real", np.zeros((1, 1, 16, 16)), np.zeros((1, 16, 16), dtype=int))]
+    sheet = draw_sheet(rows, LABELS, ["PET"], window=[(0, 2.5)], origin="of before and after", scale="SUV")
+    words = " ".join(text.get_text() for text in sheet.axes[0].texts)
+    assert "PET: 0 to 2.5 SUV (of before and after)." in words
+
+
 def test_same_input_gives_same_bytes_whatever_the_users_style(rows, tmp_path):
     first = sample_sheet(rows, tmp_path / "a.png", "Title $1 \\beta$", labels=LABELS).read_bytes()
     with matplotlib.rc_context({"font.size": 31, "axes.facecolor": "red", "savefig.dpi": 40}):
