@@ -324,7 +324,7 @@ def _reopen(folder: Path, partial: Path, settings: dict, num_samples: int) -> li
     elif (partial / "pool.json").is_file():  # stopped around the rename
         before, records = _whole_pool(partial, settings)
     elif (partial / SETTINGS).is_file():
-        before, records = json.loads((partial / SETTINGS).read_text()), _read_records(partial)
+        before, records = read_record(partial / SETTINGS, {}, f"remove {partial}"), _read_records(partial)
     elif any(path.is_file() and path.suffix != ".tmp" for path in partial.rglob("*")):
         raise InputError(f"{partial}, which is no pool", "a name that is free", "choose another folder, or remove it")
     else:

@@ -13,7 +13,7 @@ from ignite.engine import Engine, Events
 from ..data.provenance import build_provenance, write_provenance
 from ..data.training_set import TrainingSet
 from ..runtime.errors import refuse_changes
-from ..runtime.files import file_sha256, json_sha256, write_json
+from ..runtime.files import file_sha256, json_sha256, read_record, write_json
 from ..runtime.running import one_spelling, settings_behind
 from ..runtime.settings import first_rank
 from .checkpoints import CHECKPOINT, MODEL
@@ -74,7 +74,8 @@ class TrainingRecord:
         path = self.ckpt_dir / "training.json"
         if not path.is_file() or not (self.ckpt_dir / CHECKPOINT).is_file():
             return
-        before, now = json.loads(path.read_text()), self._fingerprint()
+        remedy = "give another --bundle_root, or remove the folder to start anew"
+        before, now = read_record(path, {"network": dict, "settings": dict}, remedy), self._fingerprint()
         if "used" not in before:  # of a version that knew no nested overrides, and options that are no more
             for part in ("network", "settings"):
                 known = before[part].keys() & now[part].keys()
@@ -87,7 +88,7 @@ class TrainingRecord:
             now,
             f"{self.ckpt_dir} holds a training",
             "the same settings (max_epochs may grow), to go on with it",
-            "give another --bundle_root, or remove the folder to start anew",
+            remedy,
         )
 
     def _fingerprint(self) -> dict:
@@ -107,7 +108,8 @@ class TrainingRecord:
 
     def _finish(self, engine: Engine) -> None:
         path = self.ckpt_dir / "provenance.json"
-        if path.is_file() and json.loads(path.read_text())["weights_sha256"] == file_sha256(self.ckpt_dir / MODEL):
+        before = read_record(path, {}, f"remove {path}") if path.is_file() else {}
+        if before and before.get("weights_sha256") == file_sha256(self.ckpt_dir / MODEL):
             return  # nothing was trained since: keep the record of what made it
         ran = {"iterations": engine.state.iteration, "epochs": engine.state.epoch}
         training = {**self.settings, **self.notes, **ran, "used": self.used}
