@@ -309,9 +309,13 @@ class RawCases(Cases):
         from monai.transforms import LoadImage
 
         try:
-            return LoadImage(image_only=True, ensure_channel_first=True)(str(path))
+            image = LoadImage(image_only=True, ensure_channel_first=True)(str(path))
         except Exception as error:  # readers raise many kinds
             raise InputError(f"{path} cannot be read ({error})", "a readable image", "restore the file") from error
+        affine = np.asarray(image.affine)
+        if not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
+            raise InputError(f"{path}, whose header does not say where its axes point", "an affine", "mend the header")
+        return image
 
     def files_of(self, case_id: str) -> tuple[list[Path], Path]:
         """The files of a case: its images, one a channel, and its label."""
