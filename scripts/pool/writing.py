@@ -383,8 +383,7 @@ def _store(folder: Path, number: int, item: dict, sampler: Any) -> dict:
     spacing = [float(value or 1.0) for value in space["spacing"]]
     # Raw volumes get the axes of the raw files back, which nnU-Net's preprocessor expects.
     axis = space["slice_axis"] if space["kind"] == "raw" and label.ndim == 3 else None
-    directions = None if axis is None else sampler.provenance.get("directions")
-    grid = spacing, axis, directions
+    grid = spacing, axis, None if axis is None else sampler.provenance.get("directions")
     contents = {
         f"images/{name}_{channel:04d}.nii.gz": _nifti(np.asarray(values, np.float32), *grid)
         for channel, values in enumerate(image)
@@ -406,17 +405,16 @@ def _store(folder: Path, number: int, item: dict, sampler: Any) -> dict:
 def _nifti(array: np.ndarray, spacing: list[float], slice_axis: int | None, directions: Sequence | None) -> bytes:
     """The file of `([depth,] height, width)`; the header names the slice axis where it need not be the last.
 
-    Programs that turn images to one orientation must turn samples as they turn the raw cases: `directions`, of older
-    weights three signs. It is compressed at once and by runs alone: nibabel compresses each row on its own, and
-    zlib's search for longer matches takes twice the time and finds none in floating-point noise.
+    Programs that turn images must turn samples as the raw cases: `directions`, of older weights three signs. It is
+    compressed at once and by runs alone: nibabel compresses each row on its own, and zlib's search for longer matches
+    takes twice the time and finds none in floating-point noise.
     """
     order = np.argsort(array_axes(2 if slice_axis is None else slice_axis))  # to (x, y, z)
     volume = (array if array.ndim == 3 else array[None]).transpose(order)
-    places = np.eye(4)
-    if directions is not None:
-        places[:3] = np.diag([*directions, 1])[:3] if np.ndim(directions) == 1 else directions
-    affine = places * [*np.array(spacing)[order], 1]
-    content = _header(volume.shape, volume.dtype.str, tuple(affine.ravel()), slice_axis) + volume.tobytes("F")
+    signs = (1, 1, 1) if directions is None else directions
+    places = np.diag([*signs, 1.0]) if np.ndim(signs) == 1 else np.array([*signs, [0, 0, 0, 1]], float)
+    affine = tuple((places * [*np.array(spacing)[order], 1]).ravel())
+    content = _header(volume.shape, volume.dtype.str, affine, slice_axis) + volume.tobytes("F")
     packer = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS | 16, zlib.DEF_MEM_LEVEL, zlib.Z_RLE)
     return packer.compress(content) + packer.flush()
 

@@ -14,7 +14,7 @@ from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReori
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO, SimpleITKIOWithReorient
 from scipy.spatial.transform import Rotation
 
-from scripts.data.cases import array_axes, open_cases
+from scripts.data.cases import PHANTOM_NAME, array_axes, open_cases
 from scripts.data.mask_features import mask_features
 from scripts.data.provenance import build_provenance, write_provenance
 from scripts.data.scaling import Scaling
@@ -255,6 +255,44 @@ def test_checkpoint_of_another_architecture(tmp_path):
     with pytest.raises(InputError, match="another architecture.*") as caught:
         LatentSampler(**{**arguments, "network": other})
     assert "[8, 16]" in str(caught.value)
+
+
+def nested(state):
+    return {"state_dict": state}
+
+
+def prefixed(state):
+    return {f"module.{name}": value for name, value in state.items()}
+
+
+def with_nan(state):
+    return {name: value * torch.nan if value.is_floating_point() else value for name, value in state.items()}
+
+
+@pytest.mark.parametrize("change", [nested, prefixed, with_nan, lambda _: [1], lambda _: None, None])
+def test_weights_that_are_none_are_one_error(change, tmp_path):
+    """Whoever wrote them, and their hash into the record."""
+    given = make_generator(tmp_path / "g")
+    path, record = given["checkpoint"], given["provenance"]
+    if change is None:
+        path.write_bytes(b"no weights")
+    else:
+        torch.save(change(torch.load(path, weights_only=True)), path)
+    write_provenance(record, json.loads(record.read_text()), path)
+    with pytest.raises(InputError, match="model.pt (cannot be loaded|with values in|is of another)") as error:
+        LatentSampler(**given)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_sampling_from_a_phantom_says_so(tmp_path, caplog):
+    given = make_generator(tmp_path / "g")
+    LatentSampler(**given)
+    assert "phantom" not in caplog.text
+    record = json.loads(given["provenance"].read_text())
+    record["description"]["name"] = PHANTOM_NAME
+    given["provenance"].write_text(json.dumps(record))
+    LatentSampler(**given)
+    assert f"learnt from the phantom {PHANTOM_NAME}" in caplog.text
 
 
 def test_what_shapes_do_not_show_is_compared_too(tmp_path):
