@@ -15,6 +15,7 @@ from .errors import InputError, plain_words
 from .identity import Identity
 from .imported import IMPORT_RECORD, import_record, import_samples, needs_import, read_import
 from .leakage import check_split, check_voxels, identify_cases, seen_cases
+from .mixing import few_samples_words
 from .options import checked
 from .pool_format import Pool, is_safe_name, read_pool
 from .preprocessed import (
@@ -103,7 +104,8 @@ def add_pool(
         "seed": seed,
         "training": training,
     }
-    block = settings_block(parse_settings(block))
+    settings = parse_settings(block)
+    block = settings_block(settings)
     if pool_name is not None:
         _check_name("pool_name", pool_name)
     _check_name("name", name)
@@ -139,6 +141,8 @@ def add_pool(
             write_json(found.folder / "splits_final.json", splits)
         if not plans_file.is_file() or read_json(plans_file, "") != merged:
             write_json(plans_file, merged)
+    if (warning := few_samples_words(settings, len(checked_pool.kept))) is not None:
+        print(warning, file=sys.stderr)
     return {
         "configuration": name,
         "plans": plans_out,

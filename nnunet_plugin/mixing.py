@@ -9,6 +9,7 @@ from .errors import InputError
 from .settings import Schedule, SynthAugSettings
 
 REAL, TRANSPLANT = -1, -2
+MOST_OF_ONE = 0.02  # of all that a network sees, one sample: a 25th of a half
 
 
 def share_at(settings: Schedule, epoch: int, num_epochs: int) -> float:
@@ -34,6 +35,17 @@ def share_at(settings: Schedule, epoch: int, num_epochs: int) -> float:
 def transplant_share_at(settings: SynthAugSettings, epoch: int, num_epochs: int) -> float:
     """Return the share of transplants in [0, 1] of an epoch."""
     return 0.0 if settings.transplant is None else share_at(settings.transplant, epoch, num_epochs)
+
+
+def few_samples_words(settings: Schedule, samples: int) -> str | None:
+    """What to tell of a pool so small that the network sees each of its samples again and again; None: it is not."""
+    share = max(settings.share, settings.share_end or 0.0, *(part for _, part in settings.steps or ()), 0.0)
+    if share <= MOST_OF_ONE * samples:
+        return None
+    return (
+        f"WARNING: a pool of {samples} samples at a share of {100 * share:g} %: each is {100 * share / samples:.2g} % "
+        f"of all that the network sees. Sample more, {math.ceil(share / MOST_OF_ONE)} or so, or take a smaller share."
+    )
 
 
 def check_shares(settings: SynthAugSettings, num_epochs: int) -> None:

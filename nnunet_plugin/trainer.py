@@ -20,7 +20,7 @@ from .errors import InputError
 from .import_pool import read_import
 from .kept_identities import kept_identities
 from .leakage import check_voxels
-from .mixing import check_shares, share_at, transplant_share_at
+from .mixing import check_shares, few_samples_words, share_at, transplant_share_at
 from .precision import Float32Loss, autocast_dtype, memory_format
 from .preprocessed import PreprocessedDataset, check_leakage, check_space, environment_folder, resolve_configuration
 from .seen import check_pretrained, check_seen, check_sources, pretrained_file, read_seen, write_seen
@@ -179,6 +179,8 @@ class SynthAugMixin(nnUNetTrainer):
             f"synthetic cases: {len(record['samples'])} in {folder}, "
             f"share {share_at(settings, self.current_epoch, self.num_epochs):g} ({settings.schedule})"
         )
+        if (warning := few_samples_words(settings, len(record["samples"]))) is not None:
+            self.print_to_log_file(warning)
         return nnUNetDatasetBlosc2(folder, list(record["samples"]))
 
     def _transplant_cases(self, dataset: PreprocessedDataset, record: dict[str, Any], train: Any) -> TransplantCases:

@@ -91,8 +91,8 @@ def _target(folder: Path, dataset_id: Any, name: Any, default_id: int | None, de
     else:
         dataset_id = default_id if dataset_id is None else dataset_id
         name = default_name if name is None else name
-        if not is_whole(dataset_id) or not 1 <= dataset_id <= 999:
-            raise InputError(f"dataset_id {dataset_id!r}", "a whole number from 1 to 999", "give --dataset_id")
+        if not is_whole(dataset_id) or dataset_id < 1:
+            raise InputError(f"dataset_id {dataset_id!r}", "a whole number from 1", "give --dataset_id")
         if not isinstance(name, str) or not re.fullmatch("[A-Za-z0-9_-]+", name):
             raise InputError(f"name {name!r}", "letters, digits, - and _", "give --name")
         folder = folder / f"Dataset{dataset_id:03d}_{name}"

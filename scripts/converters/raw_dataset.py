@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -17,7 +16,7 @@ from tqdm import tqdm
 
 from ..data.folds import NUM_FOLDS, crossval_folds
 from ..runtime.errors import InputError
-from ..runtime.files import write_json
+from ..runtime.files import read_record, write_json
 
 
 @dataclass(frozen=True)
@@ -161,7 +160,7 @@ def _prepare(draft: Path, plan: dict) -> Path:
     """Clear from an unfinished conversion what this one would write differently; returns a folder to write in."""
     record = draft / "plan.json"
     if record.is_file():
-        before = json.loads(record.read_text())
+        before = read_record(record, {"dataset": dict, "cases": dict}, f"remove {draft}")
         if before["dataset"] != plan["dataset"] or before["cases"].keys() != plan["cases"].keys():
             shutil.rmtree(draft)
         else:

@@ -72,7 +72,8 @@ class Cases:
         space: record of axes, spacing and normalisation; `space["sha256"]` names it.
         is_3d: the space is that of a 3D configuration, which is resampled along depth too.
         plans: nnU-Net's plans of the space where no folder holds them.
-        directions: of raw cases, 1 or -1 for x, y, z of the first file: whether the axis points to R, A, S or away.
+        directions: of raw cases, where the voxel axes x, y, z of the first file point, a column each of R, A, S, and
+            last where its first voxel lies, in mm.
     """
 
     description: DatasetDescription
@@ -80,7 +81,7 @@ class Cases:
     space: dict
     is_3d: bool = False
     plans: dict | None = None
-    directions: list[int] | None = None
+    directions: list | None = None
 
     def load(self, case_id: str) -> Case:
         """Read and check one case."""
@@ -286,9 +287,8 @@ class RawCases(Cases):
 
     def _space_of(self, case_id: str) -> dict:
         affine = self.affine_of(case_id)
-        columns = affine[:3, :3].T
-        self.directions = [1 if column[np.abs(column).argmax()] > 0 else -1 for column in columns]
         steps = voxel_sizes(affine).tolist()  # x, y, z
+        self.directions = (affine[:3] / [*steps, 1]).tolist()
         axis = max(range(3), key=lambda i: (steps[i], i))
         space = {
             "kind": "raw",
@@ -309,9 +309,13 @@ class RawCases(Cases):
         from monai.transforms import LoadImage
 
         try:
-            return LoadImage(image_only=True, ensure_channel_first=True)(str(path))
+            image = LoadImage(image_only=True, ensure_channel_first=True)(str(path))
         except Exception as error:  # readers raise many kinds
             raise InputError(f"{path} cannot be read ({error})", "a readable image", "restore the file") from error
+        affine = np.asarray(image.affine)
+        if not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
+            raise InputError(f"{path}, whose header does not say where its axes point", "an affine", "mend the header")
+        return image
 
     def files_of(self, case_id: str) -> tuple[list[Path], Path]:
         """The files of a case: its images, one a channel, and its label."""

@@ -196,6 +196,8 @@ def read_description(dataset_dir: str | Path) -> DatasetDescription:
             f"one integer for each of the {len(description.foreground)} regions",
             "add regions_class_order to dataset.json",
         )
+    if empty := [name for name, values in description.foreground if not values]:
+        raise InputError(f"{path} with no integer in {', '.join(empty)}", "an integer or more in each", "mend `labels`")
     if with_background := [name for name, values in description.foreground if 0 in values]:
         raise InputError(
             f"{path} with background (0) in {', '.join(with_background)}",

@@ -57,11 +57,16 @@ def read_fold(dataset_dir: str | Path, case_ids: list[str], fold: int | str, sto
     if str(fold) == "all":
         return _fold("all", sorted(case_ids), [])
     splits = _splits(path, case_ids)
-    if str(fold).isdigit() and int(fold) < len(splits):
+    if str(fold).isdecimal() and int(fold) < len(splits):
         fold = int(fold)
         chosen = splits[fold]
     else:
         raise InputError(f"fold {fold!r}", f"0 to {len(splits) - 1}, or all", f"choose one of the folds of {path.name}")
+    if twice := sorted({case for part in (chosen["train"], chosen["val"]) for case in part if part.count(case) > 1}):
+        raise InputError(
+            f"fold {fold} of {path} with {', '.join(twice[:5])} more than once", "each case once",
+            "mend or delete the file",
+        )  # fmt: skip
     if not chosen["train"] or set(chosen["train"]) & set(chosen["val"]):
         raise InputError(
             f"fold {fold} of {path} trains on {len(chosen['train'])} cases and validates on "

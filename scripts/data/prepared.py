@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..runtime.errors import InputError
-from ..runtime.files import replacing, write_json
+from ..runtime.files import read_record, replacing, write_json
 
 MANIFEST = "prepared.json"  # written last: a folder without it is not finished
 
@@ -91,6 +90,7 @@ def plain_arrays(dataset_dir: Path, folder: Path) -> PlainArrays | None:
 
 def _configurations(source: Path, plans: str) -> Sequence[str]:
     path = source / f"{plans}.json"
-    known = json.loads(path.read_text())["configurations"] if path.is_file() else {"2d": {}}
+    required: dict[str, type | tuple[type, ...]] = {"configurations": dict}
+    known = read_record(path, required, "restore the plans")["configurations"] if path.is_file() else {"2d": {}}
     there = [name for name in ("2d", "3d_fullres") if name in known]
     return [name for name in there if (source / known[name].get("data_identifier", "")).is_dir()] or ["2d"]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
+from nnunet_plugin.preprocessed import read_json
 
 from .cases import PreprocessedCases
 from .description import DatasetDescription
@@ -16,7 +16,7 @@ def read_plans(cases: PreprocessedCases) -> dict:
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     name = cases.space["configuration"]
-    plans = json.loads((cases.folder.parent / f"{cases.space['plans_name']}.json").read_text("utf-8-sig"))
+    plans = read_json(cases.folder.parent / f"{cases.space['plans_name']}.json", "restore the plans")
     resolved = PlansManager(plans).get_configuration(name).configuration
     return {**plans, "configurations": {name: resolved}}
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..pool.from_real import FROM_REAL
+from ..runtime.errors import InputError
 from ..runtime.files import json_sha256
 from .protocol import SEGMENTATION, budget_of, is_reference, mixing_of
 
@@ -56,6 +57,9 @@ def plan_cells(s: dict[str, Any]) -> list[Cell]:
 
     A generator is trained for each fold and number of real patients on the fold's training cases alone, and its pool
     serves that fold only; arms with fewer samples use the first ones of the largest pool.
+
+    Raises:
+        InputError: two cells would have one name, and so one folder.
     """
     made = s["dataset"] if s["dataset_dir"] is None else s.get("data_sha256")  # what the data are, not where they lie
     source = Cell("source", "dataset", {"data": made, **{name: s[name] for name in ("space", "configuration")}})
@@ -73,6 +77,13 @@ def plan_cells(s: dict[str, Any]) -> list[Cell]:
                     cells += made.values()
             for segmenter in s["segmenters"]:
                 cells += _segmenter_cells(segmenter, data, pools, real, fold, s)
+    ids = [cell.id for cell in cells]
+    if same := next((cell for cell in ids if ids.count(cell) > 1), None):
+        raise InputError(
+            f"several cells of the name {same}",
+            "arms, generators and segmenters whose names differ in letters and digits, and no number twice",
+            "rename one of them in the protocol",
+        )
     last = KINDS.index("train")  # a training is evaluated before the next one starts: a report grows arm by arm
     return sorted(cells, key=lambda cell: min(KINDS.index(cell.kind), last))
 

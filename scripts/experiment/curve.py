@@ -17,7 +17,7 @@ from ..report.curve import draw_curve
 from ..report.figures import save_png
 from ..report.plots import read_series
 from ..runtime.errors import InputError, refuse_changes
-from ..runtime.files import write_json
+from ..runtime.files import read_record, write_json
 from .accepted import check_network, check_overlays, check_settings, defaults, plain
 from .protocol import CELLS
 from .record import choose_device, device_words
@@ -104,7 +104,7 @@ def write_curve(
             point = {**_trained(models, epoch), **quality(folder / "pool")}
             shutil.copy(models / "samples.png", folder / "samples.png")
             write_json(folder / "point.json", {"point": point, "real": quality.real})
-        found = json.loads((folder / "point.json").read_text())
+        found = read_record(folder / "point.json", {"point": dict, "real": dict}, f"remove {folder}")
         measured.append(found["point"])
         real = found["real"]
         print("  ".join(f"{key} {value:.4g}" for key, value in found["point"].items()), file=sys.stderr, flush=True)
@@ -125,9 +125,8 @@ def _check_same(root: Path, settings: Mapping[str, Any]) -> None:
     file = root / "settings.json"
     now = json.loads(json.dumps(settings))
     if file.is_file():
-        refuse_changes(
-            json.loads(file.read_text()), now, f"{root} holds a curve", "the same settings", "give another output_dir"
-        )
+        remedy = "give another output_dir"
+        refuse_changes(read_record(file, {}, remedy), now, f"{root} holds a curve", "the same settings", remedy)
     write_json(file, now)
 
 

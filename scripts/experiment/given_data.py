@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ from ..data.description import DatasetDescription, read_description
 from ..data.folds import read_splits
 from ..data.raw_files import is_raw_dataset, lists_its_files, raw_files
 from ..runtime.errors import InputError
-from ..runtime.files import file_sha256, json_sha256
+from ..runtime.files import file_sha256, json_sha256, read_record
 from .dataset import SPLITS, visible
 from .nnunet_commands import dataset_number
 from .protocol import NNUNET
@@ -82,7 +81,11 @@ def training_files(folder: Path, description: DatasetDescription) -> dict[str, l
 
 def _identity(folder: Path, files: Mapping[str, list[Path]], records: tuple[str, ...]) -> str:
     """What the files of a data set are: labels by their content, images by name and size, which takes no time."""
-    content: list[Any] = [json.loads((folder / name).read_text()) for name in records if (folder / name).is_file()]
+    content: list[Any] = [
+        read_splits(folder / name) if name == SPLITS else read_record(folder / name, {}, "restore the file")
+        for name in records
+        if (folder / name).is_file()
+    ]
     for name, paths in files.items():
         for path in paths:
             content.append([name, path.name, path.stat().st_size if "image" in name else file_sha256(path)])

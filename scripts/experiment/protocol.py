@@ -45,6 +45,11 @@ GENERATOR_KEYS = ("bundle", "overlays", "settings", "sampling")
 # bundle.
 ARM_KEYS = ("pool", "num_synthetic", "epochs_factor")
 SEGMENTER_KEYS = ("bundle", "overlays", "settings", "arms", "budget")
+# Kinds of what a generator, an arm or a segmenter says itself.
+ENTRY_KINDS = {
+    "bundle": str, "overlays": list, "settings": dict, "sampling": dict, "pool": str, "arms": list,
+    "num_synthetic": list, "budget": str,
+}  # fmt: skip
 ADDED = "added"  # the share that the samples have of all items, as when they are added to the real ones
 NNUNET_SETTINGS = {"num_epochs": 12, "num_iterations_per_epoch": 40, "full_plans": False}
 AUDIT_KEYS = (
@@ -105,6 +110,8 @@ def read_protocol(
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no settings", "a protocol file", "see those that come with the package")
     presets = content.pop("presets", {}) or {}
+    if not isinstance(presets, dict) or not all(isinstance(one, (dict, type(None))) for one in presets.values()):
+        raise _refuse(f"presets {presets!r} of {path.name}", "settings by the name of the preset")
     name = preset or next(iter(presets), None)
     if name is not None and name not in presets:
         raise InputError(
@@ -115,12 +122,19 @@ def read_protocol(
     _check_keys(merged, (*HEAD, *DEFAULTS), path.name)
     head = {"name": path.stem, "title": path.stem, "question": "", "takes": ""}
     settings = {**DEFAULTS, **head, **merged, "preset": name}
+    if not isinstance(settings["dataset"], dict):
+        raise _refuse(f"dataset {settings['dataset']!r} of {path.name}", f"such as {DEFAULTS['dataset']}")
     settings["dataset"] = {**DEFAULTS["dataset"], **settings["dataset"]}
     for key in ("audit", "pool_metrics"):  # true: with the defaults
         settings[key] = {True: {}, False: None}[settings[key]] if isinstance(settings[key], bool) else settings[key]
+    try:
+        settings = json.loads(json.dumps(settings))
+    except TypeError as error:
+        raise _refuse(f"{path.name} with a value that is neither text, number, list nor mapping ({error})",
+                      "dates in quotes, and nothing binary") from error  # fmt: skip
     if check:
         _check(settings, path.name)
-    return json.loads(json.dumps(settings))
+    return settings
 
 
 def _merge(base: Any, over: Any) -> Any:
@@ -148,10 +162,12 @@ def _check(s: dict[str, Any], where: str) -> None:
         **dict.fromkeys(("audit", "pool_metrics"), (dict, type(None))),
         "reference": (str, type(None)),
         "inner": (dict, type(None)),
+        **dict.fromkeys(("name", "title", "question", "takes"), str),
     }
     for key, kind in kinds.items():
         if not isinstance(s[key], kind):
-            raise _refuse(f"{key} {s[key]!r} in {where}", f"such as {DEFAULTS[key]!r}")
+            raise _refuse(f"{key} {s[key]!r} in {where}", f"such as {DEFAULTS.get(key, 'a text')!r}")
+    _check_entries(s, where)
     refuse_expressions({key: value for key, value in s.items() if key not in HEAD}, where)
     _check_keys(s["dataset"], DEFAULTS["dataset"], f"dataset of {where}")
     if s["space"] not in SPACES:
@@ -196,6 +212,23 @@ def _check(s: dict[str, Any], where: str) -> None:
     _check_keys(s["audit"] or {}, AUDIT_KEYS, "audit")
 
 
+def _check_entries(s: dict[str, Any], where: str) -> None:
+    """Refuse generators, arms and segmenters that are no settings by name, and lists of lists."""
+    lists = {key: s[key] for key in ("folds", "seeds", "real", "num_synthetic", "evaluate")}
+    for key in ("generators", "arms", "segmenters"):
+        for name, entry in s[key].items():
+            if not isinstance(entry, dict):
+                raise _refuse(f"{key} {name!r} in {where}: {entry!r}", "settings by name, or {}")
+            for part, kind in ENTRY_KINDS.items():
+                if not isinstance(entry.get(part, kind()), kind):
+                    raise _refuse(f"{part} {entry[part]!r} of {key} {name!r} in {where}", f"such as {kind()!r}")
+                if kind is list:
+                    lists[f"{part} of {key} {name!r}"] = entry.get(part, [])
+    for what, items in lists.items():
+        if any(isinstance(item, (list, dict)) for item in items):
+            raise _refuse(f"{what} {items} in {where}", "a list of names or numbers")
+
+
 def _check_inner(s: dict[str, Any], where: str) -> None:
     inner = s["inner"]
     _check_keys(inner, INNER_KEYS, f"inner of {where}")
@@ -234,8 +267,6 @@ def _check_generator(name: str, generator: dict[str, Any]) -> None:
 
 
 def _check_arm(name: str, arm: dict[str, Any], s: dict[str, Any]) -> None:
-    if not isinstance(arm, dict):
-        raise _refuse(f"arm {name!r}: {arm!r}", "settings, or {}")
     if "pool" in arm:
         if arm["pool"] not in s["generators"]:
             known = list(s["generators"])
@@ -256,12 +287,13 @@ def _check_arm(name: str, arm: dict[str, Any], s: dict[str, Any]) -> None:
 def _check_segmenter(name: str, segmenter: dict[str, Any], s: dict[str, Any]) -> None:
     where = f"segmenter {name!r}"
     _check_keys(segmenter, SEGMENTER_KEYS, where)
-    for arm in segmenter.get("arms", ()):
+    chosen = segmenter.get("arms", s["arms"])
+    for arm in chosen:
         if arm not in s["arms"]:
             raise InputError(f"arm {arm!r} of {where}", f"one of {list(s['arms'])}", near(str(arm), s["arms"]))
-    if not any(is_reference(arm, s) for arm in segmenter.get("arms", s["arms"])):
-        raise _refuse(f"arms {segmenter['arms']} of {where}", "the reference of every comparison among them")
-    arms = {arm: mixing_of(s["arms"][arm]) for arm in segmenter.get("arms", s["arms"])}
+    if not any(is_reference(arm, s) for arm in chosen):
+        raise _refuse(f"arms {list(chosen)} of {where}", "the reference of every comparison among them")
+    arms = {arm: mixing_of(s["arms"][arm]) for arm in chosen}
     if segmenter.get("bundle", SEGMENTATION) == NNUNET:
         _check_nnunet(where, segmenter, arms, s)
         return

@@ -7,7 +7,6 @@ setting made is set aside in `earlier` and taken back when it is wanted again.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -18,10 +17,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ..runtime.errors import InputError
-from ..runtime.files import json_sha256, write_json
+from ..runtime.files import json_sha256, read_record, write_json
 from .cells import Cell, cell_hashes, plan_cells
 
 FORMAT, FORMAT_VERSION = "synthaug-experiment", 2
+RESULT: dict[str, type | tuple[type, ...]] = {"settings_sha256": str, "values": dict}
 LOCK = ".lock"
 EARLIER = "earlier"
 
@@ -88,7 +88,7 @@ class RunFolder:
         file = self.folder(cell) / "result.json"
         if not file.is_file():
             return None
-        found = json.loads(file.read_text())
+        found = read_record(file, RESULT, "remove the folder of the cell")
         if found["settings_sha256"] != self.sha256[cell]:
             raise InputError(
                 f"{file} is of other settings", "results of this experiment", "remove the folder of the cell"
@@ -128,7 +128,8 @@ def read_run(folder: Path) -> dict[str, Any]:
         InputError: there is none, or one of another version.
     """
     file = folder / "run.json"
-    content = json.loads(file.read_text()) if file.is_file() else {}
+    remedy = "give another --output_dir"
+    content = read_record(file, {}, remedy) if file.is_file() else {}
     if content.get("format") != FORMAT:
         raise InputError(
             f"{folder} without the run.json of an experiment", "the --output_dir of one",
@@ -140,7 +141,7 @@ def read_run(folder: Path) -> dict[str, Any]:
             f"{FORMAT_VERSION}",
             "give another --output_dir, or go on with the version that began it",
         )
-    return content
+    return read_record(file, {"settings.name": str, "cells": list}, remedy)
 
 
 def check_folder(folder: Path, name: str) -> None:
@@ -215,5 +216,5 @@ def _sha256_of(place: Path) -> str | None:
     """What a cell's folder was made with, as far as it got; None where nothing was begun."""
     for name in ("result.json", "settings.json"):
         if (place / name).is_file():
-            return json.loads((place / name).read_text()).get("settings_sha256")
+            return read_record(place / name, {}, f"remove {place}").get("settings_sha256")
     return None

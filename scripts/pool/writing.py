@@ -324,7 +324,7 @@ def _reopen(folder: Path, partial: Path, settings: dict, num_samples: int) -> li
     elif (partial / "pool.json").is_file():  # stopped around the rename
         before, records = _whole_pool(partial, settings)
     elif (partial / SETTINGS).is_file():
-        before, records = json.loads((partial / SETTINGS).read_text()), _read_records(partial)
+        before, records = read_record(partial / SETTINGS, {}, f"remove {partial}"), _read_records(partial)
     elif any(path.is_file() and path.suffix != ".tmp" for path in partial.rglob("*")):
         raise InputError(f"{partial}, which is no pool", "a name that is free", "choose another folder, or remove it")
     else:
@@ -383,8 +383,7 @@ def _store(folder: Path, number: int, item: dict, sampler: Any) -> dict:
     spacing = [float(value or 1.0) for value in space["spacing"]]
     # Raw volumes get the axes of the raw files back, which nnU-Net's preprocessor expects.
     axis = space["slice_axis"] if space["kind"] == "raw" and label.ndim == 3 else None
-    directions = (1, 1, 1) if axis is None else sampler.provenance.get("directions", (1, 1, 1))
-    grid = spacing, axis, directions
+    grid = spacing, axis, None if axis is None else sampler.provenance.get("directions")
     contents = {
         f"images/{name}_{channel:04d}.nii.gz": _nifti(np.asarray(values, np.float32), *grid)
         for channel, values in enumerate(image)
@@ -403,25 +402,27 @@ def _store(folder: Path, number: int, item: dict, sampler: Any) -> dict:
     }
 
 
-def _nifti(array: np.ndarray, spacing: list[float], slice_axis: int | None, directions: Sequence[int]) -> bytes:
+def _nifti(array: np.ndarray, spacing: list[float], slice_axis: int | None, directions: Sequence | None) -> bytes:
     """The file of `([depth,] height, width)`; the header names the slice axis where it need not be the last.
 
-    Programs that turn images to one orientation must turn samples as they turn the raw cases: `directions`. It is
-    compressed at once and by runs alone: nibabel compresses each row on its own, and zlib's search for longer
-    matches takes twice the time and finds none in floating-point noise.
+    Programs that turn images must turn samples as the raw cases: `directions`, of older weights three signs. It is
+    compressed at once and by runs alone: nibabel compresses each row on its own, and zlib's search for longer matches
+    takes twice the time and finds none in floating-point noise.
     """
     order = np.argsort(array_axes(2 if slice_axis is None else slice_axis))  # to (x, y, z)
     volume = (array if array.ndim == 3 else array[None]).transpose(order)
-    steps = tuple(np.array(spacing)[order] * directions)
-    content = _header(volume.shape, volume.dtype.str, steps, slice_axis) + volume.tobytes("F")
+    signs = (1, 1, 1) if directions is None else directions
+    places = np.diag([*signs, 1.0]) if np.ndim(signs) == 1 else np.array([*signs, [0, 0, 0, 1]], float)
+    affine = tuple((places * [*np.array(spacing)[order], 1]).ravel())
+    content = _header(volume.shape, volume.dtype.str, affine, slice_axis) + volume.tobytes("F")
     packer = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS | 16, zlib.DEF_MEM_LEVEL, zlib.Z_RLE)
     return packer.compress(content) + packer.flush()
 
 
 @lru_cache(maxsize=32)
-def _header(shape: tuple[int, ...], dtype: str, steps: tuple[float, ...], slice_axis: int | None) -> bytes:
-    """What stands before the voxels of a file whose axes go in `steps` (mm)."""
-    image = nib.Nifti1Image(np.zeros(shape, dtype), np.diag([*steps, 1.0]))
+def _header(shape: tuple[int, ...], dtype: str, affine: tuple[float, ...], slice_axis: int | None) -> bytes:
+    """What stands before the voxels of a file of this affine, row by row."""
+    image = nib.Nifti1Image(np.zeros(shape, dtype), np.reshape(affine, (4, 4)))
     if slice_axis is not None:
         image.header.set_dim_info(slice=slice_axis)
     return image.to_bytes()[: -math.prod(shape) * np.dtype(dtype).itemsize]

@@ -14,6 +14,7 @@ import numpy as np
 from ..metrics.comparison import FEWEST_PATIENTS, bootstrap_interval, compare_paired, holm, mean_over_labels
 from ..pool.from_real import FROM_REAL
 from ..runtime.errors import InputError
+from ..runtime.files import read_record
 
 MEASURES = ("dice", "iou", "hd95", "nsd", "lesion_sensitivity", "false_positive_slices")
 PRIMARY = "dice"
@@ -131,7 +132,7 @@ def read_results(run_dir: str | Path) -> Results:
     """
     folder = Path(run_dir)
     path = folder / "run.json"
-    content = json.loads(path.read_text()) if path.is_file() else {}
+    content = read_record(path, {}, "give another folder") if path.is_file() else {}
     if content.get("format") != "synthaug-experiment":
         raise InputError(
             f"{folder} without the run.json of an experiment", "the --output_dir of one",
@@ -141,7 +142,7 @@ def read_results(run_dir: str | Path) -> Results:
     for cell in content["cells"]:
         place = folder / "cells" / cell["id"]
         if (place / "result.json").is_file():
-            results[cell["id"]] = json.loads((place / "result.json").read_text())
+            results[cell["id"]] = read_record(place / "result.json", {"values": dict}, f"remove {place}")
         elif (place / "failure.json").is_file():
             failures[cell["id"]] = failure_of(place)
     return Results(folder, content, results, failures)

@@ -13,7 +13,9 @@ PLACES = {
     "bundle_root", "ckpt_dir", "autoencoder_dir", "dataset_dir", "phantom_dir", "pool_dir", "device", "cache_gb",
     "cache_dir",
 }  # fmt: skip
-ASIDE = PLACES | {"max_epochs", "train_handlers", "_meta_", "bundle"}
+ASIDE = PLACES | {"max_epochs", "train_handlers", "val_handlers", "_meta_", "bundle"}
+# What of a trainer's handlers decides the weights that it ends with; others save, log and draw.
+DECIDING = ("best", "validator", "val_interval", "lr_scheduler")
 
 
 def running_workflow() -> Any:
@@ -50,6 +52,21 @@ def settings_behind(name: str) -> dict[str, Any]:
     if workflow is None or name not in workflow.parser:
         return {}
     return json.loads(json.dumps(dict(sorted(_values(workflow.parser, name, set()))), default=str))
+
+
+def settings_of_handlers(name: str) -> dict[str, Any]:
+    """As `settings_behind`, of what decides the weights in a list of handlers."""
+    workflow = running_workflow()
+    found: dict[str, Any] = {}
+    if workflow is not None and name in workflow.parser and isinstance(workflow.parser[name], list):
+        for index, handler in enumerate(workflow.parser[name]):
+            for key in DECIDING:
+                if isinstance(handler, dict) and key in handler:
+                    place = f"{name}#{index}#{key}"
+                    values = dict(_values(workflow.parser, place, set()))
+                    # the place of a handler among others, which may come and go, is no setting
+                    found |= {key if known == place else known: value for known, value in values.items()}
+    return json.loads(json.dumps(dict(sorted(found.items())), default=str))
 
 
 def _values(parser: Any, name: str, seen: set[str]) -> Iterator[tuple[str, Any]]:

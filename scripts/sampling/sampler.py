@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.inferers import Inferer, SimpleInferer
-from torch import nn
+from torch import Tensor, nn
 
 from ..data.description import DatasetDescription
 from ..data.geometry import geometry_from_record
@@ -20,6 +21,8 @@ from ..data.scaling import Scaling
 from ..runtime.errors import InputError
 from ..runtime.files import read_record
 from ..runtime.precision import autocast_dtype
+
+logger = logging.getLogger(__name__)
 
 # A generator that makes fewer than one usable sample in this many is not sampled on and on.
 MAX_CANDIDATES_PER_SAMPLE = 50
@@ -96,6 +99,8 @@ class Sampler:
         self.provenance = read_provenance(provenance, checkpoint)
         read_record(provenance, FIELDS, "restore the models folder, or train again")
         load_weights(network, checkpoint, self.provenance, arguments)
+        if "phantom" in (name := self.provenance["description"]["name"]).lower():
+            logger.warning("%s learnt from the phantom %s: its samples show no patient", checkpoint, name)
         self.network = network.to(self.device).eval()
         self.inferer = SimpleInferer() if inferer is None else inferer
         self.description = DatasetDescription(**self.provenance["description"])
@@ -231,7 +236,21 @@ def load_weights(
     Raises:
         InputError: the shapes, names or arguments differ; names the settings that the checkpoint was trained with.
     """
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        if wrong := [name for name, value in state.items() if not isinstance(value, Tensor)]:
+            raise TypeError(f"{wrong[0]} is no tensor")
+    except Exception as error:  # what loading raises on a foreign file is anyone's guess
+        raise InputError(
+            f"{checkpoint} cannot be loaded ({type(error).__name__}: {str(error)[:200]})",
+            "a network's state dict as a training leaves it: tensors by name",
+            "restore the models folder, or train again",
+        ) from error
+    if broken := [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]:
+        raise InputError(
+            f"{checkpoint} with values in {broken[0]} that are not finite", "weights of a training that ended well",
+            "restore the models folder, or train again with a lower learning_rate",
+        )  # fmt: skip
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in state.items()}
     if expected != found:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from ..data.preprocessing import mask_of, preprocess, read_plans
 from ..data.scaling import Scaling
 from ..data.training_set import TrainingSet
 from ..runtime.errors import InputError
+from ..runtime.files import read_record
 from .normalisation import ZScore
 
 OUTSIDE = -100.0  # logit where nnU-Net cropped the image away: surely no foreground
@@ -34,6 +34,9 @@ READERS = {  # of nnU-Net: to which axes they turn a file; None: they leave it a
     "NibabelIO": None,
     "NibabelIOWithReorient": "RAS",
 }
+TRAINED: dict[str, type | tuple[type, ...]] = {
+    "description.name": str, "space": dict, "scaling.low": list, "geometry.field_of_view": list, "training": dict,
+}  # fmt: skip
 PROPERTIES = "nnunet_properties"
 SEGMENTATION = "nnunet_segmentation"
 
@@ -83,7 +86,7 @@ class ModelSpace:
                 "the models folder that a finished training leaves",
                 "train first: python -m monai.bundle run --config_file configs/train.json",
             )
-        record = json.loads(Path(space).read_text())
+        record = read_record(space, TRAINED, "restore the models folder, or train again")
         return cls(
             DatasetDescription(**record["description"]),
             record["space"],

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from nnunet_plugin.mixing import REAL, draw, epoch_plan, share_at
+from nnunet_plugin.mixing import REAL, draw, epoch_plan, few_samples_words, share_at
 from nnunet_plugin.settings import SynthAugSettings
 from torch.utils.data import Sampler
 
 from ..data.training_set import Items
 from ..runtime.errors import InputError
 from .transplants import STREAM, TransplantSettings
+
+logger = logging.getLogger(__name__)
 
 TRANSPLANT = -1  # number of an item that is made when it is asked for
 BUDGETS = ("steps", "epochs", "real_exposures")
@@ -114,6 +117,8 @@ class MixedOrder(Sampler[Draw]):
         mixed = SynthAugSettings("pool", share, schedule, share_end, pairs, warmup_epochs, finish_epochs, seed)
         mixed.check_length(num_epochs)
         self.settings = mixed if self.num_synthetic else SynthAugSettings("none", share=0.0)
+        if (words := few_samples_words(self.settings, self.num_synthetic)) is not None:
+            logger.warning(words)
         self.transplant = transplant
         if not 0 <= foreground_oversampling <= 1:
             raise InputError(

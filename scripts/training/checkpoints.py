@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from ignite.engine import Engine, Events
 from ignite.handlers import Checkpoint
 
 from ..runtime.errors import InputError
-from ..runtime.files import file_sha256, replacing
+from ..runtime.files import file_sha256, read_record, replacing
 from ..runtime.settings import first_rank
 
 logger = logging.getLogger(__name__)
@@ -121,7 +120,7 @@ class Checkpoints:
         record, model = self.ckpt_dir / "provenance.json", self.ckpt_dir / MODEL
         if not record.is_file() or not model.is_file():
             return False
-        found = json.loads(record.read_text())
+        found = read_record(record, {"training": dict, "weights_sha256": str}, f"remove {record}")
         return found["training"].get("iterations") == iterations and found["weights_sha256"] == file_sha256(model)
 
     def _write(self, name: str, state: Any) -> None:

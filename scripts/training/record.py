@@ -13,8 +13,8 @@ from ignite.engine import Engine, Events
 from ..data.provenance import build_provenance, write_provenance
 from ..data.training_set import TrainingSet
 from ..runtime.errors import refuse_changes
-from ..runtime.files import file_sha256, json_sha256, write_json
-from ..runtime.running import one_spelling, settings_behind
+from ..runtime.files import file_sha256, json_sha256, read_record, write_json
+from ..runtime.running import one_spelling, settings_behind, settings_of_handlers
 from ..runtime.settings import first_rank
 from .checkpoints import CHECKPOINT, MODEL
 
@@ -31,8 +31,8 @@ class TrainingRecord:
         settings: other settings that decide the result, by the names that users know; a resumed training must have
             the same. Give them as they are used (`"@train#optimizer#lr"`), so that nested overrides are recorded.
             Of several dicts, the later count: what is recorded of every training, and of this one.
-        trainer: id of the trainer in the config that is run. All that it is made of is recorded as well, and must be
-            the same, too.
+        trainer: id of the trainer in the config that is run. All that it is made of is recorded as well, and what of
+            its handlers decides the weights; it must be the same, too.
     """
 
     def __init__(
@@ -50,6 +50,8 @@ class TrainingRecord:
         parts = [settings] if isinstance(settings, dict) else settings
         self.settings = {name: value for part in parts for name, value in part.items()}
         self.used = settings_behind(trainer)
+        deciding = settings_of_handlers(f"{trainer.rpartition('#')[0]}#handlers")
+        self.kept = {name: value for name, value in deciding.items() if name not in self.used}
         self.notes: dict[str, Any] = {}
 
     def attach(self, engine: Engine) -> None:
@@ -74,20 +76,23 @@ class TrainingRecord:
         path = self.ckpt_dir / "training.json"
         if not path.is_file() or not (self.ckpt_dir / CHECKPOINT).is_file():
             return
-        before, now = json.loads(path.read_text()), self._fingerprint()
+        remedy = "give another --bundle_root, or remove the folder to start anew"
+        before, now = read_record(path, {"network": dict, "settings": dict}, remedy), self._fingerprint()
         if "used" not in before:  # of a version that knew no nested overrides, and options that are no more
             for part in ("network", "settings"):
                 known = before[part].keys() & now[part].keys()
                 before[part], now[part] = ({key: record[part][key] for key in known} for record in (before, now))
             before["used"] = now["used"]
-        before["used"] = {name: one_spelling(value) for name, value in before["used"].items()}
-        before, now = ({**record.pop("used"), **record} for record in (before, now))
+        before.setdefault("kept", now["kept"])
+        for part in ("used", "kept"):
+            before[part] = {name: one_spelling(value) for name, value in before[part].items()}
+        before, now = ({**record.pop("used"), **record.pop("kept"), **record} for record in (before, now))
         refuse_changes(
             before,
             now,
             f"{self.ckpt_dir} holds a training",
             "the same settings (max_epochs may grow), to go on with it",
-            "give another --bundle_root, or remove the folder to start anew",
+            remedy,
         )
 
     def _fingerprint(self) -> dict:
@@ -96,6 +101,7 @@ class TrainingRecord:
             "network": self.network,
             "settings": self.settings,
             "used": self.used,
+            "kept": self.kept,
             "cases_sha256": json_sha256([{key: case[key] for key in ("id", "sha256")} for case in self.data.seen]),
             "num_items": len(self.data.training),
             "split_sha256": self.data.cases.fold.sha256,
@@ -107,9 +113,10 @@ class TrainingRecord:
 
     def _finish(self, engine: Engine) -> None:
         path = self.ckpt_dir / "provenance.json"
-        if path.is_file() and json.loads(path.read_text())["weights_sha256"] == file_sha256(self.ckpt_dir / MODEL):
+        before = read_record(path, {}, f"remove {path}") if path.is_file() else {}
+        if before and before.get("weights_sha256") == file_sha256(self.ckpt_dir / MODEL):
             return  # nothing was trained since: keep the record of what made it
         ran = {"iterations": engine.state.iteration, "epochs": engine.state.epoch}
-        training = {**self.settings, **self.notes, **ran, "used": self.used}
+        training = {**self.settings, **self.notes, **ran, "used": {**self.used, **self.kept}}
         provenance = build_provenance(self.data, self.bundle, self.seed, self.network, training)
         write_provenance(path, provenance, self.ckpt_dir / MODEL)

@@ -42,6 +42,33 @@ def test_the_record_holds_what_nested_overrides_say(name, dataset, tmp_path, mon
     assert {**records[1].used, **NESTED} == records[0].used
     other = workflow(name, monkeypatch, run=["$@record"], **given, **{"train#update#gradient_clip": 7.5}).run()[0]
     assert other.settings["gradient_clip"] == 7.5 and other.used != records[1].used
+    # Handlers, too, decide which weights there will be in the end.
+    assert {"val_interval", "best#metric", "best#keep"} <= records[0].kept.keys() and records[0].kept == records[1].kept
+    changes = {"best#metric": "other", "val_interval": 3, "validate#evaluator#metric_cmp_fn": "$max"}
+    other = workflow(name, monkeypatch, run=["$@record"], **given, **changes).run()[0]
+    assert other.kept == {**records[1].kept, **changes}
+
+
+def test_the_schedule_of_a_segmenter_is_recorded_and_stays_when_it_goes_on(dataset, tmp_path, monkeypatch):
+    given = {"dataset_dir": str(dataset), "bundle_root": str(tmp_path), "spatial_size": [32, 32]}
+
+    def recorded(**settings):
+        return workflow("segmentation", monkeypatch, run=["$@record"], **given, **settings).run()[0]
+
+    first = recorded()
+    assert first.kept["train#lr_scheduler#power"] == 0.9
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/checkpoint.pt").touch()
+    first._start(None)
+    recorded(device="cpu", save_interval=7, grid_interval=9).check_resume()
+    for setting, value in {"train#lr_scheduler#power": 0.5, "val_interval": 2}.items():
+        with pytest.raises(InputError, match=f"{setting} .* \\(now {value}\\)"):
+            recorded(**{setting: value}).check_resume()
+    path = tmp_path / "models/training.json"
+    older = json.loads(path.read_text())
+    del older["kept"]
+    path.write_text(json.dumps(older))
+    first.check_resume()  # of a version that did not record it
 
 
 @pytest.mark.parametrize("name", GENERATORS)

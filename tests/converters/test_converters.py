@@ -617,7 +617,7 @@ def test_an_image_that_is_damaged_deep_inside_is_named_and_no_data_set_appears(t
         ("brats", {"test_fraction": 1.0}, "below 1"),
         ("brats", {"test_cases": 1.5}, "whole number"),
         ("brats", {"seed": -1}, "seed"),
-        ("brats", {"dataset_id": 1000}, "1 to 999"),
+        ("brats", {"dataset_id": 0}, "from 1"),
         ("brats", {"name": "a/b"}, "name 'a/b'"),
     ],
 )
@@ -635,6 +635,7 @@ def test_output_has_to_be_free(tmp_path):
         convert("msd", source, tmp_path)
     made = convert("msd", source, tmp_path, dataset_id=12, name="Mine")
     assert made.name == "Dataset012_Mine"
+    assert convert("msd", source, tmp_path / "large", dataset_id=1234, name="Mine").name == "Dataset1234_Mine"
     before = contents(made)
     with pytest.raises(InputError, match="not empty"):
         convert("msd", source, made)

@@ -1,6 +1,7 @@
 """Real cases: what is read is what was written, and what cannot be used is refused with its name."""
 
 import errno
+import gzip
 import json
 from pathlib import Path
 
@@ -118,7 +119,8 @@ def test_background_of_an_unmasked_space_is_kept(tmp_path):
 
 
 @pytest.mark.parametrize("splits", ["[", '[{"train": [], "val": []}]', '[{"train": ["toy_000"], "val": ["toy_000"]}]',
-                                    '[{"train": ["toy_000"], "val": ["other"]}]'])  # fmt: skip
+                                    '[{"train": ["toy_000"], "val": ["other"]}]',
+                                    '[{"train": ["toy_000", "toy_000"], "val": []}]'])  # fmt: skip
 def test_split_that_cannot_be_used(tmp_path, splits):
     folder = write_preprocessed(tmp_path / "Dataset901_Toy")
     (folder / "splits_final.json").write_text(splits)
@@ -190,6 +192,14 @@ def damage_unreadable(raw):
     (raw / "imagesTr/toy_003_0000.nii.gz").write_bytes(b"no image")
 
 
+def damage_directions(raw):
+    """Of the first case, by whose axes the others are turned."""
+    for path in raw.glob("*Tr/toy_000*.nii.gz"):
+        image = bytearray(nib.Nifti1Image(np.asarray(nib.load(path).dataobj), np.eye(4)).to_bytes())
+        image[280:328] = bytes(48)  # the rows of the sform
+        path.write_bytes(gzip.compress(image))
+
+
 @pytest.mark.filterwarnings("ignore:.*:UserWarning")
 @pytest.mark.parametrize(
     "damage, words",
@@ -205,6 +215,7 @@ def damage_unreadable(raw):
         (damage_fractional_label, "no integers"),
         (damage_spacing_of_one_case, r"case toy_003 .*spacing"),
         (damage_unreadable, "cannot be read"),
+        (damage_directions, "where its axes point"),
     ],
 )
 def test_damaged_raw_data(raw, damage, words):

@@ -76,6 +76,7 @@ def test_an_order_without_regions_is_ignored_as_nnunet_does():
         ({"WT": [1, 2], "TC": [2]}, None, "one integer for each"),
         ({"WT": [1, 2], "TC": [2]}, ["1", 2], "one integer for each"),
         ({"WT": [0, 1, 2], "TC": [2]}, [1, 2], r"background \(0\) in WT"),
+        ({"WT": [1, 2], "TC": []}, [1, 2], "no integer in TC"),
     ],
 )
 def test_regions_that_cannot_be_painted_are_refused(tmp_path, labels, order, named):

@@ -1,5 +1,8 @@
 """Protocols: refused where they are wrong, and planned so that arms compare."""
 
+import copy
+import datetime
+
 import pytest
 import yaml
 
@@ -117,6 +120,50 @@ def test_what_is_no_protocol_is_told_in_one_line(text, tmp_path):
     with pytest.raises(InputError, match="p.yaml (is no YAML|holds no settings)") as error:
         read_protocol(tmp_path / "p.yaml")
     assert len(str(error.value).splitlines()) == 1
+
+
+ODD = [None, 5, "x", [[1]], {"a": 1}, datetime.date(2020, 1, 1)]
+
+
+def places(content, path=()):
+    """Every place in a protocol."""
+    yield path
+    for key in content if isinstance(content, dict) else range(len(content)) if isinstance(content, list) else ():
+        yield from places(content[key], (*path, key))
+
+
+@pytest.mark.slow
+def test_whatever_stands_in_a_protocol_is_taken_or_told_in_one_line(tmp_path):
+    content = yaml.safe_load(PROTOCOL) | {"inner": {"fold": 0, "folds": 3}, "presets": {"one": {"seeds": [3]}}}
+    del content["arms"]["x5"]  # whose check imports MONAI
+    read_protocol(write_protocol(tmp_path, yaml.safe_dump(content)))
+    refused = 0
+    for path in places(content):
+        for value in ODD:
+            changed = copy.deepcopy(content) if path else value
+            if path:
+                inner = changed
+                for key in path[:-1]:
+                    inner = inner[key]
+                inner[path[-1]] = value
+            try:
+                plan_cells(settings(tmp_path, yaml.safe_dump(changed)))
+            except InputError as error:
+                assert len(str(error).splitlines()) == 1
+                refused += 1
+    assert refused > 100
+
+
+@pytest.mark.parametrize("old, new", [
+    ("x5: {augmentation: x5}", "pasted!: {pool: pasted, num_synthetic: [20]}"),
+    ("num_synthetic: [20]", "num_synthetic: [20, 20]"),
+    ("  U-Net: {}", "  U-Net: {}\n  U Net: {}"),
+])  # fmt: skip
+def test_two_things_of_one_name_are_refused(old, new, tmp_path):
+    """Their results would lie in one folder, and one of them would never be made."""
+    s = settings(tmp_path, PROTOCOL.replace(old, new))
+    with pytest.raises(InputError, match="several cells of the name"):
+        plan_cells(s)
 
 
 def test_an_arm_carries_what_its_segmenter_takes(tmp_path):

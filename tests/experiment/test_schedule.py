@@ -12,6 +12,7 @@ from scripts.experiment.parent import timed
 from scripts.experiment.progress import Progress, read_fraction
 from scripts.experiment.run_folder import RunFolder, held
 from scripts.experiment.schedule import BUSY, DONE, FAILED, Processes, Schedule
+from scripts.report.experiment_results import read_results
 from scripts.runtime.errors import InputError
 
 from .fake import PROTOCOL, finish, settings, start, write_result
@@ -188,6 +189,21 @@ def test_one_command_a_folder(tmp_path):
             pass
     with held(tmp_path / "run"):  # free again
         pass
+
+
+@pytest.mark.parametrize("damage", [b"", b"[]", b"{}", b"null", b"\xff\xfe", b"[" * 100_000], ids=len)
+def test_a_damaged_record_of_a_run_is_one_error(damage, tmp_path):
+    run = start(tmp_path)
+    cell = next(iter(run.cells))
+    write_result(run, cell, {})
+    (run.folder(cell) / "result.json").write_bytes(damage)
+    for read in (run.result, lambda _: read_results(run.path)):
+        with pytest.raises(InputError, match="result.json"):
+            read(cell)
+    (run.path / "run.json").write_bytes(damage)
+    for read in (RunFolder, read_results):
+        with pytest.raises(InputError, match="run.json"):
+            read(run.path)
 
 
 def test_results_alone_are_gone_on_with(tmp_path):

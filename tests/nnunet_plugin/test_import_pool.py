@@ -54,6 +54,16 @@ def test_slices_enter_unchanged(make_pool, nnunet):
     assert plans["configurations"]["2d_syn50"]["synthaug"]["share"] == 0.5
 
 
+def test_a_small_pool_is_told_by_add_pool_and_in_the_log(make_pool, make_trainer, capsys):
+    for samples, told in ((9, True), (25, False)):
+        add_pool(make_pool(f"pool{samples}", samples=samples), 901, 0, name=f"with{samples}")
+        assert ("WARNING: a pool of 9 samples" in capsys.readouterr().err) == told
+        trainer = make_trainer(f"with{samples}", plans="nnUNetPlansSynthAug")
+        trainer._set_batch_size_and_oversample()
+        trainer.get_tr_and_val_datasets()
+        assert ("WARNING: a pool of 9 samples" in Path(trainer.log_file).read_text()) == told
+
+
 def test_splits_are_those_of_nnunet(make_pool, nnunet, make_trainer, split):
     add_pool(make_pool(), 901, 0, plans="nnUNetPlansCPU")
     written = json.loads((nnunet / "preprocessed" / PLAIN / "splits_final.json").read_text())

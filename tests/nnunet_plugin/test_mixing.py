@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from nnunet_plugin.errors import InputError
-from nnunet_plugin.mixing import REAL, TRANSPLANT, check_shares, draw, epoch_plan, share_at
+from nnunet_plugin.mixing import REAL, TRANSPLANT, check_shares, draw, epoch_plan, few_samples_words, share_at
 from nnunet_plugin.settings import SynthAugSettings, TransplantSettings
 
 
@@ -17,6 +17,15 @@ def test_share_is_exact_and_even(share, batches, batch_size):
         assert per_batch.sum() == int(share * batches * batch_size + 0.5)
         assert per_batch.max() - per_batch.min() <= 1
         assert plan.max(initial=REAL) < 20 and plan.min() >= REAL
+
+
+def test_a_small_pool_at_a_large_share_is_worth_a_word():
+    """Where one sample is more than 2 % of all that the network sees, at any time of the training."""
+    assert "9 samples at a share of 50 %" in few_samples_words(SynthAugSettings("p", share=0.5), 9)
+    assert few_samples_words(SynthAugSettings("p", share=0.5), 25) is None
+    assert few_samples_words(SynthAugSettings("p", share=0.0), 1) is None
+    for more in ({"schedule": "linear", "share_end": 0.5}, {"schedule": "steps", "steps": ((1, 0.5), (2, 0.0))}):
+        assert "share of 50 %" in few_samples_words(SynthAugSettings("p", share=0.1, **more), 24)
 
 
 def test_places_are_uniform():

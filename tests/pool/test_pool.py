@@ -8,9 +8,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from nnunet_plugin.pool_format import read_pool as plugin_pool
+from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReorient
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO, SimpleITKIOWithReorient
+from scipy.spatial.transform import Rotation
 
-from scripts.data.cases import array_axes, open_cases
+from scripts.data.cases import PHANTOM_NAME, array_axes, open_cases
 from scripts.data.mask_features import mask_features
 from scripts.data.provenance import build_provenance, write_provenance
 from scripts.data.scaling import Scaling
@@ -203,15 +207,19 @@ def test_a_damaged_sample_is_one_error(tmp_path):
             assert len(str(error.value).splitlines()) == 1
 
 
-def test_raw_volumes_have_the_axes_of_the_raw_files(tmp_path):
-    """nnU-Net preprocesses them like the raw cases: a mask lies in the file where it lies in theirs."""
+@pytest.mark.parametrize("axes, angle", [("RAS", 15), ("LPS", 0), ("ASL", 0), ("SAR", 15), ("IRP", 15)])
+def test_raw_volumes_have_the_axes_of_the_raw_files(axes, angle, tmp_path):
+    """nnU-Net preprocesses them like the raw cases: whether its reader turns files or not, a mask lies as in theirs."""
     data_set = write_raw(tmp_path / "Dataset901_Toy")
-    for path in data_set.glob("*Tr/*.nii.gz"):  # sagittal slices: the first axis of the files is the coarse one
-        image = nib.load(path)
-        turned = np.ascontiguousarray(np.asarray(image.dataobj).transpose(2, 0, 1))
-        nib.save(nib.Nifti1Image(turned, np.diag([4.0, 1.0, 1.5, 1.0])), path)
+    place = np.eye(4)
+    place[:3] = np.column_stack([Rotation.from_euler("xyz", [angle, -angle, 5], True).as_matrix(), [10, -20, 5]])
+    for path in data_set.glob("*Tr/*.nii.gz"):
+        image = nib.Nifti1Image(np.asarray(nib.load(path).dataobj), place @ nib.load(path).affine)
+        turned = image.as_reoriented(ornt_transform(io_orientation(image.affine), axcodes2ornt(axes)))
+        nib.save(nib.Nifti1Image(np.asarray(turned.dataobj), turned.affine), path)
     cases = open_cases(data_set)
-    data = load_training_set(cases, (20, 18, 6))
+    depth, height, width = cases.load(cases.fold.train[0]).label.shape
+    data = load_training_set(cases, (height, width, depth))
     network = VolumeNetwork(3)
     torch.save(network.state_dict(), tmp_path / "model.pt")
     record = build_provenance(data, {"name": "toy", "version": "0"}, 0, {}, {})
@@ -221,10 +229,13 @@ def test_raw_volumes_have_the_axes_of_the_raw_files(tmp_path):
     sampler._generate = lambda *_: (torch.stack([*items.values()][:1]), [None])  # a generator that copies a case
     sampler.scaling = Scaling((0.0,), (1.0,))
     folder = write_pool(sampler, tmp_path / "pool", 1, progress=False)
-    real = nib.load(data_set / "labelsTr" / f"{next(iter(items))}.nii.gz")
-    made = nib.load(folder / "labels/syn_000000.nii.gz")
+    files = data_set / "labelsTr" / f"{next(iter(items))}.nii.gz", folder / "labels/syn_000000.nii.gz"
+    real, made = map(nib.load, files)
     assert np.array_equal(np.asarray(made.dataobj), np.asarray(real.dataobj))
-    assert np.array_equal(made.affine, real.affine)
+    assert np.allclose(made.affine, real.affine, atol=1e-5)
+    for reader in (NibabelIO(), NibabelIOWithReorient(), SimpleITKIO(), SimpleITKIOWithReorient()):
+        (one, record), (other, same) = (reader.read_seg(str(file)) for file in files)
+        assert np.array_equal(one, other) and np.allclose(record["spacing"], same["spacing"]), type(reader)
     assert np.array_equal(load_sample(folder, "syn_000000", 1)[1], cases.load(next(iter(items))).label)
     features = read_pool(folder)["samples"][0]["features"]
     assert features == mask_features(cases.load(next(iter(items))).label > 0, cases.spacing)
@@ -244,6 +255,44 @@ def test_checkpoint_of_another_architecture(tmp_path):
     with pytest.raises(InputError, match="another architecture.*") as caught:
         LatentSampler(**{**arguments, "network": other})
     assert "[8, 16]" in str(caught.value)
+
+
+def nested(state):
+    return {"state_dict": state}
+
+
+def prefixed(state):
+    return {f"module.{name}": value for name, value in state.items()}
+
+
+def with_nan(state):
+    return {name: value * torch.nan if value.is_floating_point() else value for name, value in state.items()}
+
+
+@pytest.mark.parametrize("change", [nested, prefixed, with_nan, lambda _: [1], lambda _: None, None])
+def test_weights_that_are_none_are_one_error(change, tmp_path):
+    """Whoever wrote them, and their hash into the record."""
+    given = make_generator(tmp_path / "g")
+    path, record = given["checkpoint"], given["provenance"]
+    if change is None:
+        path.write_bytes(b"no weights")
+    else:
+        torch.save(change(torch.load(path, weights_only=True)), path)
+    write_provenance(record, json.loads(record.read_text()), path)
+    with pytest.raises(InputError, match="model.pt (cannot be loaded|with values in|is of another)") as error:
+        LatentSampler(**given)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_sampling_from_a_phantom_says_so(tmp_path, caplog):
+    given = make_generator(tmp_path / "g")
+    LatentSampler(**given)
+    assert "phantom" not in caplog.text
+    record = json.loads(given["provenance"].read_text())
+    record["description"]["name"] = PHANTOM_NAME
+    given["provenance"].write_text(json.dumps(record))
+    LatentSampler(**given)
+    assert f"learnt from the phantom {PHANTOM_NAME}" in caplog.text
 
 
 def test_what_shapes_do_not_show_is_compared_too(tmp_path):
