@@ -1,6 +1,8 @@
 """The one error that users are meant to read (the plugin imports nothing from `scripts`, which takes it from here)."""
 
+import copyreg
 import errno
+from typing import Any
 
 # torch's words, and numpy's for arrays whose size is beyond any machine's
 WITHOUT_MEMORY = ("can't allocate memory", "array is too big", "iterator is too large", "Maximum allowed dimension")
@@ -17,6 +19,10 @@ class InputError(ValueError):
         said = f"{got}; allowed: {allowed}; remedy: {remedy}"
         super().__init__(" ".join(line.strip() for line in said.splitlines()))  # what others say may have several lines
         self.got = got
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As a process hands it to another: with its one message, which `__init__` would not take."""
+        return copyreg.__newobj__, (type(self), *self.args), vars(self)  # type: ignore[attr-defined]
 
 
 def plain_words(error: BaseException) -> InputError | None:

@@ -133,8 +133,13 @@ def pack_bundle(
         )
     configs = trained_configs(bundle, overlays, trained)
     network = built_network(configs, trained, weights)
-    configs["metadata.json"] = true_metadata(metadata, trained, network, measured(weights), needed_versions(bundle))
+    shipped = bundle / "models/model.pt"
+    own = shipped.is_file() and file_sha256(shipped) == trained["weights_sha256"]
+    figures = measured(weights) or (metadata["eval_metrics"] if own else {})
+    configs["metadata.json"] = true_metadata(metadata, trained, network, figures, needed_versions(bundle))
     files = {**_configs(bundle, configs), **_rest(bundle), **_code(bundle, {"bundle": name, "version": version})}
+    if shipped.is_file() and not own:
+        files |= _of_other_weights(files, configs["metadata.json"]["data_source"])
     files["models/provenance.json"] = record.read_bytes()
     output.mkdir(parents=True, exist_ok=True)
     if large:
@@ -218,6 +223,16 @@ def _rest(bundle: Path) -> dict[str, bytes]:
     there = [name for name in names if (bundle / name).is_file() and "__pycache__" not in name]
     files = {name: (bundle / name).read_bytes() for name in there}
     return {name: _renamed(file.decode()) if name.endswith(".py") else file for name, file in files.items()}
+
+
+def _of_other_weights(files: Mapping[str, bytes], source: str) -> dict[str, bytes]:
+    """README.md and data_license.txt, which speak of the weights in the repository, with what is true of these."""
+    note = (
+        f"The weights in this package (models/model.pt) learnt from {source}. What is said and shown below of weights "
+        "that come with the bundle, their data, figures and licence, is of others. These may be bound by the licence "
+        "of their data: whoever passes them on says here which that is.\n\n"
+    )
+    return {name: note.encode() + files[name] for name in ("docs/README.md", "docs/data_license.txt")}
 
 
 def _renamed(text: str) -> bytes:

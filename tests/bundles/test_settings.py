@@ -1,6 +1,7 @@
 """Settings of a bundle, from the command line or from files of one's own: used, recorded, or refused in one line."""
 
 import json
+import pickle
 import signal
 
 import pytest
@@ -166,7 +167,11 @@ def test_errors_are_told_in_words():
 
     assert "the same command goes on" in raised(KeyboardInterrupt())
     assert "No space left on device (/a)" in raised(OSError(28, "No space left on device", "/a"))
-    assert str(InputError("got\n  more", "allowed", "remedy")) == "got more; allowed: allowed; remedy: remedy"
+    error = InputError("got\n  more", "allowed", "remedy")
+    assert str(error) == "got more; allowed: allowed; remedy: remedy"
+    error.args = (f"arm 1: {error}",)
+    passed_on = pickle.loads(pickle.dumps(error))  # as from a worker process
+    assert (type(passed_on), str(passed_on), passed_on.got) == (InputError, str(error), "got\n  more")
     assert "name another place" in raised(NotADirectoryError(20, "Not a directory", "/a/b"))
     assert "smaller batch" in raised(MemoryError()) and "smaller batch" in raised(ValueError("iterator is too large"))
     assert raised(KeyError("a fault of the program")) is None and raised(FileNotFoundError(2, "gone", "/a")) is None

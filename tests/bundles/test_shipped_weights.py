@@ -82,16 +82,22 @@ def test_dhvae_samples_after_the_download(downloaded):
 
 @pytest.mark.slow
 def test_segmentation_finds_uptake_after_the_download(downloaded, uptake):
-    """On the grid that it was trained on, whatever spatial_size says, which is of trainings."""
+    """On the grid that it was trained on, whatever spatial_size says, which is of trainings; exported, the same."""
     image, label = uptake
     folder, found = downloaded("segmentation"), {}
-    for size in ([64, 64], [96, 96]):
-        run(folder, "inference", dataset_dir=image.parent, spatial_size=size, output_dir=folder / f"of_{size[0]}")
-        (path,) = (folder / f"of_{size[0]}").rglob("*.nii.gz")
-        found[size[0]] = np.asanyarray(nib.load(path).dataobj) > 0
+    exported = {"network_def": "$torch.jit.load('models/model.ts')", "handlers#0#_disabled_": True}  # as the zoo says
+    files = {"filepath": "models/model.ts", "ckpt_file": "models/model.pt", "meta_file": "configs/metadata.json",
+             "config_file": "configs/inference.json"}  # fmt: skip
+    words = [word for key, value in files.items() for word in (f"--{key}", value)]
+    done = python("-m", "monai.bundle", "ckpt_export", "network_def", *words, cwd=folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name, settings in {"64": {}, "96": {"spatial_size": [96, 96]}, "exported": exported}.items():
+        run(folder, "inference", dataset_dir=image.parent, output_dir=folder / name, **settings)
+        (path,) = (folder / name).rglob("*.nii.gz")
+        found[name] = np.asanyarray(nib.load(path).dataobj) > 0
     wanted = np.asanyarray(nib.load(label).dataobj) > 0
-    assert np.array_equal(found[64], found[96])
-    assert 2 * (found[64] & wanted).sum() / (found[64].sum() + wanted.sum()) > 0.6
+    assert np.array_equal(found["64"], found["96"]) and np.array_equal(found["64"], found["exported"])
+    assert 2 * (found["64"] & wanted).sum() / (found["64"].sum() + wanted.sum()) > 0.6
 
 
 @pytest.mark.slow

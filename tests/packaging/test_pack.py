@@ -204,6 +204,26 @@ def test_metadata_is_true_of_the_weights(tmp_path, unchecked):
 
 
 @pytest.mark.slow
+def test_weights_of_others_get_no_figures_and_no_licence_of_the_bundle(tmp_path, unchecked):
+    """What metadata.json and docs say of the weights in the repository is packed with these alone."""
+    repository = json.loads((ROOT / "bundles/segmentation/configs/metadata.json").read_text())
+    metadata = described("segmentation", tmp_path)
+    assert metadata["eval_metrics"] == repository["eval_metrics"] != {}
+    assert metadata["data_source"] == repository["data_source"]
+    model = weights(tmp_path / "unet", "segmentation", spatial_size=[64, 64], in_channels=1, out_channels=1)
+    assert described("segmentation", tmp_path, checkpoint=model)["eval_metrics"] == {}
+
+    def docs(folder: str, checkpoint: Path | None) -> list[str]:
+        bundle = unpack(pack_bundle(ROOT / "bundles/dhvae", tmp_path / folder, checkpoint), tmp_path / folder)
+        return [(bundle / "docs" / name).read_text() for name in ("README.md", "data_license.txt")]
+
+    given = [(ROOT / "bundles/dhvae/docs" / name).read_text() for name in ("README.md", "data_license.txt")]
+    assert docs("own", None) == given
+    for text, before in zip(docs("other", weights(tmp_path / "models", "dhvae")), given, strict=True):
+        assert text.endswith(before) and "learnt from 2 cases of Dataset7_One (fold 0)" in text.removesuffix(before)
+
+
+@pytest.mark.slow
 def test_a_packed_bundle_that_does_not_load_is_removed(tmp_path, monkeypatch):
     monkeypatch.setattr(pack, "LOADING", "import sys; sys.exit('wrong variables')")
     with pytest.raises(RuntimeError, match="wrong variables"):
