@@ -3,6 +3,7 @@
 import ast
 import difflib
 import functools
+import importlib.metadata
 import importlib.util
 import inspect
 import os
@@ -35,7 +36,9 @@ THREADS = (
 
 
 class UsageError(InputError):
-    """Words that no command understands."""
+    """Words that no command understands; the remedy stands before the names, which may be many."""
+
+    form = "{got}; remedy: {remedy}; allowed: {allowed}"
 
 
 def run_commands(commands: Commands, name: str, argv: Sequence[str] | None = None) -> int:
@@ -48,6 +51,9 @@ def run_commands(commands: Commands, name: str, argv: Sequence[str] | None = Non
     try:
         if not words or words[0] in (*HELP, "help"):
             print(overview(commands, name), flush=True)
+            return 0
+        if words[0] == "--version":
+            print(f"{name} {_version()}", flush=True)
             return 0
         if words[0] not in commands:
             near = _nearest(words[0], commands, f"{name} --help")
@@ -72,6 +78,13 @@ def run_commands(commands: Commands, name: str, argv: Sequence[str] | None = Non
         print(f"error: {words_for_users}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     return 0
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("synthaug")
+    except importlib.metadata.PackageNotFoundError:
+        return "(of a clone that is not installed)"
 
 
 def overview(commands: Commands, name: str) -> str:

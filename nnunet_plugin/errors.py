@@ -15,8 +15,10 @@ class InputError(ValueError):
     a traceback, in one line, and exits with status 1.
     """
 
+    form = "{got}; allowed: {allowed}; remedy: {remedy}"
+
     def __init__(self, got: str, allowed: str, remedy: str):
-        said = f"{got}; allowed: {allowed}; remedy: {remedy}"
+        said = self.form.format(got=got, allowed=allowed, remedy=remedy)
         super().__init__(" ".join(line.strip() for line in said.splitlines()))  # what others say may have several lines
         self.got = got
 

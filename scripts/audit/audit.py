@@ -174,7 +174,7 @@ def audit_words(result: AuditResult) -> list[str]:
     if blind := result.memorisation.blind:
         lines.append(
             f"Blind here: {', '.join(blind)}. Two real patients are as near to each other as a copy is to its "
-            "original, so that exact copies are found at most."
+            "original, or real items show too little to be compared, so that exact copies are found at most."
         )
     if result.foreign.any():
         lines.append(f"{int(result.foreign.sum())} samples were decided on by others and stay as they are.")

@@ -90,15 +90,19 @@ class Body:
             return cls(np.full(len(channels), MASK_MARGIN / 2))
         return cls(np.array([threshold_triangle(channel) for channel in channels]))
 
-    def __call__(self, image: np.ndarray) -> np.ndarray:
-        """Body (*grid) bool of an image (channels, *grid)."""
+    def __call__(self, image: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
+        """Body (*grid) bool of an image (channels, *grid); of a part the foreground of `mask` (*grid) counts nothing.
+
+        So a bright lesion in the background is no body of its own, unless there is nothing else.
+        """
         found = (image > self.thresholds.reshape(-1, *[1] * (image.ndim - 1))).any(axis=0)
         radius = max(1, round(max(found.shape) / 32))
         # The border is padded with itself: a body that the image cuts is closed there.
         padded = ndimage.binary_closing(np.pad(found, radius, mode="edge"), iterations=radius)
         closed = ndimage.binary_fill_holes(padded[(slice(radius, -radius),) * found.ndim])
         parts, _ = ndimage.label(closed)
-        sizes = np.bincount(parts.ravel())
+        own = np.bincount(parts[~mask], minlength=parts.max() + 1) if mask is not None else np.zeros(1, int)
+        sizes = own if own[1:].any() else np.bincount(parts.ravel())
         sizes[0] = 0
         return (sizes >= SMALLEST_PART * sizes.max())[parts] & closed
 
@@ -126,7 +130,7 @@ def _measure_one(image: Tensor, foreground: Tensor, spacing: tuple[float, ...], 
         **found,
         "pieces": count,
         "largest": np.bincount(parts.ravel())[1:].max() / mask.sum(),
-        "outside": (mask & ~body(x)).sum() / mask.sum(),
+        "outside": (mask & ~body(x, mask)).sum() / mask.sum(),
         "mask": np.concatenate([sizes, features["centre"]]),
     }
 

@@ -40,6 +40,7 @@ CONSTANT = 0.02  # of an image's range: neighbours that differ by less are const
 LINE = 5  # pixels of the items' grid: what is thinner, between constants, is a line
 SMALLEST_BODY = 0.05  # share of an image that is taken for a body
 RIM = 2  # pixels that are taken off a body: outlines are much the same in all patients, and the strongest edges
+FEWEST_CELLS = 13  # of a body without its rim: edges in fewer, a twentieth of the image, are like any other's
 OVERLAP = 0.6  # of a slice's edges that must lie in the other's body; what lacks counts as an edge that is elsewhere
 CHUNK = 8
 
@@ -213,6 +214,9 @@ class Structure:
     def distances(self, items: Items, reference: Items, track: Track, title: str, apart: bool) -> Found:
         """Distances, 1 less the cosine of the two fields in both bodies, see `memorisation.Comparison`.
 
+        A reference slice with fewer than `FEWEST_CELLS` cells of body has nothing in common with any item: distance 1.
+        Items with as few cells are compared with the others, in which they fill too little to be near.
+
         Args:
             items: whatever is judged.
             reference: of the training cases.
@@ -224,7 +228,9 @@ class Structure:
         depth, count = within.shape[1], len(reference)
         fields = _fields_in_bodies(within.flatten(0, 1), torch.ones(1))
         fields = _whole_cells(functional.avg_pool2d(fields, SIDE // CELLS))
-        usual = fields[:, 2].sum(dim=(1, 2)).mean()  # cells of a body
+        cells = fields[:, 2].sum(dim=(1, 2))
+        enough = cells >= FEWEST_CELLS
+        usual = cells[enough].mean()
         matrices, names = coarse_places(), place_names()
         shifts = torch.tensor([[right - REACH, down - REACH] for down, right in _SHIFTS]) * (2 / CELLS)
         patients, members = np.unique(reference.groups, return_inverse=True)
@@ -233,6 +239,7 @@ class Structure:
             chosen = np.arange(start, min(start + CHUNK, len(items)))
             images = searched[start : start + CHUNK]
             best, place = _coarse_cosines(images, fields, usual)
+            best[:, ~enough] = -1
             if apart:
                 own = torch.from_numpy(items.groups[chosen][:, None] == reference.groups[None])
                 best[own.repeat_interleave(depth, dim=1)] = -1
@@ -248,7 +255,7 @@ class Structure:
             best.scatter_reduce_(1, targets, finer, "amax")
             best, which = best.unflatten(1, (count, depth)).max(dim=2)
             at = at.unflatten(1, (count, depth)).gather(2, which.unsqueeze(2)).squeeze(2)
-            yield chosen, (1 - best).clamp(min=0).numpy(), at.numpy(), names
+            yield chosen, (1 - best).clamp(0, 1).numpy(), at.numpy(), names
 
 
 _SHIFTS = list(itertools.product(range(2 * REACH + 1), repeat=2))  # down and right, in cells, from the furthest up

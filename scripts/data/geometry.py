@@ -57,6 +57,12 @@ class SliceGeometry:
         canvas[:, :, top, left] = slices[:, :, rows, columns]
         return _resize(torch.from_numpy(canvas), self.spatial_size)
 
+    def filled(self, shape: Sequence[int]) -> tuple[slice, ...]:
+        """Which part of the grid an image `([depth,] height, width)` fills; the rest is padding."""
+        sides = zip(shape[-2:], self.canvas, self.spatial_size, strict=True)
+        places = [(_centred(length, room)[1], size / room) for length, room, size in sides]
+        return tuple(slice(round(there.start * zoom), round(there.stop * zoom)) for there, zoom in places)
+
     def from_grid(self, samples: torch.Tensor) -> torch.Tensor:
         """`(batch, channel, *spatial_size)` back to the field of view `(batch, channel, height, width)`."""
         (_, top), (_, left) = (_centred(a, b) for a, b in zip(self.field_of_view, self.canvas, strict=True))
@@ -106,6 +112,10 @@ class VolumeGeometry:
         slices = np.ascontiguousarray(volumes.swapaxes(1, 2)).reshape(-1, volumes.shape[1], *volumes.shape[3:])
         grid = self.plane.to_grid(slices, fill).unflatten(0, (batch, depth)).transpose(1, 2)
         return _resize_depth(grid, self.spatial_size[2]).movedim(2, -1).contiguous()
+
+    def filled(self, shape: Sequence[int]) -> tuple[slice, ...]:
+        """Which part of the grid an image `(depth, height, width)` fills; the rest is padding."""
+        return (*self.plane.filled(shape), slice(0, self.spatial_size[2]))
 
     def from_grid(self, samples: torch.Tensor) -> torch.Tensor:
         """`(batch, channel, *spatial_size)` back to `(batch, channel, depth, height, width)`."""

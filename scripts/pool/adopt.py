@@ -21,6 +21,7 @@ from ..data.raw_files import is_raw_dataset
 from ..data.training_set import TrainingSet, load_training_set, own_size
 from ..runtime.errors import InputError
 from ..runtime.files import file_sha256, json_sha256
+from .from_real import FROM_REAL
 from .writing import write_pool
 
 FOLDERS = (("imagesTr", "labelsTr"), ("images", "labels"), ("images", "masks"))
@@ -355,9 +356,11 @@ def origin(record: dict) -> str:
     """
     provenance = record["provenance"]
     adopted = provenance.get("adopted")
-    if adopted is None:
-        return f"{provenance['bundle']['name']}, trained on fold {provenance['fold']} of {record['dataset']['name']}"
-    return f"{adopted['made_by']} (adopted)"
+    if adopted is not None:
+        return f"{adopted['made_by']} (adopted)"
+    made_by = provenance["bundle"]["name"]
+    how = "of the training cases of" if made_by in FROM_REAL else "trained on"
+    return f"{made_by}, {how} fold {provenance['fold']} of {record['dataset']['name']}"
 
 
 def user_word(record: dict) -> str | None:

@@ -41,4 +41,5 @@ def adopt(
     made = adopt_pool(folder, pool, dataset_dir, made_by, saw, plans, configuration, preprocessed)
     record = read_pool(made)
     pool_sheet(made, pool_cases(made, dataset_dir))
-    return f"{len(record['samples'])} samples. {user_word(record)}\n{made}"
+    count = len(record["samples"])
+    return f"{count} sample{'s' * (count != 1)}. {user_word(record)}\n{made}"

@@ -229,10 +229,11 @@ def sheets(results: Results, folder: Path) -> list[str]:
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(picture, folder / f"samples_{cell['id'].rpartition('/')[2]}.png")
         n = (results.values(cell["id"]) or {}).get("samples", "?")
+        audit = ", before the audit" if any(_place(c) == _place(cell) for c in results.cells("audit")) else ""
         caption = (
             f"Real training cases beside samples of {where(cell['settings'])}, at one scale and grey window: n = {n} "
-            f"samples, seed {cell['settings']['seed']}, spread evenly over the pool, before the audit. Examples; they "
-            "measure nothing."
+            f"samples, seed {cell['settings']['seed']}, spread evenly over the pool{audit}. Examples; they measure "
+            "nothing."
         )
         parts.append(html_figure(picture.read_bytes(), caption, f"Samples of {label}"))
     return ["<h2>Real beside synthetic</h2>", *parts] if parts else []

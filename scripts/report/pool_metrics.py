@@ -53,7 +53,7 @@ def metrics_table(record: dict[str, Any]) -> str:
     lines = [
         f"# {record['dataset']}, fold {record['fold']}: pool {pool['name']} of {pool['bundle']['name']}",
         "",
-        f"{samples} of {pool['samples']} samples ({pool['dropped_by_audit']} dropped by the audit), "
+        f"{samples} of {pool['samples']} samples ({_dropped_words(pool)}), "
         f"{len(record['training_cases'])} training cases, {ceiling} held-out cases.",
         f"In brackets: {record['intervals']}.",
         f"Data range: {record['data_range']['meaning']} (low {_numbers(record['data_range']['low'])}, "
@@ -85,6 +85,12 @@ def metrics_table(record: dict[str, Any]) -> str:
     warnings = dict.fromkeys(f"{f['name']}: {f['warning']}" for f in record["figures"] if f.get("warning"))
     lines += [f"- {note}" for note in record["notes"]] + [f"- {warning}." for warning in warnings]
     return "\n".join(lines) + "\n"
+
+
+def _dropped_words(pool: dict[str, Any]) -> str:
+    if pool["audited"]:
+        return f"{pool['dropped']} dropped by the audit"
+    return "no audit ran" + (f", {pool['dropped']} dropped otherwise" if pool["dropped"] else "")
 
 
 def _row_name(figure: dict[str, Any]) -> str:

@@ -25,7 +25,8 @@ class CopyPasteSampler(Sampler):
     """Draw pairs by pasting the tumour of one training patient into another (CarveMix, Zhang et al. 2021).
 
     Donors are drawn evenly from the items with foreground, recipients evenly from the other patients; of a
-    recipient's slices the one at the donor's relative height is taken. Candidate `i` follows from (seed, i) alone.
+    recipient's slices the one at the donor's relative height is taken, and in it, where cases differ in size, the
+    tumour's relative place. Candidate `i` follows from (seed, i) alone.
 
     Args:
         data: training cases of one fold; those of validation are never read.
@@ -51,11 +52,16 @@ class CopyPasteSampler(Sampler):
                 "two or more: a tumour is pasted into another patient",
                 "choose a fold with more training cases",
             )
-        self.depths = {case: data.cases.load(case).label.shape[0] for case in self.patients}
+        shapes = {case: data.cases.load(case).label.shape for case in self.patients}
+        self.depths = {case: shape[0] for case, shape in shapes.items()}
+        self.boxes = {case: data.geometry.filled(shape) for case, shape in shapes.items()}
+        sizes = {shape[1:] for shape in shapes.values()}
         self.spacing = data.grid_spacing
         bundle = {"name": "copy_paste", "version": package_versions().get("synthaug", "unknown")}
         self.provenance = build_provenance(data, bundle, seed, {}, {"background_share": BACKGROUND_SHARE})
-        self.provenance["weights_sha256"] = json_sha256([data.seen, data.geometry.as_record(), seed])
+        self.provenance["weights_sha256"] = json_sha256(
+            [data.seen, data.geometry.as_record(), seed, *(["relative places"] if len(sizes) > 1 else [])]
+        )
         self.description, self.scaling, self.geometry = data.cases.description, data.scaling, data.geometry
         self.dimension = len(data.geometry.spatial_size)
         self.min_foreground, self.samples_per_pass, self.threads = min_foreground, 1, 1
@@ -84,7 +90,8 @@ class CopyPasteSampler(Sampler):
         channels = self.data.num_image_channels
         foreground = (donor["image"][channels:] >= 0.5).any(dim=0).numpy()
         margin = draw_margin(signed_distance(foreground, self.spacing), rng)
-        joint = paste(recipient["image"], donor["image"], channels, margin, self.spacing)
+        boxes = self.boxes[donor["case"]], self.boxes[patient]
+        joint = paste(recipient["image"], donor["image"], channels, margin, self.spacing, boxes)
         return joint, {"donor": item_name(donor), "recipient": item_name(recipient), "margin": round(margin, 3)}
 
     def _height(self, item: dict[str, Any]) -> float:

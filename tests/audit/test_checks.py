@@ -173,6 +173,8 @@ def test_a_check_by_which_two_patients_are_one_is_named_and_judges_nothing():
     found = Memorisation([blind, sharp], check([1.0]), {}, {}, items(smooth(3, (8, 8), 0), np.arange(3)))
     assert found.blind == [blind.key]
     np.testing.assert_allclose(found.closeness, [0.2, 1.8])  # by the other check alone, and without a warning
+    nobody = Memorisation([check([1.0, 1.0])], check([1.0]), {}, {}, items(smooth(3, (8, 8), 0), np.arange(3)))
+    assert nobody.blind == [blind.key], "nothing was compared"
 
 
 def test_body_is_what_is_not_background():
@@ -187,5 +189,13 @@ def test_body_is_what_is_not_background():
     assert not found[2, 2:5].any() and found[25:35, 30:38].all()
     cut = np.where(np.hypot(y - 0, x - 32) < 30, 0.6, 0.0)
     assert Body(np.array([0.2]))(cut[None])[0, 10:50].all()
+    lesion = np.hypot(y - 56, x - 8) < 7
+    away, alone = np.where(lesion, 0.9, image), np.where(lesion, 0.9, 0.05)
+    assert Body(np.array([0.2]))(away[None])[lesion].mean() > 0.9, "large enough to be a body"
+    assert not Body(np.array([0.2]))(away[None], lesion)[lesion].any()
+    assert Body(np.array([0.2]))(alone[None], lesion)[lesion].mean() > 0.9, "nothing else to go by"
+    attached = np.hypot(y - 30, x - 15) < 7  # half of it bulges out
+    bulging = np.where(attached, 0.9, image)[None]
+    assert np.array_equal(Body(np.array([0.2]))(bulging, attached), Body(np.array([0.2]))(bulging))
     two_channels = np.stack([np.zeros((64, 64)), image])
     assert np.array_equal(Body(np.array([0.2, 0.2]))(two_channels), found)

@@ -6,7 +6,7 @@ import torch
 from scipy import ndimage
 
 from scripts.audit.items import Items
-from scripts.audit.memorisation import flips, patient_distances
+from scripts.audit.memorisation import NEXT_PATIENTS, flips, patient_distances
 from scripts.audit.structure import (
     SIDE,
     Detail,
@@ -156,6 +156,25 @@ def test_changed_copies_are_nearer_than_any_other_patient(known):
     named = dict(zip(CHANGES, np.array(found.change).reshape(-1, len(chosen)).tolist(), strict=True))
     assert all(words == "turned by 90 degrees" for words in named["turned by 90"])
     assert all("turned by 15 degrees" in words for words in named["turned by 15"])
+
+
+@pytest.mark.slow
+def test_a_body_of_few_cells_is_like_nobody_and_changes_no_threshold():
+    count = NEXT_PATIENTS + 2  # so that distances are relative to large bodies, whether there are others or not
+    groups, large = [f"p{i}" for i in range(count)], heads(count, (64, 64), 3)
+    noise = 0.5 + 0.4 * ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(2, 64, 64)), (0, 2, 2))
+    tiny = np.where(np.hypot(*(np.indices((64, 64)) - 31.5)) < 9, noise, 0.02)
+    reference, both = items(large, groups), items(np.concatenate([large, tiny]), [*groups, "t0", "t1"])
+
+    def distances(chosen, of):
+        return np.concatenate([d for _, d, _, _ in Structure().distances(chosen, of, all_of, "", apart=False)])
+
+    found = distances(both, both)
+    assert (found[:, count:] == 1).all(), "not even itself"
+    np.testing.assert_allclose(found[:, :count], distances(both, reference), atol=1e-6)
+    apart = patient_distances(Structure(), both, both, all_of, "", apart=True).relative
+    alone = patient_distances(Structure(), reference, reference, all_of, "", apart=True).relative
+    assert apart.argmin() == alone.argmin() and apart.min() == pytest.approx(alone.min(), abs=1e-6)
 
 
 @pytest.mark.parametrize("share", [0.6, 0.7, 0.9])

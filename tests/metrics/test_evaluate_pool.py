@@ -222,11 +222,11 @@ def test_samples_that_the_audit_dropped_are_left_out_and_a_part_can_be_asked_for
     pool = write_pool(tmp_path / "pool", cases, items)
     content = json.loads((pool / "pool.json").read_text())
     for sample in content["samples"][::2]:
-        sample["decision"] = "drop"
+        sample |= {"decision": "drop", "scores": {"audit": {}}}
     (pool / "pool.json").write_text(json.dumps(content))
     record = run(pool, data)
     assert record["pool"]["evaluated"] == len(items) // 2
-    assert record["pool"]["dropped_by_audit"] == len(items) - len(items) // 2
+    assert record["pool"]["dropped"] == len(items) - len(items) // 2 and record["pool"]["audited"]
     assert run(pool, data, num_samples=6)["figures"][0]["n"][0] == 6
     (pool / "pool.json").write_text(json.dumps({**content, "samples": content["samples"][::2]}))
     with pytest.raises(InputError, match="0 samples"):

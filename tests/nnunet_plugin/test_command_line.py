@@ -1,6 +1,7 @@
 """The command line's machinery, on commands made for it."""
 
 import errno
+import importlib.metadata
 import os
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,7 @@ def test_each_option_takes_its_kind(words, values):
         ([*FOUR, "--plans", "--overwrite"], 2, "--plans without a value"),
         ([*FOUR, "0.5", "plans", "[]", "{}", "True", "more"], 2, "too many arguments: more"),
         (FOUR[:4], 2, "no FOLD"),
-        (["measur"], 2, "did you mean measure?"),
+        (["measur"], 2, "error: unknown command measur; remedy: did you mean measure?; allowed: report, measure, "),
         ([*FOUR, "--overwrite", "flase"], 1, "True or False"),
         ([*FOUR, "--overwrite", "1"], 1, "True or False"),
         ([*FOUR, "--share", "half"], 1, "a number"),
@@ -171,6 +172,11 @@ def test_help_is_plain_and_whole(capsys):
     assert not calls
     assert describe(check, "tool check").startswith("tool check [BUNDLES ...]")
     assert tool("check", "a", "b") == 0 and capsys.readouterr().out == "a b\n"
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    assert tool("--version") == 0
+    assert capsys.readouterr().out == f"tool {importlib.metadata.version('synthaug')}\n"
 
 
 def test_input_error_is_what_a_user_reads(capsys):

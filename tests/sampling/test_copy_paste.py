@@ -8,13 +8,14 @@ import torch
 
 from scripts.data.cases import open_cases
 from scripts.data.training_set import load_training_set, own_size
+from scripts.pool.adopt import origin
 from scripts.pool.writing import load_sample, read_pool
 from scripts.runtime.errors import InputError
 from scripts.sampling.copy_paste import CopyPasteSampler, write_copy_paste
 from scripts.sampling.pasting import draw_margin, paste, signed_distance
 from scripts.segmentation.mixing import load_pool
 
-from ..data.toy import write_preprocessed, write_raw
+from ..data.toy import toy_case, write_preprocessed, write_raw
 
 SPACES = {"slices": ("2d", (20, 18)), "volumes": ("3d_fullres", (20, 18, 6)), "raw": ("raw", (20, 18))}
 
@@ -85,6 +86,54 @@ def test_the_same_place_in_millimetres():
     assert torch.equal(out[0], expected) and torch.equal(out[1], donor[1])
 
 
+def test_between_sizes_a_tumour_keeps_its_relative_place_in_the_image():
+    rng = np.random.default_rng(0)
+    canvas = (40, 60)
+    boxes = [(slice(0, 40), slice(0, 60)), (slice(10, 30), slice(20, 40)), (slice(5, 35), slice(25, 35))]
+    for _ in range(60):
+        here, there = (boxes[i] for i in rng.choice(3, 2, replace=False))
+        recipient, donor = torch.full((2, *canvas), -1.0), torch.full((2, *canvas), -2.0)  # padding
+        recipient[0][there], donor[0][here], recipient[1], donor[1] = 1, 2, 0, 0
+        size = rng.integers(2, 6, 2)
+        low = [rng.integers(box.start, box.stop - n + 1) for box, n in zip(here, size, strict=True)]
+        tumour = tuple(slice(first, first + n) for first, n in zip(low, size, strict=True))
+        donor[1][tumour] = 1
+        out = paste(recipient, donor, 1, rng.uniform(0, 4), (1.0, 1.0), (here, there))
+        inside = torch.zeros(canvas, dtype=torch.bool)
+        inside[there] = True
+        assert out[1].sum() == size.prod() and not out[1][~inside].any() and (out[0][out[1] == 1] == 2).all()
+        assert (out[0][~inside] == -1).all() and set(out[0][inside].tolist()) == {1, 2}  # no padding of the donor's
+        places = np.argwhere(out[1].numpy())
+        for axis in range(2):
+            relative = (low[axis] + size[axis] / 2 - here[axis].start) / (here[axis].stop - here[axis].start)
+            side = there[axis].stop - there[axis].start
+            found = (places[:, axis].mean() + 0.5 - there[axis].start) / side
+            edge = size[axis] / 2 / side
+            assert abs(found - np.clip(relative, edge, 1 - edge)) <= 1 / side
+    wide = torch.zeros(2, *canvas)
+    wide[1, 2:38, 5:50] = 1  # more than the recipient has room for
+    out = paste(torch.full((2, *canvas), -1.0), wide, 1, 0.0, (1.0, 1.0), (boxes[0], boxes[1]))
+    assert (out[1][boxes[1]] == 1).all() and (out == -1).sum() == 2 * (40 * 60 - 20 * 20)
+
+
+def test_cases_of_several_sizes_are_pasted_into_their_own_image(tmp_path):
+    def case(index, channels):
+        image, label = toy_case(index, channels)
+        return (image[..., 3:-4], label[..., 3:-4]) if index % 2 else (image, label)
+
+    folder = write_preprocessed(tmp_path / "Dataset901_Toy", cases=6, case=case)
+    cases = open_cases(folder, 1)
+    data = load_training_set(cases, own_size(cases, volumes=False), 0.5)
+    sampler, moved = CopyPasteSampler(data), 0
+    for candidate in range(40):
+        joint, facts = sampler.paste(candidate, seed=3)
+        rows, columns = sampler.boxes[facts["recipient"].partition(",")[0]]
+        assert columns in (slice(0, 18), slice(3, 14)) and not joint[1:, :, : columns.start].any()
+        assert not joint[1:, :, columns.stop :].any() and joint[1:].any()
+        moved += columns != slice(0, 18)
+    assert moved
+
+
 @pytest.mark.parametrize("kind", SPACES)
 def test_pool_is_an_ordinary_one_of_the_folds_training_cases(kind, tmp_path):
     configuration, size = SPACES[kind]
@@ -102,6 +151,7 @@ def test_pool_is_an_ordinary_one_of_the_folds_training_cases(kind, tmp_path):
     assert people <= set(cases.fold.train) and not people & set(cases.fold.val)
     assert {case["id"] for case in record["provenance"]["cases"]} == set(cases.fold.train)
     assert record["provenance"]["bundle"]["name"] == "copy_paste"
+    assert origin(record).startswith("copy_paste, of the training cases of fold 1 of "), "nothing was trained"
     # Read by the segmenters as those of generators are: the same grid values come back.
     data = load_training_set(cases, size, 0.5, 5)
     items = load_pool(pool, cases, data).items
