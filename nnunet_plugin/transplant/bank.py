@@ -17,6 +17,8 @@ from .paste import harmonise
 from .place import JITTER, Cut, Gates, Wanted, cut_of, find_site, footprint, mirrored
 from .warp import Warp, draw_warp
 
+PLACING = 2  # raised where the same seed gives other transplants than before
+WINDOW = 0.1  # of the relative height: how far from the lesion's own a plane lies where none of those like it has room
 NEAREST = 1 / 3  # of the other patients: those whose planes are most like a lesion's own
 UNLIKE = 1.5  # times as unlike as the most alike plane of all, at most
 PATIENTS, PLANES = 2, 3  # at least so many patients, and at most so many planes of each
@@ -96,25 +98,39 @@ class Bank:
         In 2D these are planes without a lesion of each case that has any. A shape that has room in one other case alone
         is sought in the lesion's own, too, since a decoy takes tissue from one case to another.
         """
-        cases = self._cases
-        # A volume may have room anywhere.
-        healthy = looks.healthy if self.dimension == 2 else np.zeros(len(cases), bool)
-        free = healthy | ~np.isin(cases, cases[healthy])
+        cases, heights = self._cases, np.array([place.height for place in self.places])
+        # A volume with a lesion may have room for another one beside it.
+        healthy = looks.healthy if self.dimension == 2 else ~np.isin(cases, cases[~looks.healthy])
+        free = healthy | ~np.isin(cases, cases[healthy]) if self.dimension == 2 else np.ones(len(cases), bool)
         for number, lesion in enumerate(self.lesions):
             height = lesion.height if self.dimension == 2 else float(lesion.place[0])
-            others = cases != lesion.case
+            others, near = cases != lesion.case, np.abs(heights - height) <= WINDOW
             seen, unlike = others & self._some_cases(rng, lesion.case), np.full(len(cases), np.inf)
             unlike[seen] = looks.unlikeness(lesion.case, height, self.mirror_axis, np.flatnonzero(seen))
             # Farther away, or over another lesion, only where there is no other way.
             choices = [(free & others, False), (~healthy & others, True)]
-            alike = [(self._most_alike(unlike, chosen & seen), covers) for chosen, covers in choices]
-            found = self._nearest_fits(rng, number, alike, JITTER[:-1]) or self._nearest_fits(rng, number, choices)
+            found = self._fits_among(rng, number, unlike, near, choices)
             yield from found
             receiving = {self.places[fit.where].case for fit in found if not fit.covers}
             while found and len(receiving) < 2:
-                found = self._nearest_fits(rng, number, [(free & ~np.isin(cases, [*receiving]), False)])
+                rest = free & ~np.isin(cases, [*receiving])
+                found = self._fits_among(rng, number, unlike, near, [(rest & others, False)])
+                found = found or self._nearest_fits(rng, number, [(rest & near, False)])
                 yield from found
                 receiving |= {self.places[fit.where].case for fit in found}
+
+    def _fits_among(
+        self,
+        rng: np.random.Generator,
+        number: int,
+        unlike: np.ndarray,
+        near: np.ndarray,
+        choices: Sequence[tuple[np.ndarray, bool]],
+    ) -> list[Fit]:
+        """Return fits of a lesion in places most like its own, or else in those of a like height (`near`)."""
+        alike = [(self._most_alike(unlike, chosen & np.isfinite(unlike)), covers) for chosen, covers in choices]
+        found = self._nearest_fits(rng, number, alike, JITTER[:-1])
+        return found or self._nearest_fits(rng, number, [(chosen & near, covers) for chosen, covers in choices])
 
     def _some_cases(self, rng: np.random.Generator, but: int) -> np.ndarray:
         """Return the places of some cases but one: of all, where they are not many."""
@@ -165,7 +181,7 @@ class Bank:
             mirror = self.mirror_axis if self.mirror_axis is not None and rng.random() < 0.5 else None
             warp = draw_warp(rng, lesion.extent, lesion.diameter, mirror, lesion.spacing)
             at = lesion.place if mirror is None else mirrored(lesion.place, mirror)
-            if self.dimension == 3:
+            if self.dimension == 3 and self.mirror_axis != -3:  # planes from left to right are mirrored by their height
                 at = np.append(self.places[place].height, at[1:])
             asked = Wanted(at, lesion.host, lesion.around, self.lesion_labels, covers)
             anatomy = self.anatomy(self.places[place])

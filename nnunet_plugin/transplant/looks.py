@@ -40,22 +40,22 @@ class Looks:
         """All have been added."""
         values, clear, cases, healthy, areas, heights = zip(*self._rows, strict=True)
         self._rows.clear()
-        self._values, self._clear = np.stack(values), np.stack(clear)
+        self._values, self._clear = np.stack(values), np.stack(clear)  # half floats: a kilobyte a plane
         self._cases, self.healthy = np.array(cases, int), np.array(healthy, bool)
         self._areas, self._heights = np.log(areas), np.array(heights, float)
 
     def unlikeness(self, case: int, height: float, mirror_axis: int | None, rows: np.ndarray) -> np.ndarray:
-        """Return how little each of the rows looks like a case's plane at a relative height, `(rows,)`, from 0.
+        """Return how little each of the rows looks like a case's plane at a relative height, `(rows,)`, from about 0.
 
         One minus the correlation where that plane shows no lesion, of the plane or its mirror image, and what areas
         and heights add.
         """
         own = np.flatnonzero(self._cases == case)
         row = own[np.abs(self._heights[own] - height).argmin()]
-        seen = [(self._values[row], self._clear[row])]
+        seen = [(self._values[row].astype(np.float32), self._clear[row].astype(np.float32))]
         if mirror_axis in (-1, -2):
             seen.append(tuple(np.flip(of.reshape(SIDE, SIDE), mirror_axis).ravel() for of in seen[0]))
-        values = self._values[rows]
+        values = self._values[rows].astype(np.float32)
         alike = [values @ one / np.sqrt(np.maximum(values**2 @ clear, 1e-6)) for one, clear in seen]
         areas, heights = self._areas[rows] - self._areas[row], self._heights[rows] - height
         return 1 - np.max(alike, axis=0) + AREA * areas**2 + HEIGHT * heights**2
@@ -76,7 +76,7 @@ class Looks:
             of[at].reshape(SIDE, SAMPLES, SIDE, SAMPLES).mean(axis=(1, 3)).ravel() for of in (image, clear)
         )
         values = clear * (values - np.average(values, weights=clear + 1e-6))
-        return (values / max(float(np.linalg.norm(values)), 1e-6)).astype(np.float32), clear.astype(np.float32)
+        return (values / max(float(np.linalg.norm(values)), 1e-6)).astype(np.float16), clear.astype(np.float16)
 
 
 class Context:

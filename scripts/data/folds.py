@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import logging
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,7 +63,8 @@ def read_fold(dataset_dir: str | Path, case_ids: list[str], fold: int | str, sto
         chosen = splits[fold]
     else:
         raise InputError(f"fold {fold!r}", f"0 to {len(splits) - 1}, or all", f"choose one of the folds of {path.name}")
-    if twice := sorted({case for part in (chosen["train"], chosen["val"]) for case in part if part.count(case) > 1}):
+    counts = [Counter(part) for part in (chosen["train"], chosen["val"])]
+    if twice := sorted({case for of in counts for case, count in of.items() if count > 1}):
         raise InputError(
             f"fold {fold} of {path} with {', '.join(twice[:5])} more than once", "each case once",
             "mend or delete the file",

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from nnunet_plugin.transplant.anatomy import Anatomy
+from nnunet_plugin.transplant.bank import PLACING
 from nnunet_plugin.transplant.lesions import Lesion
 from nnunet_plugin.transplant.paste import Patch, make_patch, relabel
 from nnunet_plugin.transplant.render import render
@@ -80,6 +81,8 @@ class FlowSampler(Sampler):
         super().__init__(network, checkpoint, provenance, **settings)
         self.mode = mode
         self.settings |= {"mode": mode, "num_steps": network.num_steps}
+        if mode == "insert":
+            self.settings["placing"] = PLACING
         trained = self.provenance["training"]
         folder = phantom_for(self.provenance, phantom_dir) if dataset_dir is None else Path(dataset_dir)
         record = {"space": self.provenance["space"], "provenance": self.provenance,

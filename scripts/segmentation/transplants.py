@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from nnunet_plugin.transplant.bank import Transplant
+from nnunet_plugin.transplant.bank import PLACING, Transplant
 from nnunet_plugin.transplant.making import LEAST_VARIATION, lesion_labels, make_bank, variation
 from nnunet_plugin.transplant.paste import blend, relabel
 from nnunet_plugin.transplant.render import render
@@ -121,7 +121,7 @@ class Transplants:
     @property
     def record(self) -> dict[str, Any]:
         """What the provenance says of them."""
-        return {**asdict(self.settings), "cases": self.names, "lesions": len(self.bank.lesions)}
+        return {**asdict(self.settings), "cases": self.names, "lesions": len(self.bank.lesions), "placing": PLACING}
 
     def _lesions(self, volumes: list[dict[int, float]]) -> list[int]:
         """The integers of label maps that are lesions, by their volumes in each case.

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from nnunet_plugin.transplant.anatomy import planes_with_body, read_anatomy
+from nnunet_plugin.transplant.bank import WINDOW
 from nnunet_plugin.transplant.looks import Context, Looks
 from nnunet_plugin.transplant.making import make_bank
 
@@ -68,6 +69,32 @@ def test_lesions_go_to_their_own_level(dimension):
     if dimension == 3:
         depths = np.array([fit.centre[0] for fit, _ in went]) - [place.number for _, place in went]
         assert np.abs(depths).max() <= 0.25 * 19
+
+
+@pytest.mark.slow
+def test_where_nothing_like_it_has_room_a_lesion_stays_near_its_height():
+    """In its own patient, from which decoys come where there are but two, and in a third who has no room there."""
+    fine = np.linspace(0.0, 0.9, 19)
+    third = body(fine, 2)
+    third[0][:, 3:10] *= 0.3  # as dark as the hole
+    for given in ([body(fine, 0, 6), body(fine, 1)], [body(fine, 0, 6), body(fine, 1), third]):
+        made = make_bank(given, 2, [1])
+        went = [made.places[fit.where] for fit in made.fits]
+        assert len({place.case for place in went}) >= 2
+        assert all(abs(place.height - 3 / 9) <= WINDOW + 0.01 for place in went if place.case == 0)
+        levels = np.array([place.height for place in went if place.case])
+        assert (np.abs(levels - 3 / 9) < 0.25).all()
+
+
+@pytest.mark.slow
+def test_lesions_are_mirrored_along_the_first_axis():
+    given = [body(np.zeros(10), number, 2 if number == 0 else None) for number in range(3)]
+    made = make_bank(given, 3, [1], mirror_axis=-3)
+    heights = {True: [], False: []}
+    for fit in made.fits:
+        if made.places[fit.where].case:
+            heights[bool(np.linalg.det(fit.warp.matrix) < 0)].append(fit.centre[0] / 9)
+    assert np.mean(heights[True]) > 0.6 and np.mean(heights[False]) < 0.4
 
 
 @pytest.mark.slow
