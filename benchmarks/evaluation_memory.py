@@ -4,8 +4,8 @@
 
 Random slices of 64 x 64 pixels with masks and features of the own extractor's length, against 2,000 slices of 40
 patients: memory does not depend on the values, and somewhat on `--resamples` (10,000 samples: 1,458 MiB with 2, 1,521
-with 100). In a fresh process for each number; reading a pool, and the network of the perceptual distance, which looks at
-64 pairs at once, are left out. With 500 resamples 100,000 samples take about an hour of CPU.
+with 100). In a fresh process for each number; reading a pool, and the network of the perceptual distance, which looks
+at 64 pairs at once, are left out. With 500 resamples 100,000 samples take about an hour of CPU.
 """
 
 import argparse
