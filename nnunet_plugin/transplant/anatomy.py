@@ -42,18 +42,15 @@ class Anatomy:
 
     def relative(self, point: np.ndarray) -> np.ndarray:
         """Return a point (coarse voxels) as a place in the body: 0 and 1 are its edges along an axis."""
-        first = self.planes[0]
         box = self.boxes[self._plane(point)]
         inside = (point[-2:] - box[0]) / np.maximum(box[1] - box[0], 1)
-        if len(point) == 2:
-            return inside
-        return np.append((point[0] - first) / max(self.planes[1] - first, 1), inside)
+        return inside if len(point) == 2 else np.append(self.height_of(point[0]), inside)
 
     def absolute(self, place: np.ndarray) -> np.ndarray:
         """Return the point (coarse voxels) of a relative place."""
         point = np.array(place, float)
         if len(point) == 3:
-            point[0] = self.planes[0] + place[0] * (self.planes[1] - self.planes[0])
+            point[0] = self.plane_at(place[0])
         box = self.boxes[self._plane(point)]
         point[-2:] = box[0] + place[-2:] * (box[1] - box[0])
         return point
@@ -63,7 +60,6 @@ class Anatomy:
 
     def plane(self, number: int) -> Anatomy:
         """Return one plane of a volume made with `dimension` 2."""
-        first, last = self.planes
         return Anatomy(
             self.image[:, number],
             self.labels[number],
@@ -75,8 +71,18 @@ class Anatomy:
             self.median,
             self.scale,
             self.darkest,
-            float((number - first) / max(last - first, 1)),
+            self.height_of(number),
         )
+
+    def height_of(self, plane: float) -> float:
+        """Return the relative height of a plane: 0 and 1 are the first and the last with body."""
+        first, last = self.planes
+        return float((plane - first) / max(last - first, 1))
+
+    def plane_at(self, height: float) -> float:
+        """Return the plane at a relative height, between two planes mostly."""
+        first, last = self.planes
+        return first + height * (last - first)
 
 
 def read_anatomy(
@@ -139,5 +145,4 @@ def planes_with_body(case: int, anatomy: Anatomy) -> list[Plane]:
     """Return the planes of a case that show enough of the body."""
     areas = np.count_nonzero(anatomy.depth, axis=(1, 2))
     enough = np.flatnonzero(areas >= max(1, LEAST_AREA * areas.max()))
-    first, last = anatomy.planes
-    return [Plane(case, int(number), float((number - first) / max(last - first, 1))) for number in enough]
+    return [Plane(case, number, anatomy.height_of(number)) for number in enough.tolist()]

@@ -172,7 +172,7 @@ class Bank:
     ) -> list[Fit]:
         found: list[tuple[float, Fit]] = []
         lesion, wanted = self.lesions[number], FITS[self.dimension]
-        context = self._context(lesion)
+        context: Context | None = None  # most searches find no site to compare
         cuts: dict[tuple[int, ...], Cut] = {}
         for trial in range(TRIALS * wanted):
             if not found and trial == TRIALS * wanted // 2:  # most often there is no room
@@ -191,6 +191,7 @@ class Bank:
                 cut = cuts[step] = cuts.get(step) or cut_of(lesion, anatomy.stride)
                 gives = cut.is_healthy(anatomy.labels, site.voxel, self.lesion_labels)
                 fit = Fit(number, place, covers, gives, site.centre, warp, site.around.mean, site.around.deviation)
+                context = context or self._context(lesion)
                 found.append((context.unlikeness(anatomy, site.voxel, mirror), fit))
                 if len(found) == CHOICE * wanted:
                     break
@@ -199,8 +200,7 @@ class Bank:
     def _context(self, lesion: Lesion) -> Context:
         anatomy = self.anatomies[lesion.case]
         if self.dimension == 2:
-            first, last = anatomy.planes
-            anatomy = anatomy.plane(round(first + lesion.height * (last - first)))
+            anatomy = anatomy.plane(round(anatomy.plane_at(lesion.height)))
         return Context(anatomy, lesion.place, lesion.extent, self.lesion_labels)
 
     def anatomy(self, place: Plane) -> Anatomy:

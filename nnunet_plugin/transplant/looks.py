@@ -31,10 +31,11 @@ class Looks:
         """Look at planes of a volume."""
         areas = np.count_nonzero(anatomy.depth, axis=(1, 2))
         for plane in planes:
-            values, clear = self._look(anatomy, plane.number)
-            healthy = not np.isin(anatomy.labels[plane.number], self._doubtful).any()
+            clear = ~np.isin(anatomy.labels[plane.number], self._doubtful)
             area = float(max(areas[plane.number], 1) / max(areas.max(), 1))
-            self._rows.append((values, clear, plane.case, healthy, area, plane.height))
+            self._rows.append(
+                (*_cells(anatomy, plane.number, clear), plane.case, bool(clear.all()), area, plane.height)
+            )
 
     def finish(self) -> None:
         """All have been added."""
@@ -60,23 +61,20 @@ class Looks:
         areas, heights = self._areas[rows] - self._areas[row], self._heights[rows] - height
         return 1 - np.max(alike, axis=0) + AREA * areas**2 + HEIGHT * heights**2
 
-    def _look(self, anatomy: Anatomy, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the cells of a plane, of mean 0 and norm 1 over what is clear of lesions and 0 elsewhere; and that."""
-        low, high = anatomy.boxes[number]
-        shape = anatomy.labels.shape[1:]
-        rows, columns = (
-            np.linspace(a, b + 1, SIDE * SAMPLES + 1)[:-1].astype(int).clip(0, size - 1)
-            for a, b, size in zip(low, high, shape, strict=True)
-        )
-        at = np.ix_(rows, columns)
-        image = anatomy.image[:, number].astype(np.float32).clip(-RANGE, RANGE).mean(axis=0)
-        image[anatomy.depth[number] == 0] = -RANGE
-        clear = ~np.isin(anatomy.labels[number], self._doubtful)
-        values, clear = (
-            of[at].reshape(SIDE, SAMPLES, SIDE, SAMPLES).mean(axis=(1, 3)).ravel() for of in (image, clear)
-        )
-        values = clear * (values - np.average(values, weights=clear + 1e-6))
-        return (values / max(float(np.linalg.norm(values)), 1e-6)).astype(np.float16), clear.astype(np.float16)
+
+def _cells(anatomy: Anatomy, number: int, clear: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the cells of a plane, of mean 0 and norm 1 over what is `clear` of lesions and 0 elsewhere; and that."""
+    low, high = anatomy.boxes[number]
+    rows, columns = (
+        np.linspace(a, b + 1, SIDE * SAMPLES + 1)[:-1].astype(int).clip(0, size - 1)
+        for a, b, size in zip(low, high, clear.shape, strict=True)
+    )
+    at = np.ix_(rows, columns)
+    image = anatomy.image[:, number].astype(np.float32).clip(-RANGE, RANGE).mean(axis=0)
+    image[anatomy.depth[number] == 0] = -RANGE
+    values, clear = (of[at].reshape(SIDE, SAMPLES, SIDE, SAMPLES).mean(axis=(1, 3)).ravel() for of in (image, clear))
+    values = clear * (values - np.average(values, weights=clear + 1e-6))
+    return (values / max(float(np.linalg.norm(values)), 1e-6)).astype(np.float16), clear.astype(np.float16)
 
 
 class Context:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,8 +78,8 @@ def plan_cells(s: dict[str, Any]) -> list[Cell]:
                     cells += made.values()
             for segmenter in s["segmenters"]:
                 cells += _segmenter_cells(segmenter, data, pools, real, fold, s)
-    ids = [cell.id for cell in cells]
-    if same := next((cell for cell in ids if ids.count(cell) > 1), None):
+    counts = Counter(cell.id for cell in cells)
+    if same := next((cell for cell, count in counts.items() if count > 1), None):
         raise InputError(
             f"several cells of the name {same}",
             "arms, generators and segmenters whose names differ in letters and digits, and no number twice",
