@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 
 from ..packaging.bundle_files import bundle_dir, bundle_names, known_settings
 from ..runtime.errors import InputError
-from ..runtime.settings import WORDS, least
+from ..runtime.settings import WORDS, Place, find_setting, other_kind, same_kind
 
 # What makes MONAI evaluate, refer to, copy or build something: only a bundle's own configs may.
 MARKS = ("$", "@", "%")
@@ -118,39 +117,67 @@ def check_settings(
         raise InputError(f"{where} {settings!r}", "settings by name", "write a mapping, such as {max_epochs: 100}")
     refuse_expressions(settings, where)
     own = defaults(bundle, [config, *overlays])
-    known = set(own)
+    base = defaults(bundle, [config])
+    own |= {key: base.get(key) for key, value in own.items() if value is None}  # an overlay may leave a part out
     for key, value in settings.items():
-        name = _root(key)
-        if name in decided:
+        what, root = f"setting {key} of {where}", _root(key)
+        if root in decided:
+            raise InputError(what, "settings that are the same in every arm and fold", "leave it out")
+        if root not in own:
+            raise InputError(what, f"a setting of {bundle}'s {config}", near(root, own))
+        place = Place(key, own[key], []) if key in own else _nested(key, bundle, (config, *overlays), where)
+        if behind := set(place.behind) & {*decided, "max_epochs"}:
+            name = behind.pop()
+            remedy = "leave it out" if name in decided else f"write {name}"
+            raise InputError(f"{what}, which is {name}", "settings that have no other name", remedy)
+        if _is_part(place, own):
             raise InputError(
-                f"setting {key} of {where}", "settings that are the same in every arm and fold", "leave it out"
-            )
-        if name not in known:
-            raise InputError(f"setting {key} of {where}", f"a setting of {bundle}'s {config}", near(name, known))
-        if name == key:
-            _check_kind(f"setting {key} of {where}", key, value, own.get(key))
+                f"{what}, which the bundle builds or computes itself",
+                "numbers, words, True or False, and lists of them",
+                f"leave it out, or change a setting inside it, such as {_inside(place)}"
+                if _inside(place) else "leave it out",
+            )  # fmt: skip
+        if not same_kind(place.meaning, value, place.value):
+            raise other_kind(what, place.meaning, value, place.value, "")
 
 
-def _check_kind(what: str, name: str, value: Any, own: Any) -> None:
-    """Whether a value can stand for a bundle's own; what the bundle leaves open or computes may be anything."""
-    if own is None or (isinstance(own, str) and own.startswith(MARKS)):
-        return
-    if value == WORDS.get(name):
-        return
-    own = [64, 64] if name == "spatial_size" and own == WORDS[name] else own
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    allowed: tuple[bool, str]
-    if isinstance(own, bool):
-        allowed = isinstance(value, bool), "true or false"
-    elif isinstance(own, int):
-        allowed = number and isinstance(value, int) and value >= least(name), f"a whole number from {least(name)}"
-    elif isinstance(own, float):
-        allowed = value is None or (number and math.isfinite(value)), "a number"
-    else:
-        kind = list if isinstance(own, list) else type(own)
-        allowed = isinstance(value, kind) or (value is None and kind is str), kind.__name__
-    if not allowed[0]:
-        raise InputError(f"{what}: {value!r}", f"{allowed[1]}, such as {own!r}", "mend its value")
+def _nested(key: str, bundle: str, files: Sequence[str], where: str) -> Place:
+    """Where a name such as `train#optimizer#lr` stands."""
+    from monai.bundle import ConfigParser  # takes seconds
+
+    folder = bundle_dir(bundle)
+    config = ConfigParser.load_config_files([str(folder / "configs" / name) for name in files])
+    try:
+        return find_setting(key, config, f"{bundle}'s {' and '.join(files)}", folder, "")
+    except InputError as error:
+        error.args = (f"{where}: {error}",)
+        raise
+
+
+def _is_part(place: Place, own: Mapping[str, Any]) -> bool:
+    """Whether a bundle builds what stands at a place, computes it from what was built, or tells with it what it is."""
+    parts = place.name.split("#")
+    inside = len(parts) > 1 and not place.behind  # such as the name of an optimiser, or of what is measured
+    told = bool({"record", "bundle"} & {*parts})
+    return told or (inside and isinstance(place.value, (str, type(None)))) or _is_built(place.value, own)
+
+
+def _is_built(value: Any, own: Mapping[str, Any]) -> bool:
+    if isinstance(value, (dict, list)):
+        items = list(value.values()) if isinstance(value, dict) else value
+        return any(isinstance(item, dict) or (isinstance(item, str) and item.startswith(MARKS)) for item in items)
+    if not isinstance(value, str) or not value.startswith(("$", "@")):
+        return False
+    names = [name.replace("::", "#") for name in re.findall(r"@(\w+(?:(?:#|::)\w+)*)", value)]
+    return any(name not in own or isinstance(own[name], dict) or _is_built(own[name], own) for name in names)
+
+
+def _inside(place: Place) -> str | None:
+    """A plain setting inside a part."""
+    found = place.value if isinstance(place.value, dict) else {}
+    plain_ones = (key for key, value in found.items() if isinstance(value, (int, float)))
+    name = next(plain_ones, None)
+    return name and f"{place.name}#{name}"
 
 
 def _root(key: str) -> str:

@@ -66,7 +66,7 @@ BUDGETS = ("steps", "real_exposures", "epochs")
 # What the cells of an experiment decide, and what an arm of a segmenter may not decide either.
 CELLS = {
     "bundle_root", "ckpt_dir", "output_dir", "device", "dataset_dir", "plans", "configuration", "fold", "seed",
-    "num_real_cases", "pool_dir", "num_synthetic", "num_samples", "condition",
+    "num_real_cases", "pool_dir", "num_synthetic", "num_samples", "condition", "autoencoder_dir",
 }  # fmt: skip
 # A protocol that could set these for a generator or segmenter, too, could compare unlike with unlike.
 DECIDED = CELLS | {

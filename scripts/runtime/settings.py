@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nnunet_plugin.errors import plain_words
 
@@ -32,6 +32,13 @@ KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "
 # Settings that are 1 at least; other whole numbers may be 0.
 COUNTS = re.compile(r"(?<!warmup_)(?<!finish_)(epochs|batch_size|iterations_per_epoch|num_samples)$")
 WORDS = {"fold": "all", "spatial_size": "auto"}  # settings that are numbers, or one word
+EXAMPLES = {"fold": 0, "spatial_size": [64, 64]}  # of what else they may be
+# Settings that a bundle may leave open or compute, and what may stand there.
+OPEN = {
+    "autocast": "auto", "gradient_clip": 1.0, "size_multiple": 8, "share_end": 0.5, "background_share": 0.5,
+    "num_real_cases": 10, "num_synthetic": 100, "steps": [[0, 0.5]], "lesion_labels": ["tumour"], "transplant": {},
+    "feature_weights": "vgg.pth", "pool_dir": "pool", "normalisation": "z_score",
+}  # fmt: skip
 
 
 def prepare_run(metadata: Mapping[str, Any] | None = None) -> None:
@@ -108,7 +115,8 @@ def _defaults(configs: Path) -> dict[str, list[Any]]:
     known: dict[str, list[Any]] = {}
     for file in sorted(configs.glob("*.json")):
         for key, value in ConfigParser.load_config_file(file).items():
-            known.setdefault(key.split("#")[0].lstrip("+"), []).append(value)
+            values = known.setdefault(key.split("#")[0].lstrip("+"), [])
+            values += [] if "#" in key else [value]
     return known
 
 
@@ -149,8 +157,8 @@ def check_values(workflow: Any) -> None:
     for name, values in ({} if configs is None else _defaults(configs)).items():
         plain = [value for value in values if not _is_expression(value) and value != WORDS.get(name)]
         defaults = ["."] if name.endswith(("_dir", "_root")) else plain
-        if name in config and defaults and not any(_same_kind(name, config[name], default) for default in defaults):
-            raise _other_kind(name, config[name], defaults[0])
+        if name in config and defaults and not any(same_kind(name, config[name], default) for default in defaults):
+            raise other_kind(f"--{name}", name, config[name], defaults[0])
     if configs is not None:
         _refuse_lists_of_files(config, configs)
     uri = config.get("tracking_uri")
@@ -201,25 +209,48 @@ def _is_expression(value: Any) -> bool:
     return isinstance(value, str) and value.startswith(("$", "@", "%"))
 
 
-def _same_kind(name: str, value: Any, default: Any) -> bool:
-    if value is None or default is None or _is_expression(value) or _is_expression(default):
+def same_kind(name: str, value: Any, default: Any) -> bool:
+    """Whether a value can stand where a bundle has `default`; what the bundle computes, anything can."""
+    default, name = _example(name, default), name.split("#")[-1]
+    if default is None or _is_expression(value) or _is_expression(default) or (name in WORDS and value == WORDS[name]):
         return True
-    if value == WORDS.get(name):
-        return True
+    if value is None:
+        return isinstance(default, (float, str)) or name in OPEN
+    if isinstance(default, list) and default and isinstance(default[0], dict):
+        return isinstance(value, (list, tuple)) and _needed(default) <= _needed(value)
+    if isinstance(default, dict) and isinstance(value, Mapping):
+        sections = any(isinstance(part, (dict, list)) for part in default.values())
+        return "_target_" in value or not ("_target_" in default or (sections and default.keys() - value.keys()))
     if isinstance(default, (dict, list)) and isinstance(value, list) and value and isinstance(value[0], dict):
-        return True  # handlers, and what else is given as components
+        return True  # what is given as components
     if isinstance(default, float):
         return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if type(default) is int:
         return type(value) is int and value >= least(name)
     if isinstance(default, list):
-        items = value if isinstance(value, (list, tuple)) else [None]
-        return isinstance(value, (list, tuple)) and all(_same_kind(name, item, default[0]) for item in items if default)
+        if not isinstance(value, (list, tuple)):
+            return False
+        return not default or (len(value) > 0 and all(same_kind(name, item, default[0]) for item in value))
     if isinstance(default, dict):
-        return isinstance(value, (dict, list))
+        return False
     if isinstance(default, str):
         return isinstance(value, (str, os.PathLike))
     return type(value) is type(default)
+
+
+def _example(name: str, default: Any) -> Any:
+    """What may stand in a setting that a bundle leaves open, or to one word."""
+    last = name.split("#")[-1]
+    if default is None or _is_expression(default):
+        return OPEN.get(last, default)
+    return EXAMPLES[last] if last in WORDS and default == WORDS[last] else default
+
+
+def _needed(components: Sequence[Any]) -> set[str]:
+    """What of a list of components has to stay: what loads weights, trains, and keeps what is trained."""
+    targets = {str(part["_target_"]) for part in components if isinstance(part, Mapping) and "_target_" in part}
+    own = ("scripts.", f"{__package__.partition('.')[0]}.", "CheckpointLoader")
+    return {target for target in targets if target.startswith(own)}
 
 
 def least(name: str) -> int:
@@ -227,14 +258,20 @@ def least(name: str) -> int:
     return 1 if COUNTS.search(name) else 0
 
 
-def _other_kind(name: str, value: Any, default: Any) -> InputError:
+def other_kind(what: str, name: str, value: Any, default: Any, dashes: str = "--") -> InputError:
+    """The error about a value that cannot stand where a bundle has `default`."""
+    default = _example(name, default)
+    if isinstance(default, dict) or (isinstance(default, list) and default and isinstance(default[0], dict)):
+        parts = list(default) if isinstance(default, dict) else sorted(_needed(default))
+        more = f"write {dashes}{name}#{parts[0]} and the like" if isinstance(default, dict) else f"+{name} adds to them"
+        return InputError(f"{what} {value!r}"[:200], f"one that holds {', '.join(map(str, parts))}", more)
     if isinstance(default, str):
-        remedy = f"write --{name} ./{value}" if name.endswith(("_dir", "_root")) else f"write --{name} \"'{value}'\""
+        own = f"./{value}" if name.endswith(("_dir", "_root")) else f"\"'{value}'\""
     else:
-        remedy = f"write --{name} {default}" if not isinstance(default, list) else f"write --{name} '{default}'"
+        own = f"'{default}'" if isinstance(default, list) else str(default)
     words = f"a whole number from {least(name)}" if type(value) is type(default) is int else None
     words = (words or KINDS.get(type(default), "settings by name")) + (f", or {WORDS[name]}" if name in WORDS else "")
-    return InputError(f"{name} {value!r}", f"{words}, such as {default}", remedy)
+    return InputError(f"{what} {value!r}", f"{words}, such as {default}", f"write {dashes}{name} {own}")
 
 
 def refuse_unknown_overrides(argv: Sequence[str] | None = None) -> None:
@@ -275,7 +312,9 @@ def check_overrides(given: Mapping[str, Any], files: Any, tracking: str | dict |
     if tracking is not None:
         config = {**_tracking_settings(tracking), **config}
     for name, value in given.items():
-        _check_override(name, value, config, files)
+        place = find_setting(name, config, str(files))
+        if re.search("#|::", name) and not name.startswith("+") and not same_kind(place.meaning, value, place.value):
+            raise other_kind(f"--{name}", place.meaning, value, place.value)
 
 
 def _given(argv: Sequence[str]) -> Iterator[tuple[str, Any]]:
@@ -300,15 +339,42 @@ def _tracking_settings(tracking: str | dict) -> dict[str, Any]:
     return {key: value for key, value in settings["configs"].items() if key not in settings["handlers_id"]}
 
 
-def _check_override(name: str, value: Any, config: dict, files: Any) -> None:
-    """Follow `a#b#c` into the configuration; the last part may add to what a target takes only where it is known."""
+class Place(NamedTuple):
+    """Where in a configuration a setting stands.
+
+    name: with `#` between its parts; value: the bundle's own, references followed; behind: settings that it refers to.
+    """
+
+    name: str
+    value: Any
+    behind: list[str]
+
+    @property
+    def meaning(self) -> str:
+        """The name of the setting that it is."""
+        return self.behind[-1] if self.behind else self.name
+
+
+def find_setting(name: str, config: Mapping[str, Any], files: str, root: Path | str = "", dashes: str = "--") -> Place:
+    """Follow `a#b#c` into a configuration; the last part may add to what a target takes only where it is known.
+
+    Args:
+        name: of a setting.
+        config: merged config files.
+        files: which, for words.
+        root: folder of the bundle, to which their macros are relative.
+        dashes: before names, for words.
+
+    Raises:
+        InputError: there is no such setting; names the nearest.
+    """
     level: Any = config
     parts = name.replace("::", "#").lstrip("+").split("#")
     borrowed = None
     for depth, part in enumerate(parts):
         if isinstance(level, str):  # an expression cannot be seen into, a macro can; MONAI goes into neither
             borrowed = borrowed or level
-            level = _behind_macro(level)
+            level = _behind_macro(level, root)
             if level is None:
                 break
         several = level if isinstance(level, (dict, list)) else []
@@ -320,32 +386,39 @@ def _check_override(name: str, value: Any, config: dict, files: Any) -> None:
             meant = "#".join([*parts[:depth], near, *parts[depth + 1 :]]) if near else None
             meant = meant or nearest(name.replace("#", "_"), config)
             raise InputError(
-                f"unknown setting --{name}",
+                f"unknown setting {dashes}{name}",
                 f"a setting of {files}" + (f": {', '.join(sorted(known))}" if depth and known else ""),
-                f"did you mean --{meant}?" if meant else "see the config file",
+                f"did you mean {dashes}{meant}?" if meant else "see the config file",
             )
         level = several[int(part)] if isinstance(several, list) else several.get(part)
     if borrowed:
         above = level[1:] if isinstance(level, str) and level.startswith("@") and level[1:] in config else None
         raise InputError(
-            f"--{name}, which lies inside {borrowed}",
+            f"{dashes}{name}, which lies inside {borrowed}",
             f"what {files} spells out itself",
-            f"write --{above}" if above else "write it out in a config file of your own, given after the others",
+            f"write {dashes}{above}" if above else "write it out in a config file of your own, given after the others",
         )
-    while isinstance(level, str) and level.startswith("@") and level[1:] in config:
-        level = config[level[1:]]
-    if "#" in name and not name.startswith("+") and not _same_kind(name, value, level):
-        raise _other_kind(name, value, level)
+    behind: list[str] = []
+    while isinstance(level, str):
+        if level.startswith("@") and level[1:] in config:
+            behind.append(level[1:])
+            level = config[level[1:]]
+        elif (found := _behind_macro(level, root)) is not None:
+            level = found
+        else:
+            break
+    return Place("#".join(parts), level, behind)
 
 
-def _behind_macro(text: str) -> Any:
+def _behind_macro(text: str, root: Path | str = "") -> Any:
     """What `%FILE::NAME` stands for; None for what is none, or whose file is elsewhere."""
     from monai.bundle import ConfigParser
 
-    file, name = ConfigParser.split_path_id(text[1:])
-    if not text.startswith("%") or not Path(file).is_file():
+    if not text.startswith("%"):
         return None
-    return ConfigParser(ConfigParser.load_config_file(file)).get(name)
+    file, name = ConfigParser.split_path_id(text[1:])
+    path = Path(root, file)
+    return ConfigParser(ConfigParser.load_config_file(path)).get(name) if path.is_file() else None
 
 
 def local_device() -> torch.device:

@@ -9,7 +9,7 @@ import torch
 from monai.bundle import ConfigWorkflow
 
 from scripts.runtime.errors import InputError, nearest
-from scripts.runtime.settings import check_device, check_values, refuse_unknown_keys, told
+from scripts.runtime.settings import check_device, check_overrides, check_values, refuse_unknown_keys, told
 
 from ..data.toy import write_preprocessed
 from ..processes import python, start, wait_until
@@ -123,6 +123,23 @@ def test_lists_of_files_are_refused_where_nothing_reads_them(name, monkeypatch):
         return check_values(made)
     with pytest.raises(InputError, match="takes lists of files"):
         check_values(made)
+
+
+@pytest.mark.parametrize("name", [*GENERATORS, "segmentation"])
+def test_sections_and_lists_of_components_keep_what_a_training_needs(name, monkeypatch):
+    monkeypatch.chdir(bundle(name))
+    for place, value in [
+        ("train#handlers", []), ("train#handlers", [{"_target_": "StatsHandler"}]), ("train", {}),
+        ("train#update", {}), ("train#optimizer", {"lr": 1.0}), ("train::handlers", []), ("validate#evaluator", 3),
+    ]:  # fmt: skip
+        with pytest.raises(InputError, match="one that holds"):
+            check_overrides({place: value}, "configs/train.json")
+            check_values(workflow(name, monkeypatch, **{place: value}))
+    own = json.loads((bundle(name) / "configs/train.json").read_text())["train"]
+    more = {"train#handlers": [*own["handlers"], {"_target_": "StatsHandler"}]}
+    check_overrides(more | {"train#optimizer": {"_target_": "torch.optim.SGD", "lr": 0.1}}, "configs/train.json")
+    with pytest.raises(InputError, match="--evaluator 3|--handlers"):  # predictions of random weights
+        check_values(workflow(name, monkeypatch, "inference", handlers=[], evaluator=3))
 
 
 def test_the_nearest_name_is_found_by_letters_words_or_initials(monkeypatch):

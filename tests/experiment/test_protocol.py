@@ -6,10 +6,12 @@ import datetime
 import pytest
 import yaml
 
+from scripts.experiment.accepted import check_settings
 from scripts.experiment.cells import cell_hashes, plan_cells
 from scripts.experiment.nnunet import real_exposures
-from scripts.experiment.protocol import PROTOCOLS, check_networks, read_protocol
+from scripts.experiment.protocol import DECIDED, PROTOCOLS, check_networks, read_protocol
 from scripts.experiment.work import length_of
+from scripts.packaging.bundle_files import bundle_dir, bundle_names
 from scripts.runtime.errors import InputError
 
 from .fake import PROTOCOL, settings, write_protocol
@@ -112,6 +114,58 @@ def test_nothing_of_a_protocol_is_code(old, new, words, tmp_path):
     assert old in PROTOCOL
     with pytest.raises(InputError, match=words):
         settings(tmp_path, PROTOCOL.replace(old, new, 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bundle", bundle_names())
+def test_what_a_bundle_builds_stays_and_plain_values_may_change(bundle, monkeypatch):
+    """At every place of a training's configuration, however deep: known by its name, of its kind, or refused."""
+    from monai.bundle import ConfigParser
+
+    content = ConfigParser.load_config_file(bundle_dir(bundle) / "configs/train.json")
+    monkeypatch.setattr(ConfigParser, "load_config_files", lambda files: content)  # read once
+    taken = 0
+    for place in places(content):
+        name, value = "#".join(map(str, place)), content
+        for part in place:
+            value = value[part]
+        if not name or place[0] in DECIDED:
+            continue
+        for other in [{}, []]:
+            with pytest.raises(InputError, match="remedy"):
+                check_settings("--generator", bundle, "train.json", [], {name: other}, DECIDED)
+        with pytest.raises(InputError, match="allowed"):
+            check_settings("--generator", bundle, "train.json", [], {f"{name}y": value}, DECIDED)
+        with pytest.raises(InputError, match="allowed|evaluate"):
+            check_settings("--generator", bundle, "train.json", [], {f"{name}#deeper": 1}, DECIDED)
+        if isinstance(value, (bool, int, float)) and "record" not in place:
+            check_settings("--generator", bundle, "train.json", [], {name: value}, DECIDED)
+            taken += 1
+    assert taken > 10
+
+
+@pytest.mark.parametrize("name, value, words", [
+    ("train#handlers", [], "builds or computes itself"),
+    ("train#optimizer#lrr", 1, "did you mean train#optimizer#lr"),
+    ("network_def#nonsense", 1, "unknown setting network_def#nonsense"),
+    ("network_def", 1, "builds or computes itself"),
+    ("grid", [8, 8], "builds or computes itself"),
+    ("data#cases", 1, "lies inside"),
+    ("record#seed", 1, "which is seed"),
+    ("record#bundle#name", "other", "builds or computes itself"),
+    ("train#trainer#max_epochs", 3, "write max_epochs"),
+    ("train#optimizer#lr", "fast", "a number, such as 0.001"),
+    ("train#update#gradient_clip", "hard", "a number, such as 1.0"),
+    ("max_epochs", None, "a whole number"),
+])  # fmt: skip
+def test_nested_settings_of_a_protocol(name, value, words, tmp_path):
+    content = yaml.safe_load(PROTOCOL)
+    content["generators"]["model"]["settings"] = {name: value}
+    with pytest.raises(InputError, match=words):
+        settings(tmp_path, yaml.safe_dump(content))
+    for good in ({"train#optimizer#lr": 0.1}, {"size_multiple": 8}, {"gradient_clip": None}, {"spatial_size": "auto"}):
+        content["generators"]["model"]["settings"] = good
+        assert settings(tmp_path, yaml.safe_dump(content))["generators"]["model"]["settings"] == good
 
 
 @pytest.mark.parametrize("text", ["[" * 20000, "a: [", "!!python/object/apply:os.getcwd []", "- 1", "", "\0"])
