@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -178,6 +179,7 @@ def _executor(
     if executor == "processes":
         if cluster:
             raise InputError("--cluster with processes of this machine", "--executor slurm", "add it, or leave it out")
+        _check_gpus(devices)
         return Processes(processes, devices)
     if devices:
         raise InputError(f"--devices with --executor {executor}", "what --cluster asks for", "leave it out")
@@ -193,6 +195,20 @@ def devices_of(devices: Any) -> list[str]:
     """GPUs as a command line names them: one, or several."""
     chosen = [] if devices is None else devices if isinstance(devices, (list, tuple)) else [devices]
     return [str(device) for device in chosen]
+
+
+def _check_gpus(devices: Sequence[str]) -> None:
+    """Refuse GPUs that are not there, or not among those that CUDA_VISIBLE_DEVICES leaves this command."""
+    if not devices:
+        return
+    import torch
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()
+    known = [str(number) for number in range(count)] if visible is None else visible.split(",")[:count]
+    if missing := [device for device in devices if device not in known]:
+        numbers = f"numbers of GPUs, of {', '.join(known)}" if known else "none: this machine has no GPU to use"
+        raise InputError(f"--devices {missing[0]}", numbers, "leave --devices out to take what is there")
 
 
 def _processes_here() -> int:

@@ -167,7 +167,17 @@ def check_values(workflow: Any) -> None:
             f"tracking_uri {uri}", "an address, as MLflow keeps its runs in a database, not in a folder",
             f"write --tracking_uri sqlite:///{Path(uri).absolute()}/mlruns.db, or http://HOST:PORT",
         )  # fmt: skip
-    check_device(config.get("device"))
+    for name in _devices(config):
+        check_device(workflow.parser.get_parsed_content(name))
+
+
+def _devices(config: Any, above: tuple[str, ...] = ()) -> Iterator[str]:
+    """The names of all devices in a configuration that are not another setting's."""
+    items = config.items() if isinstance(config, Mapping) else enumerate(config) if isinstance(config, list) else ()
+    for key, value in items:
+        if key in ("device", "map_location") and not str(value).startswith("@"):
+            yield "#".join((*above, key))
+        yield from _devices(value, (*above, str(key)))
 
 
 def _refuse_lists_of_files(config: Mapping[str, Any], configs: Path) -> None:
@@ -193,16 +203,15 @@ def check_device(device: Any) -> None:
     """
     import torch
 
-    if device is None or _is_expression(device):
+    if device is None:
         return
     try:
-        found = torch.device(device)
-        missing = found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count()
-    except (RuntimeError, TypeError):
-        missing = True
-    if missing:
+        torch.zeros(1, device=device).cpu()  # meta has a name, and no numbers
+    except Exception as error:  # backends raise many kinds
         gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-        raise InputError(f"device {device}", " or ".join(["cpu", *gpus]), "leave --device out to take what is there")
+        raise InputError(
+            f"device {device}", " or ".join(["cpu", *gpus]), "leave --device out to take what is there"
+        ) from error
 
 
 def _is_expression(value: Any) -> bool:

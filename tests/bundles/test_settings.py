@@ -92,6 +92,10 @@ def test_the_schedule_of_a_segmenter_is_recorded_and_stays_when_it_goes_on(datas
         ("train", {"fold": "none"}, "a whole number, or all"),
         ("train", {"device": "cuda:99"}, "leave --device out"),
         ("train", {"device": "gpu"}, "leave --device out"),
+        ("train", {"device": "meta"}, "leave --device out"),
+        ("train", {"device": "$'cuda:99'"}, "leave --device out"),
+        ("train", {"train#trainer#device": "cuda:99"}, "leave --device out"),
+        ("inference", {"sampler#device": "cuda:99"}, "leave --device out"),
         ("train", {"tracking_uri": "/tmp/runs"}, "sqlite:////tmp/runs/mlruns.db"),
     ],
 )

@@ -8,6 +8,7 @@ import pytest
 from tqdm import tqdm
 
 from scripts.experiment.cells import Cell, plan_cells
+from scripts.experiment.experiment import devices_of, prepare
 from scripts.experiment.parent import timed
 from scripts.experiment.progress import Progress, read_fraction
 from scripts.experiment.run_folder import RunFolder, held
@@ -15,7 +16,7 @@ from scripts.experiment.schedule import BUSY, DONE, FAILED, Processes, Schedule
 from scripts.report.experiment_results import read_results
 from scripts.runtime.errors import InputError
 
-from .fake import PROTOCOL, finish, settings, start, write_result
+from .fake import PROTOCOL, finish, settings, start, write_protocol, write_result
 
 
 class FakeJob:
@@ -59,6 +60,30 @@ class FakeExecutor:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr("scripts.experiment.schedule.POLL_SECONDS", 0)
+
+
+@pytest.mark.parametrize("devices, gpus, visible, words", [
+    ("cuda:9", 0, None, "no GPU"), (0, 0, None, "no GPU"), ("cpu", 0, None, "no GPU"), (9, 2, None, "of 0, 1"),
+    ((0, 2), 2, None, "--devices 2"), ("cuda:0", 1, None, "numbers of GPUs"), (0, 2, "2,3", "of 2, 3"),
+    (-1, 1, None, "--devices -1"), (True, 1, None, "--devices True"), (0, 0, "", "no GPU"), ([[0]], 1, None, "numbers"),
+    ((0, 1), 2, None, None), ("1", 2, None, None), ((3, 2), 2, "2,3", None), (None, 0, None, None),
+])  # fmt: skip
+def test_gpus_that_are_not_there_are_refused_before_anything_starts(
+    devices, gpus, visible, words, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    monkeypatch.setattr("scripts.experiment.experiment.check_networks", lambda settings: None)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    path = write_protocol(tmp_path)
+    if words is None:
+        slots = prepare(path, tmp_path / "run", processes=1, devices=devices_of(devices)).slots
+        assert slots.devices == devices_of(devices)
+        return
+    with pytest.raises(InputError, match=words):
+        prepare(path, tmp_path / "run", processes=1, devices=devices_of(devices))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("slots", [1, 3])
