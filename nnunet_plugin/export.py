@@ -168,6 +168,7 @@ def _export_fold(fold: Path, target: Path, checkpoint: str, trainer: str, stock:
             f"checkpoints of {trainer}, as in the other folds",
             "train the fold again",
         )
+    refuse_broken(content, fold / checkpoint)
     target.mkdir()
     torch.save({**content, "trainer_name": stock}, target / checkpoint)
     for name in _FOLD_FILES:
@@ -198,3 +199,15 @@ def load_checkpoint(file: Path) -> dict[str, Any]:
         raise InputError(
             f"{file}: {str(error)[:300]}", "a checkpoint written by nnU-Net's training", "train the fold again"
         ) from None
+
+
+def refuse_broken(content: dict[str, Any], file: Path) -> None:
+    """Raise `InputError` when the weights of a checkpoint of nnU-Net are not finite."""
+    weights = content.get("network_weights")
+    for name, value in (weights if isinstance(weights, dict) else {}).items():
+        if torch.is_tensor(value) and not value.isfinite().all():
+            raise InputError(
+                f"{file} with values in {name} that are not finite",
+                "weights of a training that ended well",
+                "train again, or take other weights",
+            )

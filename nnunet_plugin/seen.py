@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 from nnunetv2.run import run_training
 
 from .errors import InputError
-from .export import load_checkpoint
+from .export import load_checkpoint, refuse_broken
 from .identity import Identity
 from .leakage import check_held_out
 from .preprocessed import PreprocessedDataset, read_json, read_splits, write_json
@@ -120,11 +120,16 @@ def check_seen(
 def check_pretrained(
     file: Path, dataset: PreprocessedDataset, held_out: Mapping[str, Identity], fold: int | str
 ) -> tuple[list[dict[str, Any]], str | None]:
-    """Refuse weights that have seen a validation case, where their folder or their checkpoint says so.
+    """Refuse weights that are not finite or have seen a validation case, where their folder or checkpoint says so.
 
     Returns what they have seen as far as it is recorded, and a warning where it is not.
     """
     learner = f"the network of {file}"
+    try:
+        content = load_checkpoint(file)
+    except InputError:  # of other programs, which nnU-Net may be able to read
+        content = {}
+    refuse_broken(content, file)
     cases = read_seen(file.resolve().parent)
     if cases is not None:
         check_seen(cases, dataset, held_out, fold, learner)
@@ -133,10 +138,6 @@ def check_pretrained(
         f"WARNING: pretrained weights {file}: which cases they have seen is not recorded. If validation cases of fold "
         f"{fold} are among them, every validation result of this training is worthless."
     )
-    try:
-        content = load_checkpoint(file)
-    except InputError:
-        return [], warning
     made_with = content.get("init_args")
     made_with = made_with if isinstance(made_with, dict) else {}
     plans = made_with.get("plans")

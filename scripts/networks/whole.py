@@ -1,10 +1,12 @@
-"""Weights go into a network whole, or not at all."""
+"""Weights go into a network whole and finite, or not at all."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from ..runtime.errors import InputError
@@ -13,16 +15,48 @@ from ..runtime.running import checkpoint_being_loaded
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def whole_weights(network: Network) -> Network:
-    """Let `monai.bundle.load` raise `InputError` where a checkpoint fits a network in part.
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The weights in a file, on the CPU, by name.
 
-    It copies what has the same name and shape, and leaves the rest as it was made, at random, without a word.
+    Raises:
+        InputError: the file holds something else, or numbers that are not finite.
     """
-    network.register_load_state_dict_pre_hook(_refuse_partial)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if wrong := [name for name, value in state.items() if not isinstance(value, Tensor)]:
+            raise TypeError(f"{wrong[0]} is no tensor")
+    except Exception as error:  # what loading raises on a foreign file is anyone's guess
+        raise InputError(
+            f"{path} cannot be loaded ({type(error).__name__}: {str(error)[:200]})",
+            "a network's state dict as a training leaves it: tensors by name",
+            "restore the models folder, or train again",
+        ) from error
+    _refuse_broken(state, str(path))
+    return state
+
+
+def whole_weights(network: Network) -> Network:
+    """Let a network raise `InputError` for weights that are not finite, and where `monai.bundle.load` fits it in part.
+
+    MONAI copies what has the same name and shape, and leaves the rest as it was made, at random, without a word.
+    """
+    network.register_load_state_dict_pre_hook(_refuse_what_does_not_fit)
     return network
 
 
-def _refuse_partial(network: nn.Module, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
+def _refuse_broken(state: Mapping[str, Any], what: str) -> None:
+    for name, value in state.items():
+        inexact = isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+        if inexact and not value.is_meta and not value.isfinite().all():
+            raise InputError(
+                f"{what} with values in {name} that are not finite",
+                "weights of a training that ended well",
+                "restore the models folder, or train again with a lower learning_rate",
+            )
+
+
+def _refuse_what_does_not_fit(network: nn.Module, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
+    _refuse_broken(state, "weights")
     checkpoint = checkpoint_being_loaded()
     if checkpoint is None:
         return

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from monai.bundle import ConfigParser
 from torch import nn
 
 from ..data.description import DatasetDescription
 from ..data.provenance import refuse_other_network
+from ..networks.whole import read_weights
 from ..runtime.errors import InputError
 
 # What DICOM calls the images that channels of data sets are usually named after; others are n/a, as in the zoo.
@@ -77,7 +77,7 @@ def built_network(configs: Mapping[str, dict], trained: Mapping[str, Any], weigh
         """give the config files of the training, such as --overlays '["volume.json"]', or your own with its settings"""
     )
     refuse_other_network(trained["network"], record, weights, "the network that was trained", remedy)
-    state = torch.load(weights, map_location="cpu", weights_only=True)
+    state = read_weights(weights)
     ours = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     theirs = {name: tuple(value.shape) for name, value in state.items()}
     if different := sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name)):

@@ -25,6 +25,7 @@ from monai.data import load_net_with_metadata
 from torch import Tensor
 
 from ..data.provenance import read_provenance
+from ..networks.whole import read_weights
 from ..phantom.dataset import write_phantom
 from ..runtime.errors import InputError
 from .bundle_files import bundle_dir, bundle_names
@@ -284,7 +285,7 @@ class Bundle:
         parser.read_config("configs/inference.json")
         parser.update(self._settings)
         network = parser.get_parsed_content("network_def").cpu().eval()
-        network.load_state_dict(torch.load(self._models / "model.pt", map_location="cpu", weights_only=True))
+        network.load_state_dict(read_weights(self._models / "model.pt"))
         with torch.inference_mode():
             x = x if noise else low + (high - low) * x
             return x, network(x)

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from monai.inferers import Inferer, SimpleInferer
-from torch import Tensor, nn
+from torch import nn
 
 from ..data.description import DatasetDescription
 from ..data.geometry import geometry_from_record
 from ..data.provenance import read_provenance, refuse_other_network
 from ..data.scaling import Scaling
+from ..networks.whole import read_weights
 from ..runtime.errors import InputError
 from ..runtime.files import read_record
 from ..runtime.precision import autocast_dtype
@@ -236,21 +237,7 @@ def load_weights(
     Raises:
         InputError: the shapes, names or arguments differ; names the settings that the checkpoint was trained with.
     """
-    try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        if wrong := [name for name, value in state.items() if not isinstance(value, Tensor)]:
-            raise TypeError(f"{wrong[0]} is no tensor")
-    except Exception as error:  # what loading raises on a foreign file is anyone's guess
-        raise InputError(
-            f"{checkpoint} cannot be loaded ({type(error).__name__}: {str(error)[:200]})",
-            "a network's state dict as a training leaves it: tensors by name",
-            "restore the models folder, or train again",
-        ) from error
-    if broken := [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]:
-        raise InputError(
-            f"{checkpoint} with values in {broken[0]} that are not finite", "weights of a training that ended well",
-            "restore the models folder, or train again with a lower learning_rate",
-        )  # fmt: skip
+    state = read_weights(checkpoint)
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in state.items()}
     if expected != found:

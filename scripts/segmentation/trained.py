@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.provenance import read_provenance, record_of_weights
+from ..networks.whole import read_weights
 from ..runtime.errors import InputError, refuse_changes
 from ..runtime.files import read_record
 
@@ -30,8 +31,8 @@ def check_trained(
         items: `{"case": id}` that it is to be evaluated on.
 
     Raises:
-        InputError: nothing was trained there, or another network, or the network or the generator of its pool has
-            learnt from one of the items.
+        InputError: nothing was trained there, or another network, its weights are broken, or the network or the
+            generator of its pool has learnt from one of the items.
     """
     folder = Path(ckpt_dir)
     provenance = read_provenance(folder / "provenance.json", folder / "model.pt")
@@ -42,6 +43,7 @@ def check_trained(
         "the network that was trained",
         "give the config files and settings of the training, such as configs/unetr.json",
     )
+    read_weights(folder / "model.pt")
     seen = _seen(provenance)
     known = {*(case["id"] for case in seen["cases"]), *seen["generator_cases"]}
     if leaked := sorted(known & {item["case"] for item in items}):

@@ -13,6 +13,7 @@ from ..data.provenance import read_provenance
 from ..losses.adversarial import discriminator_loss, generator_loss
 from ..losses.autoencoder import autoencoder_objective
 from ..networks.autoencoder import slice_positions
+from ..networks.whole import read_weights
 from ..runtime.errors import InputError
 from ..runtime.noise import draw_rows
 from ..runtime.precision import autocast_dtype, casting
@@ -139,5 +140,5 @@ def load_autoencoder(network: Any, ckpt_dir: str | Path, record: Any) -> dict[st
         )
     provenance = read_provenance(ckpt_dir / "provenance.json", ckpt_dir / MODEL)
     record.check_resume()
-    network.autoencoder.load_state_dict(torch.load(ckpt_dir / MODEL, map_location="cpu", weights_only=True))
+    network.autoencoder.load_state_dict(read_weights(ckpt_dir / MODEL))
     return {"weights_sha256": provenance["weights_sha256"], **provenance["training"]}

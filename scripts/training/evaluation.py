@@ -15,6 +15,7 @@ from torch import Tensor
 from ..data.provenance import read_provenance
 from ..data.scaling import Scaling
 from ..data.training_set import TrainingSet
+from ..networks.whole import read_weights
 from ..runtime.errors import InputError
 from ..runtime.files import write_json
 from ..runtime.settings import first_rank
@@ -103,9 +104,11 @@ def check_held_out(data: TrainingSet, ckpt_dir: str | Path) -> None:
     """Refuse an evaluation that would not be one.
 
     Raises:
-        InputError: nothing was trained, there are no held-out cases, or the generator has seen some of them.
+        InputError: nothing was trained, the weights are broken, there are no held-out cases, or the generator has seen
+            some of them.
     """
     provenance = read_provenance(Path(ckpt_dir) / "provenance.json", Path(ckpt_dir) / MODEL)
+    read_weights(Path(ckpt_dir) / MODEL)
     if not data.validation:
         raise InputError(f"fold {data.cases.fold.name} of {data.cases.description.name}, which holds out no case "
                          "with foreground", "a fold with validation cases", "give another --fold")  # fmt: skip

@@ -20,6 +20,7 @@ from nnunet_plugin.errors import InputError
 from nnunet_plugin.export import EXPORT_RECORD, export_model
 from nnunet_plugin.import_pool import add_pool
 from nnunet_plugin.preprocessed import find_dataset
+from nnunet_plugin.seen import check_pretrained
 
 from ..processes import start
 from .conftest import PLAIN, rehash, tree_hash
@@ -87,6 +88,20 @@ def trained(folder: Path, trainer: str = "nnUNetTrainerSynthAug") -> Path:
     checkpoint = {"trainer_name": trainer, "network_weights": {"a": torch.zeros(2)}}
     torch.save(checkpoint, folder / "fold_0" / "checkpoint_final.pth")
     return folder
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_neither_exported_nor_trained_on(value, tmp_path):
+    model = trained(tmp_path / "nnUNetTrainerSynthAug__p__2d")
+    file = model / "fold_0/checkpoint_final.pth"
+    content = {**torch.load(file), "network_weights": {"a": torch.tensor([0.0, value])}}
+    torch.save(content, file)
+    before = tree_hash(tmp_path)
+    with pytest.raises(InputError, match="checkpoint_final.pth with values in a that are not finite"):
+        export_model(model)
+    with pytest.raises(InputError, match="not finite"):
+        check_pretrained(file, None, {}, 0)
+    assert tree_hash(tmp_path) == before
 
 
 def test_export_replaces_nothing_but_exports(tmp_path):
