@@ -19,6 +19,7 @@ import numpy as np
 
 from .errors import InputError
 from .preprocessed import write_json, wrong_field
+from .voxels import as_image, as_label
 
 FORMAT = "synthaug-pool"
 FORMAT_VERSION = 2
@@ -241,8 +242,8 @@ def read_sample(pool: Pool, sample: str, labels: Iterable[int]) -> tuple[np.ndar
         images = [_open_nifti(file) for file in image_files]
         label = _open_nifti(label_file)
         _check_grids(pool, sample, images, label)
-        data = np.stack([np.asarray(image.dataobj, np.float32).T for image in images])
-        segmentation = np.asarray(label.dataobj).T[None]
+        data = np.stack([as_image(np.asarray(i.dataobj), f).T for i, f in zip(images, image_files, strict=True)])
+        segmentation = as_label(np.asarray(label.dataobj), label_file).T[None]
     except InputError:
         raise
     except _UNREADABLE as error:
@@ -262,7 +263,7 @@ def read_sample(pool: Pool, sample: str, labels: Iterable[int]) -> tuple[np.ndar
             f"the labels of dataset.json: {sorted(labels)}",
             "sample the pool from a generator of this data set",
         )
-    return data, segmentation.astype(np.int16)
+    return data, segmentation
 
 
 _UNREADABLE = (

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from .errors import InputError
 from .identity import Identity, identify, same_case
 from .preprocessed import PreprocessedDataset, environment_folder
+from .voxels import as_image, as_label
 
 
 def preprocessed_identities(
@@ -73,7 +74,7 @@ def _voxels(images: list[str], label: str) -> tuple[np.ndarray, np.ndarray]:
                 arrays.append(sitk.GetArrayFromImage(sitk.ReadImage(path)).T)
         except Exception as error:  # readers raise many kinds
             raise InputError(f"{path} cannot be read ({error})", "a readable image", "restore the file") from error
-    return np.stack([array.astype(np.float32) for array in arrays[:-1]]), arrays[-1].astype(np.int16)
+    return np.stack([*map(as_image, arrays, images)]), as_label(arrays[-1], label)
 
 
 def _turned(image: np.ndarray, label: np.ndarray, seen: Identity) -> Iterator[tuple[np.ndarray, np.ndarray]]:

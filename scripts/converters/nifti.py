@@ -9,6 +9,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nnunet_plugin.voxels import check_type
 
 from ..runtime.errors import InputError
 
@@ -46,6 +47,7 @@ def read_voxels(case_id: str, path: Path, scaled: bool = True) -> np.ndarray:
         array = np.asanyarray(proxy) if scaled else proxy.get_unscaled()
     except Exception as error:  # readers raise many kinds
         raise _unreadable(case_id, path, error) from error
+    check_type(array.dtype, f"case {case_id}: {path}")
     if not np.isfinite(array).all():
         raise InputError(f"case {case_id}: {path} holds NaN or infinite voxels", "finite values", "mend the file")
     return array

@@ -13,6 +13,7 @@ from nibabel.affines import voxel_sizes
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from nnunet_plugin.identity import Identity, identify
 from nnunet_plugin.preprocessed import wrong_field
+from nnunet_plugin.voxels import as_label
 
 from ..runtime.errors import InputError
 from ..runtime.files import json_sha256, read_record
@@ -308,8 +309,12 @@ class RawCases(Cases):
     def _load_file(self, path: Path):
         from monai.transforms import LoadImage
 
+        from .reading import WholeReader
+
         try:
-            image = LoadImage(image_only=True, ensure_channel_first=True)(str(path))
+            image = LoadImage(WholeReader(), image_only=True, ensure_channel_first=True)(str(path))
+        except InputError:
+            raise
         except Exception as error:  # readers raise many kinds
             raise InputError(f"{path} cannot be read ({error})", "a readable image", "restore the file") from error
         affine = np.asarray(image.affine)
@@ -349,11 +354,7 @@ class RawCases(Cases):
                     "the same shape and affine",
                     "resample the label to its image",
                 )
-        integers = np.nan_to_num(np.asarray(label[0])).astype(np.int16)
-        if not np.array_equal(integers, np.asarray(label[0])):
-            raise InputError(
-                f"the label of case {case_id} holds values that are no integers", "integers", "mend the label"
-            )
+        integers = as_label(np.asarray(label[0]), self._label_path(case_id))
         return np.concatenate([np.asarray(image, np.float32) for image in images]), integers, np.asarray(label.affine)
 
     def _read(self, case_id: str) -> Case:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from nnunet_plugin.voxels import as_label, check_type, stored_type
 
 from ..data.description import DatasetDescription, read_description
 from ..data.folds import read_splits
@@ -60,6 +61,7 @@ def data_settings(settings: dict[str, Any], dataset_dir: Any, raw_dir: Any) -> d
                 "keep some annotated patients apart as test cases" if is_raw else "give --raw_dir",
             )
         check_test_cases(raw, read_description(raw))
+        check_types(visible(raw / "imagesTs"), visible(raw / "labelsTs", description.file_ending))
         test = {name: visible(raw / name, description.file_ending) for name in ("imagesTs", "labelsTs")}
         found["test_sha256"] = _identity(raw, test, ("dataset.json",))
     segmentations = {"gt_segmentations": visible(folder / "gt_segmentations", description.file_ending)}
@@ -67,8 +69,23 @@ def data_settings(settings: dict[str, Any], dataset_dir: Any, raw_dir: Any) -> d
     for name, paths in files.items():
         if not paths and is_raw:
             raise InputError(f"no {name} in {folder}", "imagesTr and labelsTr", "add the folder")
+    check_types(files.get("imagesTr", []), files["labelsTr" if is_raw else "gt_segmentations"])
     records = ("dataset.json", SPLITS, f"{settings['plans']}.json")
     return found | {"data_sha256": _identity(folder, files, records)}
+
+
+def check_types(images: list[Path], labels: list[Path]) -> None:
+    """See that no reader would take a part of an image, or round a label.
+
+    Raises:
+        InputError: names the first file whose voxels are no single numbers, or no labels.
+    """
+    for paths, are_labels in ((images, False), (labels, True)):
+        for path in paths:
+            if path.is_file() and (dtype := _of_file(path, stored_type)) is not None:
+                check_type(dtype, path)
+                if are_labels and dtype.kind == "f":
+                    as_label(_voxels(path), path)
 
 
 def training_files(folder: Path, description: DatasetDescription) -> dict[str, list[Path]]:
@@ -177,26 +194,31 @@ def _probes(paths: list[Path]) -> Iterator[Probe]:
 
 def _shape(path: Path) -> tuple[int, ...]:
     """Of a NIfTI file by its header alone; of others empty, so that they are read."""
-    if path.name.endswith((".nii", ".nii.gz")):
-        import nibabel as nib
+    import nibabel as nib
 
-        try:
-            return tuple(nib.Nifti1Image.from_filename(path).shape)
-        except Exception as error:  # readers raise many kinds
-            raise InputError(f"{path} cannot be read ({error})", "a readable image", "restore the file") from error
+    if path.name.endswith((".nii", ".nii.gz")):
+        return tuple(_of_file(path, nib.Nifti1Image.from_filename).shape)
     return ()
 
 
 def _voxels(path: Path) -> np.ndarray:
     """The array of an image file as it lies there."""
+    return _of_file(path, _read)
+
+
+def _read(path: Path) -> np.ndarray:
+    if path.name.lower().endswith((".nii", ".nii.gz")):
+        import nibabel as nib
+
+        return np.asanyarray(nib.Nifti1Image.from_filename(path).dataobj)
+    from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_file_ending
+
+    reader = determine_reader_writer_from_file_ending(path.suffix, str(path), verbose=False)
+    return np.asarray(reader().read_images((str(path),))[0])
+
+
+def _of_file(path: Path, read: Callable[[Path], Any]) -> Any:
     try:
-        if path.name.lower().endswith((".nii", ".nii.gz")):
-            import nibabel as nib
-
-            return np.asanyarray(nib.Nifti1Image.from_filename(path).dataobj)
-        from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_file_ending
-
-        reader = determine_reader_writer_from_file_ending(path.suffix, str(path), verbose=False)
-        return np.asarray(reader().read_images((str(path),))[0])
+        return read(path)
     except Exception as error:  # readers raise many kinds
         raise InputError(f"{path} cannot be read ({error})", "a readable image", "restore the file") from error

@@ -9,6 +9,7 @@ from typing import Any
 
 from nnunet_plugin.mixing import share_at
 from nnunet_plugin.settings import parse_settings
+from nnunet_plugin.voxels import as_label
 
 from ..data.cases import open_cases
 from ..data.description import DatasetDescription, read_description
@@ -144,7 +145,7 @@ def _compare(predictions: Path, truth: Path, description: DatasetDescription) ->
 
     def read(path: Path) -> tuple[np.ndarray, list[float]]:
         image = nib.Nifti1Image.from_filename(path)
-        return np.asarray(image.dataobj).astype(np.int16), [float(step) for step in image.header.get_zooms()[:3]]
+        return as_label(np.asarray(image.dataobj), path), [float(step) for step in image.header.get_zooms()[:3]]
 
     cases: dict[str, Any] = {}
     for path in sorted(predictions.glob(f"*{description.file_ending}")):

@@ -11,6 +11,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from nnunet_plugin.leakage import cases_sha256
+from nnunet_plugin.voxels import as_image, as_label
 
 from ..data.cases import Case, Cases, PreprocessedCases, RawCases, array_axes, check_case, open_cases
 from ..data.description import read_description
@@ -214,10 +215,8 @@ class _Files:
                     "the same shape and affine",
                     "resample one to the other",
                 )
-        image, values = np.stack([np.asarray(i.dataobj, np.float32) for i in images]), np.asarray(label.dataobj)
-        integers = np.nan_to_num(values).astype(np.int16)
-        if not np.array_equal(integers, values):
-            raise InputError(f"{pair.label} holds values that are no integers", "labels", "mend the label")
+        image = np.stack([as_image(np.asarray(i.dataobj), path) for i, path in zip(images, pair.images, strict=True)])
+        integers = as_label(np.asarray(label.dataobj), pair.label)
         case = Case(pair.name, image, integers, np.ones(label.shape, bool))
         check_case(case, description)
         if description.ignore_label is not None and (integers == description.ignore_label).any():

@@ -14,6 +14,7 @@ import torch
 from monai.inferers import SimpleInferer
 from nnunet_plugin.transplant.anatomy import read_anatomy
 from nnunet_plugin.transplant.warp import draw_warp
+from nnunet_plugin.voxels import as_image, as_label
 from scipy import ndimage
 from torch.nn import functional
 
@@ -165,7 +166,7 @@ def read_volume(paths: Sequence[str | Path], channels: int) -> Volume:
         if file.ndim != 3 or file.shape != files[0].shape or not np.allclose(file.affine, files[0].affine, atol=1e-3):
             raise InputError(f"{path} of shape {file.shape}", "volumes of three axes on one grid",
                              "resample the channels to one grid")  # fmt: skip
-    values = np.stack([np.asarray(file.dataobj, np.float32) for file in files])
+    values = np.stack([as_image(np.asarray(file.dataobj), path) for file, path in zip(files, paths, strict=True)])
     if not np.isfinite(values).all():
         raise InputError(f"{paths[0]} with NaN or infinite voxels", "finite intensities", "mend the image")
     return Volume(files, values, np.asarray(nib.affines.voxel_sizes(files[0].affine)))
@@ -180,14 +181,14 @@ def _load(path: str | Path) -> nib.Nifti1Image:
 
 def _read_mask(path: str | Path, given: Volume, description: DatasetDescription) -> np.ndarray:
     file = _load(path)
-    label = np.asarray(file.dataobj)
+    label = as_label(np.asarray(file.dataobj), path)
     if label.shape != given.values.shape[1:] or not np.allclose(file.affine, given.affine, atol=1e-3):
         raise InputError(f"{path} of shape {label.shape} on another grid than the image",
                          f"{given.values.shape[1:]}, the image's affine", "resample the mask to the image")  # fmt: skip
     known = description.known_integers - {description.ignore_label}
     if unknown := sorted(set(np.unique(label).tolist()) - known) or (not label.any() and ["nothing"]):
         raise InputError(f"{path} with the labels {unknown}", f"some of {sorted(known - {0})}", "mend the mask")
-    return label.astype(np.int16)
+    return label
 
 
 def _draw_shape(

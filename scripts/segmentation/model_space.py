@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.data import MetaTensor, NibabelReader
+from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing, orientation_ras_lps
 from monai.transforms import InvertibleTransform, MapTransform
 from monai.utils import TraceKeys
@@ -22,6 +22,7 @@ from ..data.cases import Case, PreprocessedCases, RawCases, array_axes
 from ..data.description import DatasetDescription
 from ..data.geometry import SliceGeometry, VolumeGeometry, geometry_from_record
 from ..data.preprocessing import mask_of, preprocess, read_plans
+from ..data.reading import WholeReader
 from ..data.scaling import Scaling
 from ..data.training_set import TrainingSet
 from ..runtime.errors import InputError
@@ -296,7 +297,7 @@ def _name(image: MetaTensor) -> str:
     return str(image.meta.get("filename_or_obj", "an image"))
 
 
-class ImageReader(NibabelReader):
+class ImageReader(WholeReader):
     """Reads NIfTI, and arrays as nnU-Net preprocessed them `(channel, depth, height, width)`, for MONAI's `LoadImage`.
 
     The affine of an array is that of the image it was made from, so that a prediction can be brought back to it.

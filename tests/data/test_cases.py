@@ -212,7 +212,7 @@ def damage_directions(raw):
         (damage_empty, "empty"),
         (damage_unknown_label, r"\[7\]"),
         (damage_one_empty_channel, "toy_003, channel 1 is empty"),
-        (damage_fractional_label, "no integers"),
+        (damage_fractional_label, "toy_003.*whole numbers"),
         (damage_spacing_of_one_case, r"case toy_003 .*spacing"),
         (damage_unreadable, "cannot be read"),
         (damage_directions, "where its axes point"),

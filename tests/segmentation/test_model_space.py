@@ -324,7 +324,7 @@ def test_labelled_items(tmp_path):
 
 
 def test_cases_that_were_learnt_from_are_not_evaluated(tmp_path):
-    (tmp_path / "model.pt").write_bytes(b"weights")
+    torch.save({}, tmp_path / "model.pt")
     from scripts.runtime.files import file_sha256
 
     record = {

@@ -1,0 +1,78 @@
+"""Voxels as their files hold them, and whether a float32 image and whole-number labels can hold all of it."""
+
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+
+from .errors import InputError
+
+# What rounding may move a voxel by, as a share of the range of its image.
+ROUNDING = 1e-3
+_REAL = "biuf"  # kinds of numpy's types
+
+
+def as_image(array: np.ndarray, file: str | Path) -> np.ndarray:
+    """The voxels of a file as float32, of the same shape.
+
+    Raises:
+        InputError: they are complex or colours, or float32 cannot tell them apart.
+    """
+    check_type(array.dtype, file)
+    with np.errstate(over="ignore"):
+        image = array.astype(np.float32)
+    if array.dtype.itemsize > 2 and array.dtype != np.float32 and array.size:
+        wide = np.longdouble if array.dtype.kind in "iu" and array.dtype.itemsize == 8 else np.float64
+        exact = array.astype(wide)
+        given = np.isfinite(exact)
+        low, high = (exact[given].min(), exact[given].max()) if given.any() else (0, 0)
+        moved = np.abs(image[given] - exact[given]).max(initial=0)
+        if moved > ROUNDING * (high - low):
+            raise InputError(
+                f"{file} with voxels from {low:.17g} to {high:.17g} ({array.dtype}), which rounding to float32 moves "
+                f"by up to {moved:.3g}",
+                f"images that float32 holds to a {1 / ROUNDING:g}th of their range",
+                "subtract an offset or divide, and write the image again",
+            )
+    return image
+
+
+def as_label(array: np.ndarray, file: str | Path) -> np.ndarray:
+    """The voxels of a label's file as int16, of the same shape.
+
+    Raises:
+        InputError: not all are whole numbers that int16 holds.
+    """
+    check_type(array.dtype, file)
+    with np.errstate(invalid="ignore"):
+        label = array.astype(np.int16)
+    if not np.array_equal(label, array):
+        wrong = array[label != array].ravel()[:1].tolist()
+        raise InputError(f"{file} with the label {wrong[0]}", "whole numbers that int16 holds", "mend the label")
+    return label
+
+
+def check_type(dtype: np.dtype, file: str | Path) -> None:
+    """Raise `InputError` for voxels that are no single real numbers."""
+    if dtype.kind not in _REAL:
+        what = "complex numbers" if dtype.kind == "c" else f"colours or the like ({dtype})"
+        raise InputError(
+            f"{file}, whose voxels are {what}", "one real number a voxel", "write magnitude, or a file a channel"
+        )
+
+
+def stored_type(file: Path) -> np.dtype | None:
+    """The type of the voxels of a NIfTI or TIFF file, without reading them; of others, whose numbers are real, None."""
+    if file.name.lower().endswith((".nii", ".nii.gz")):
+        import nibabel as nib
+
+        image = nib.Nifti1Image.from_filename(file)
+        stored, proxy = image.get_data_dtype(), cast(nib.arrayproxy.ArrayProxy, image.dataobj)
+        scaled = proxy.slope != 1 or proxy.inter != 0
+        return np.dtype(np.float64) if scaled and stored.kind in "iu" else stored
+    if file.name.lower().endswith((".tif", ".tiff")):
+        import tifffile
+
+        with tifffile.TiffFile(file) as content:
+            return content.series[0].dtype
+    return None
