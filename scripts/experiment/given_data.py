@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from nnunet_plugin.voxels import as_label, check_type, stored_type
+from nnunet_plugin.voxels import as_image, as_label, check_type, stored_type
 
 from ..data.description import DatasetDescription, read_description
-from ..data.folds import read_splits
+from ..data.folds import NUM_FOLDS, crossval_folds, read_fold, read_splits
 from ..data.raw_files import is_raw_dataset, lists_its_files, raw_files
 from ..runtime.errors import InputError
 from ..runtime.files import file_sha256, json_sha256, read_record
@@ -49,8 +49,6 @@ def data_settings(settings: dict[str, Any], dataset_dir: Any, raw_dir: Any) -> d
             raise InputError(
                 f"{dataset_dir} without gt_segmentations", "a folder of nnUNet_preprocessed", "preprocess it again"
             )
-    inner = settings.get("inner")
-    _check_folds(settings["folds"] if inner is None else [inner["fold"]], folder)
     found: dict[str, Any] = {**given, "space": space}
     raw = folder if is_raw else None if raw_dir is None else absolute(raw_dir)
     if "test" in settings["evaluate"] and settings["segmenters"]:
@@ -69,7 +67,16 @@ def data_settings(settings: dict[str, Any], dataset_dir: Any, raw_dir: Any) -> d
     for name, paths in files.items():
         if not paths and is_raw:
             raise InputError(f"no {name} in {folder}", "imagesTr and labelsTr", "add the folder")
-    check_types(files.get("imagesTr", []), files["labelsTr" if is_raw else "gt_segmentations"])
+    labels = files["labelsTr" if is_raw else "gt_segmentations"]
+    check_types(files.get("imagesTr", []), labels)
+    inner = settings.get("inner")
+    listed = is_raw and lists_its_files(folder)
+    ids = (
+        list(raw_files(folder, description))
+        if listed
+        else [path.name[: -len(description.file_ending)] for path in labels]
+    )
+    _check_folds(settings["folds"] if inner is None else [inner["fold"]], folder, ids)
     records = ("dataset.json", SPLITS, f"{settings['plans']}.json")
     return found | {"data_sha256": _identity(folder, files, records)}
 
@@ -86,6 +93,8 @@ def check_types(images: list[Path], labels: list[Path]) -> None:
                 check_type(dtype, path)
                 if are_labels and dtype.kind == "f":
                     as_label(_voxels(path), path)
+                elif dtype.kind in "iu" and dtype.itemsize > 4:
+                    as_image(_voxels(path), path)
 
 
 def training_files(folder: Path, description: DatasetDescription) -> dict[str, list[Path]]:
@@ -109,11 +118,13 @@ def _identity(folder: Path, files: Mapping[str, list[Path]], records: tuple[str,
     return json_sha256(content)
 
 
-def _check_folds(folds: list[Any], folder: Path) -> None:
+def _check_folds(folds: list[Any], folder: Path, case_ids: list[str]) -> None:
     file = folder / SPLITS
-    count = len(read_splits(file)) if file.is_file() else 5
+    count = len(read_splits(file) if file.is_file() else crossval_folds(case_ids) if case_ids else range(NUM_FOLDS))
     if wrong := [fold for fold in folds if fold != "all" and fold >= count]:
         raise InputError(f"fold {wrong[0]} of {folder}", f"0 to {count - 1}, or all", "choose one of its folds")
+    for fold in folds if case_ids else ():
+        read_fold(folder, case_ids, fold, store=False)
 
 
 class Probe(NamedTuple):

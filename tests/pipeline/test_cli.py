@@ -103,8 +103,8 @@ def test_bad_words_change_nothing(raw, tmp_path, words):
         ({"transplants": 0.3}, "--transplants"),
         ({"overlays": ["papers.json"]}, "overlays"),
         ({"generator": {"max_epoch": 3}}, "--generator(.|\n)*did you mean max_epochs"),
-        ({"generator": {"max_epochs": "many"}}, "max_epochs of --generator: 'many'(.|\n)*whole number"),
-        ({"generator": {"first_order": 1}}, "true or false"),
+        ({"generator": {"max_epochs": "many"}}, "max_epochs of --generator .many.(.|\n)*whole number"),
+        ({"generator": {"first_order": 1}}, "True or False"),
         ({"generator": {"beta": "$__import__('os').getcwd()"}}, "would evaluate"),
         ({"generator": {"fold": 3}}, "the same in every arm"),
         ({"generator": {"spatial_size": [60, 60]}}, "cannot be built(.|\n)*multiples of 16"),
@@ -306,6 +306,26 @@ def test_a_data_set_that_lists_its_files_can_be_run(raw, tmp_path):
     rescaled(nib.load(tmp_path / "imagesTr_aside/toy_003_0000.nii.gz"), raw / "imagesTs/toy_001_0000.nii.gz")
     with pytest.raises(InputError, match="training images.*toy_003"):
         check_test_cases(raw, read_description(raw))
+
+
+def test_data_that_a_cell_would_refuse_are_refused_before(raw):
+    s = read_protocol("run", over=settings_of(OPTIONS))
+    data_settings(s, raw, None)
+    (raw / "splits_final.json").write_text(json.dumps([{"train": ["toy_000"], "val": ["nobody"]}]))
+    with pytest.raises(InputError, match="nobody"):
+        data_settings(s, raw, None)
+    (raw / "splits_final.json").unlink()
+    path = raw / "labelsTs/toy_001.nii.gz"
+    content = path.read_bytes()
+    image = nib.load(path)
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj) * 0.5, image.affine), path)
+    with pytest.raises(InputError, match="toy_001.nii.gz with the label 0.5"):
+        data_settings(s, raw, None)
+    path.write_bytes(content)
+    for label in sorted((raw / "labelsTr").iterdir())[4:]:
+        label.unlink()
+    with pytest.raises(InputError, match="at least 5 for 5 folds"):
+        data_settings(s, raw, None)
 
 
 def test_names_that_nnunet_accepts(raw, tmp_path, monkeypatch):
