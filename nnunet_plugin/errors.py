@@ -6,6 +6,8 @@ from typing import Any
 
 # torch's words, and numpy's for arrays whose size is beyond any machine's
 WITHOUT_MEMORY = ("can't allocate memory", "array is too big", "iterator is too large", "Maximum allowed dimension")
+# torch's words, and blosc2's, for what could not be written
+NOT_WRITTEN = ("PytorchStreamWriter failed writing", "Error while creating the NDArray")
 
 
 class InputError(ValueError):
@@ -35,7 +37,10 @@ def plain_words(error: BaseException) -> InputError | None:
     words = str(error).splitlines()[0] if str(error) else type(error).__name__
     if isinstance(error, OSError) and error.strerror:
         words = f"{error.strerror} ({file})" if file else error.strerror
-    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "PytorchStreamWriter failed writing" in words:
+    if number == errno.EFBIG:
+        return InputError(words, "what the limit on the size of files lets be written",
+                          "raise it (ulimit -f unlimited); the same command goes on")  # fmt: skip
+    if number in (errno.ENOSPC, errno.EDQUOT) or any(said in words for said in NOT_WRITTEN):
         return InputError(words, "room on the disk", "free some; the same command goes on")
     if number in (errno.EROFS, errno.EACCES, errno.EPERM):
         return InputError(words, f"rights to read or write {file or 'it'}", "name another folder, or change its rights")

@@ -15,7 +15,8 @@ import tempfile
 import threading
 import time
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,19 @@ PRELOADED = [
 CAN_FORK = sys.platform == "linux"
 _forkserver = multiprocessing.get_context("forkserver" if CAN_FORK else "spawn")
 _forkserver.set_forkserver_preload(PRELOADED)  # of the only one that there is, whoever starts it
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Let this process write no file of more bytes, as `ulimit -f` does."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def python(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -362,14 +362,32 @@ def refuse_foreign_insertion(paths: Sequence[Path], mask_out: Path) -> None:
 
 
 def write_insertion(done: Insertion, out: Sequence[str | Path], mask_out: str | Path) -> None:
-    """Write the label map and the channels; voxels outside the hole keep their bits, and every file its type."""
+    """Write the label map and the channels; voxels outside the hole keep their bits, and every file its type.
+
+    The mask, by which a file is known to be of this command, gets its name first, when all are written.
+    """
+    paths = [Path(path) for path in (mask_out, *out)]
+    temporary = [path.with_name(f".partial.{path.name}") for path in paths]
+    try:
+        for image, path in zip(_images(done), temporary, strict=True):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            nib.save(image, path)  # type: ignore[attr-defined]
+        for path, target in zip(temporary, paths, strict=True):
+            path.replace(target)
+    finally:
+        for path in temporary:
+            path.unlink(missing_ok=True)
+
+
+def _images(done: Insertion) -> Iterator[nib.Nifti1Image]:
+    """The label map, then the channels."""
     label = nib.Nifti1Image(done.label.astype(np.uint8), done.volume.affine, done.volume.files[0].header)
     label.set_data_dtype(np.uint8)
     label.header.set_slope_inter(1, 0)
     label.header["descrip"] = MARK
     label.header["cal_min"] = label.header["cal_max"] = 0
-    _save(label, Path(mask_out))
-    for file, values, path in zip(done.volume.files, done.painted, out, strict=True):
+    yield label
+    for file, values in zip(done.volume.files, done.painted, strict=True):
         stored_as: Any = file.dataobj
         raw, slope, inter = np.array(stored_as.get_unscaled()), float(stored_as.slope), float(stored_as.inter)
         stored = (values[done.hole] - inter) / slope
@@ -379,11 +397,4 @@ def write_insertion(done: Insertion, out: Sequence[str | Path], mask_out: str | 
         raw[done.hole] = stored.astype(raw.dtype)
         image = nib.Nifti1Image(raw, file.affine, file.header)
         image.header.set_slope_inter(slope, inter)
-        _save(image, Path(path))
-
-
-def _save(image: nib.Nifti1Image, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".partial.{path.name}")
-    nib.save(image, temporary)  # type: ignore[attr-defined]
-    temporary.replace(path)
+        yield image

@@ -16,13 +16,13 @@ import pytest
 import torch
 from nnunet_plugin.__main__ import main, run_commands
 from nnunet_plugin.cpu_plans import write_cpu_plans
-from nnunet_plugin.errors import InputError
+from nnunet_plugin.errors import InputError, plain_words
 from nnunet_plugin.export import EXPORT_RECORD, export_model
 from nnunet_plugin.import_pool import add_pool
 from nnunet_plugin.preprocessed import find_dataset
 from nnunet_plugin.seen import check_pretrained
 
-from ..processes import start
+from ..processes import files_of_at_most, start
 from .conftest import PLAIN, rehash, tree_hash
 
 
@@ -299,6 +299,16 @@ def test_records_of_other_types_are_one_line(make_pool, capsys, keys, value):
     pool = make_pool(samples=1, edit=edit)
     assert main(["add-pool", str(pool), "901", "2d", "0"]) == 1
     assert "error: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", [300, 1000, 3000, 9000])
+def test_a_limit_on_the_size_of_files_leaves_nothing_behind(make_pool, nnunet, snapshot, size):
+    pool, before = make_pool(samples=2), snapshot()
+    with files_of_at_most(size), pytest.raises((OSError, RuntimeError)) as caught:
+        add_pool(pool, 901, 0)
+    assert "the same command goes on" in str(plain_words(caught.value))
+    assert {name: sha256 for name, sha256 in snapshot().items() if before.get(name) != sha256} == {}
+    assert add_pool(pool, 901, 0)["samples"] == 2
 
 
 @pytest.mark.parametrize("name", [

@@ -26,6 +26,7 @@ from scripts.sampling.latent import LatentSampler
 from scripts.sampling.sampler import latent_noise
 
 from ..data.toy import write_raw
+from ..processes import files_of_at_most
 from .toy_generator import NETWORK, VolumeNetwork, contents, make_generator
 
 
@@ -40,6 +41,16 @@ def test_same_seed_same_files_whatever_the_batch_size(sampler, tmp_path):
     other = write_pool(sampler, tmp_path / "other", 7, seed=4, batch_size=5)
     assert contents(one) == contents(five)
     assert contents(one) != contents(other)
+
+
+@pytest.mark.parametrize("size", [0, 200, 1500])
+def test_a_limit_on_the_size_of_files_is_one_error_and_the_same_command_goes_on(sampler, tmp_path, size):
+    folder = tmp_path / "pool"
+    with files_of_at_most(size), pytest.raises(OSError, match="File too large"):
+        write_pool(sampler, folder, 6, progress=False)
+    assert not folder.exists()
+    write_pool(sampler, folder, 6, progress=False)
+    assert contents(folder) == contents(write_pool(sampler, tmp_path / "straight", 6, progress=False))
 
 
 def test_noise_depends_on_seed_and_index_alone():

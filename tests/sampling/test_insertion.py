@@ -1,5 +1,8 @@
 """`synthaug insert`: geometry, bits and type of the file stay; the lesion has the size that was asked for."""
 
+from pathlib import Path
+from typing import NamedTuple
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -7,9 +10,17 @@ import torch
 from torch.nn import functional
 
 from scripts.runtime.errors import InputError
-from scripts.sampling.insertion import insert_lesion, refuse_foreign_insertion, slice_noise, write_insertion
+from scripts.sampling.insertion import (
+    Insertion,
+    insert_lesion,
+    read_volume,
+    refuse_foreign_insertion,
+    slice_noise,
+    write_insertion,
+)
 
 from ..data.toy import body_case
+from ..processes import files_of_at_most
 from .toy_painter import make_painter
 
 SPACING = np.array([1.0, 1.5, 4.0])  # x y z of the toy
@@ -50,6 +61,77 @@ def volume(tmp_path):
 def raw(path):
     file = nib.load(path)
     return file, np.array(file.dataobj.get_unscaled())
+
+
+class Outputs(NamedTuple):
+    """An insertion into two channels, where it goes, and what the folder then holds."""
+
+    done: Insertion
+    folder: Path
+    images: list[Path]
+    mask: Path
+
+    def write(self) -> None:
+        refuse_foreign_insertion(self.images, self.mask)
+        write_insertion(self.done, self.images, self.mask)
+
+    def files(self) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in self.folder.iterdir()}
+
+
+@pytest.fixture
+def outputs(tmp_path):
+    values = np.random.default_rng(0).normal(size=(2, 30, 30, 20)).astype(np.float32)
+    for channel in range(2):
+        nib.save(nib.Nifti1Image(values[channel], np.eye(4)), tmp_path / f"case_{channel:04d}.nii")
+    hole = np.zeros((30, 30, 20), bool)
+    hole[5:9, 5:9, 5:9] = True
+    volume = read_volume([tmp_path / f"case_{channel:04d}.nii" for channel in range(2)], 2)
+    folder = tmp_path / "out"
+    done = Insertion(volume, values + hole, hole.astype(np.int16), hole, {"lesion": 1})
+    return Outputs(done, folder, [folder / f"new_{channel:04d}.nii" for channel in range(2)], folder / "new_mask.nii")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # nibabel leaves such files open
+@pytest.mark.parametrize("size", [0, 1000, 30_000])  # before the mask, within it, within an image
+def test_a_limit_on_the_size_of_files_leaves_nothing_half_written(outputs, size):
+    for earlier in (False, True):  # another insertion of the same name stays as it is
+        before = outputs.files() if earlier else {}
+        with files_of_at_most(size), pytest.raises(OSError, match="File too large"):
+            outputs.write()
+        assert outputs.files() == before
+        outputs.write()
+        assert {path.name for path in outputs.folder.iterdir()} == {"new_0000.nii", "new_0001.nii", "new_mask.nii"}
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("step", range(6))
+def test_killed_at_every_step_the_same_command_ends_as_an_uninterrupted_one(outputs, step, monkeypatch):
+    outputs.write()
+    whole = outputs.files()
+    for path in outputs.folder.iterdir():
+        path.unlink()
+    left = iter(range(step))
+
+    def until_killed(function):
+        def call(*args, **kwargs):
+            if next(left, None) is None:
+                raise Killed
+            return function(*args, **kwargs)
+
+        return call
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(nib, "save", until_killed(nib.save))
+        patch.setattr(Path, "replace", until_killed(Path.replace))
+        patch.setattr(Path, "unlink", lambda *_, **__: None)  # what is killed tidies nothing up
+        outputs.write()
+    assert all(whole[name] == content for name, content in outputs.files().items() if not name.startswith("."))
+    outputs.write()
+    assert outputs.files() == whole
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from nnunet_plugin.trainer import EPOCHS_FILE, read_epochs
 from nnunet_plugin.transplant.command import add_transplants
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from ...processes import files_of_at_most
 from ..test_trainer import IGNORE, PLAIN, REGIONS, SHORT, NoAugmentation, start_loaders, synthetic
 
 
@@ -30,6 +31,16 @@ def with_transplants(roomy, make_trainer):
         return make_trainer(result["configuration"], 0, dataset, kind=kind)
 
     return make
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [300, 6000, 60000])
+def test_a_limit_on_the_size_of_files_leaves_nothing_behind(roomy, snapshot, size):
+    before = snapshot()
+    with files_of_at_most(size), pytest.raises(OSError, match="File too large"):
+        add_transplants(PLAIN, "2d", 0, labels=[1])
+    assert {name: sha256 for name, sha256 in snapshot().items() if before.get(name) != sha256} == {}
+    assert add_transplants(PLAIN, "2d", 0, labels=[1])["made"] == [True]
 
 
 def transplants_of(trainer, epoch=0):
