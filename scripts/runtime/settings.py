@@ -161,14 +161,39 @@ def check_values(workflow: Any) -> None:
             raise other_kind(f"--{name}", name, config[name], defaults[0])
     if configs is not None:
         _refuse_lists_of_files(config, configs)
-    uri = config.get("tracking_uri")
-    if isinstance(uri, str) and not _is_expression(uri) and "://" not in uri:
+    if "MLFlowHandler" in str(config) and "tracking_uri" in config and first_rank():
+        check_tracking(workflow.parser.get_parsed_content("tracking_uri"))
+    for name in _devices(config):
+        check_device(workflow.parser.get_parsed_content(name))
+
+
+def check_tracking(uri: Any) -> None:
+    """Refuse an address of MLflow at which no runs can be kept.
+
+    Raises:
+        InputError: a folder, nobody answers there, or MLflow is not installed.
+    """
+    remedy = "write --tracking_uri sqlite:////FOLDER/mlruns.db, or http://HOST:PORT of a server that runs"
+    if isinstance(uri, str) and "://" not in uri:
         raise InputError(
             f"tracking_uri {uri}", "an address, as MLflow keeps its runs in a database, not in a folder",
             f"write --tracking_uri sqlite:///{Path(uri).absolute()}/mlruns.db, or http://HOST:PORT",
         )  # fmt: skip
-    for name in _devices(config):
-        check_device(workflow.parser.get_parsed_content(name))
+    hurry = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+    before = dict(os.environ)
+    os.environ |= {name: value for name, value in hurry.items() if name not in before}
+    try:
+        import mlflow
+
+        mlflow.MlflowClient(uri).search_experiments(max_results=1)
+    except ImportError as error:
+        raise InputError("tracking without MLflow", "MLflow", "pip install synthaug[tracking]") from error
+    except Exception as error:  # MLflow, its stores and its servers raise many kinds
+        words = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"tracking_uri {uri} ({words[:200]})", "where MLflow can keep runs", remedy) from error
+    finally:
+        for name in hurry.keys() - before.keys():
+            del os.environ[name]
 
 
 def _devices(config: Any, above: tuple[str, ...] = ()) -> Iterator[str]:
@@ -341,11 +366,16 @@ def _tracking_settings(tracking: str | dict) -> dict[str, Any]:
     from monai.bundle import ConfigParser
     from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 
-    if isinstance(tracking, str) and tracking in DEFAULT_EXP_MGMT_SETTINGS:
-        settings: Any = DEFAULT_EXP_MGMT_SETTINGS[tracking]
-    else:
-        settings = ConfigParser.load_config_files(tracking)
-    return {key: value for key, value in settings["configs"].items() if key not in settings["handlers_id"]}
+    settings: Any = DEFAULT_EXP_MGMT_SETTINGS.get(tracking) if isinstance(tracking, str) else None
+    try:
+        settings = settings or ConfigParser.load_config_files(tracking)
+        return {key: value for key, value in settings["configs"].items() if key not in settings["handlers_id"]}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(
+            f"tracking {tracking!r} ({type(error).__name__}: {error})",
+            f"{', '.join(DEFAULT_EXP_MGMT_SETTINGS)}, or a file such as MONAI's DEFAULT_MLFLOW_SETTINGS",
+            "write --tracking mlflow",
+        ) from error
 
 
 class Place(NamedTuple):

@@ -22,6 +22,7 @@ class StrictWorkflow(ConfigWorkflow):
 
     def __init__(self, config_file: Any, *arguments: Any, **settings: Any):
         say_errors_plainly()
-        check_overrides({name: settings[name] for name in settings if "#" in name or "::" in name}, config_file)
+        nested = {name: settings[name] for name in settings if "#" in name or "::" in name}
+        check_overrides(nested, config_file, settings.get("tracking"))
         super().__init__(config_file, *arguments, **settings)
         refuse_unknown_keys(self)

@@ -10,6 +10,7 @@ from monai.bundle import ConfigWorkflow
 
 from scripts.runtime.errors import InputError, nearest
 from scripts.runtime.settings import check_device, check_overrides, check_values, refuse_unknown_keys, told
+from scripts.runtime.workflow import StrictWorkflow
 
 from ..data.toy import write_preprocessed
 from ..processes import python, start, wait_until
@@ -96,13 +97,30 @@ def test_the_schedule_of_a_segmenter_is_recorded_and_stays_when_it_goes_on(datas
         ("train", {"device": "$'cuda:99'"}, "leave --device out"),
         ("train", {"train#trainer#device": "cuda:99"}, "leave --device out"),
         ("inference", {"sampler#device": "cuda:99"}, "leave --device out"),
-        ("train", {"tracking_uri": "/tmp/runs"}, "sqlite:////tmp/runs/mlruns.db"),
     ],
 )
 def test_values_of_another_kind_are_refused(name, config, wrong, words, monkeypatch):
     with pytest.raises(InputError, match="allowed") as error:
         check_values(workflow(name, monkeypatch, config, **wrong))
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize("uri, words", [
+    ("/tmp/runs", "sqlite:////tmp/runs/mlruns.db"), ("mlruns", "/mlruns/mlruns.db"), ("sqlite://x", "can keep runs"),
+    ("sqlite:////dev/null/x.db", "can keep runs"), ("ftp://h/x", "can keep runs"), ("nonsense://x", "can keep runs"),
+    ("http://127.0.0.1:1", "of a server that runs"), (7, "can keep runs"),
+])  # fmt: skip
+@pytest.mark.parametrize("name, config", [
+    ("hvae", "train"), ("hvae", "inference"), ("segmentation", "train"), ("segmentation", "inference"),
+])  # fmt: skip
+def test_where_no_runs_can_be_kept_is_refused(name, config, uri, words, monkeypatch, tmp_path):
+    pytest.importorskip("mlflow", reason="the extra `tracking` is not installed")
+    given = {"tracking": "mlflow", "bundle_root": str(tmp_path), "tracking_uri": uri}
+    with pytest.raises(InputError, match="tracking_uri") as error:
+        check_values(workflow(name, monkeypatch, config, **given))
+    assert words in str(error.value) and len(str(error.value).splitlines()) == 1
+    with pytest.raises(InputError, match="write --tracking mlflow"):
+        StrictWorkflow(f"configs/{config}.json", tracking="mlflw", logging_file=False)
 
 
 @pytest.mark.parametrize("name", GENERATORS)
