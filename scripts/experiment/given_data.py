@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +24,7 @@ from .run_folder import absolute
 # Voxels of an image by which it is known.
 PROBES = 20_000
 ALIKE, SIMILAR = 0.9995, 0.9
+IN_COLOUR = (".png", ".bmp", ".tif")  # one file of which may hold all channels
 
 
 def data_settings(settings: dict[str, Any], dataset_dir: Any, raw_dir: Any) -> dict[str, Any]:
@@ -150,6 +153,8 @@ def check_test_cases(raw: Path, description: DatasetDescription) -> None:
     """
     ending, channels = description.file_ending, range(description.num_image_channels)
     ids = [path.name[: -len(ending)] for path in visible(raw / "labelsTs", ending)]
+    if ending in IN_COLOUR and not any((raw / "imagesTs").glob(f"*_0001{ending}")):
+        channels = range(1)
     test = [raw / "imagesTs" / f"{name}_{channel:04d}{ending}" for name in ids for channel in channels]
     if not ids or (absent := [path.name for path in test if not path.is_file()]):
         raise InputError(
@@ -224,8 +229,9 @@ def _read(path: Path) -> np.ndarray:
         return np.asanyarray(nib.Nifti1Image.from_filename(path).dataobj)
     from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_file_ending
 
-    reader = determine_reader_writer_from_file_ending(path.suffix, str(path), verbose=False)
-    return np.asarray(reader().read_images((str(path),))[0])
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # it prints what other readers say of the file
+        reader = determine_reader_writer_from_file_ending(path.suffix, str(path), verbose=False)
+        return np.asarray(reader().read_images((str(path),))[0])
 
 
 def _of_file(path: Path, read: Callable[[Path], Any]) -> Any:

@@ -16,6 +16,7 @@ from ..data.description import DatasetDescription, read_description
 from ..metrics.segmentation import compare_label_maps, summarise_cases
 from ..pool.writing import write_record
 from ..runtime.errors import InputError
+from ..runtime.files import read_record
 from .dataset import link_dataset
 from .nnunet_commands import (
     CPU_PLANS,
@@ -134,18 +135,24 @@ def evaluate(
                 dataset_number(dataset_dir.name), NAME, s["fold"], f"{_plans(s)}SynthAug", choose_device(),
                 raw_dir / "imagesTs", predictions,
             ))  # fmt: skip
-    cases = _compare(predictions, truth, description)
+    reader = read_record(dataset_dir / f"{s['plans']}.json", {"image_reader_writer": str}, "preprocess it again")
+    cases = _compare(predictions, truth, description, reader["image_reader_writer"])
     values = {"split": s["split"], "cases": cases, "summary": summarise_cases(cases)}
     return {**values, "surface_tolerance_mm": TOLERANCE, "grid": "that of the original images"}
 
 
-def _compare(predictions: Path, truth: Path, description: DatasetDescription) -> dict[str, Any]:
+def _compare(predictions: Path, truth: Path, description: DatasetDescription, reader: str) -> dict[str, Any]:
+    """Figures of every case that was predicted; `reader` is nnU-Net's, as its plans name it."""
     import nibabel as nib
     import numpy as np
+    from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
 
     def read(path: Path) -> tuple[np.ndarray, list[float]]:
-        image = nib.Nifti1Image.from_filename(path)
-        return as_label(np.asarray(image.dataobj), path), [float(step) for step in image.header.get_zooms()[:3]]
+        if path.name.endswith((".nii", ".nii.gz")):
+            image = nib.Nifti1Image.from_filename(path)
+            return as_label(np.asarray(image.dataobj), path), [float(step) for step in image.header.get_zooms()[:3]]
+        label, properties = recursive_find_reader_writer_by_name(reader)().read_seg(str(path))
+        return as_label(np.asarray(label)[0], path), [float(step) for step in properties["spacing"]]
 
     cases: dict[str, Any] = {}
     for path in sorted(predictions.glob(f"*{description.file_ending}")):

@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK
+from skimage.io import imsave
 
 from scripts.data.cases import open_cases
 from scripts.data.description import read_description
@@ -248,6 +249,28 @@ def test_a_training_case_is_known_in_every_format_that_nnunet_reads(raw, ending)
     shutil.copy(raw / f"imagesTr/toy_003_0000{ending}", raw / f"imagesTs/toy_001_0000{ending}")
     with pytest.raises(InputError, match="training images.*toy_003"):
         check_test_cases(raw, read_description(raw))
+
+
+def test_a_colour_image_is_one_file_and_other_readers_are_not_heard(tmp_path, capfd):
+    """As nnU-Net reads PNG; of a TIFF volume it asks its reader of colour images first, which says that it is none."""
+    rng = np.random.default_rng(0)
+    for kind, ending, shape in (("Dataset901_Rgb", ".png", (40, 36, 3)), ("Dataset902_Tif", ".tif", (7, 40, 36))):
+        raw, images = tmp_path / kind, rng.integers(0, 255, (6, *shape), np.uint8)
+        for part, numbers in (("Tr", range(5)), ("Ts", [5])):
+            for name in (f"images{part}", f"labels{part}"):
+                (raw / name).mkdir(parents=True)
+            for k in numbers:
+                imsave(raw / f"images{part}/c{k}_0000{ending}", images[k], check_contrast=False)
+                label = images[k] // 128 if ending == ".tif" else images[k][..., 0] // 128
+                imsave(raw / f"labels{part}/c{k}{ending}", label, check_contrast=False)
+        names = {str(c): f"C{c}" for c in range(3 if ending == ".png" else 1)}
+        content = {"channel_names": names, "labels": {"background": 0, "a": 1}, "numTraining": 5, "file_ending": ending}
+        (raw / "dataset.json").write_text(json.dumps(content))
+        s = read_protocol("run", over=settings_of(OPTIONS))
+        assert data_settings(s, raw, None)["space"] == "nnunet" and capfd.readouterr() == ("", "")
+        shutil.copyfile(raw / f"imagesTr/c2_0000{ending}", raw / f"imagesTs/c5_0000{ending}")
+        with pytest.raises(InputError, match="c5_0000.*c2_0000"):
+            data_settings(s, raw, None)
 
 
 def test_like_patients_are_not_the_same(raw):
