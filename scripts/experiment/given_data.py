@@ -18,7 +18,7 @@ from ..runtime.errors import InputError
 from ..runtime.files import file_sha256, json_sha256, read_record
 from .dataset import SPLITS, visible
 from .nnunet_commands import dataset_number
-from .protocol import NNUNET
+from .protocol import NNUNET, SEGMENTATION
 from .run_folder import absolute
 
 # Voxels of an image by which it is known.
@@ -52,6 +52,12 @@ def data_settings(settings: dict[str, Any], dataset_dir: Any, raw_dir: Any) -> d
             raise InputError(
                 f"{dataset_dir} without gt_segmentations", "a folder of nnUNet_preprocessed", "preprocess it again"
             )
+    own = [name for name, one in settings["segmenters"].items() if one.get("bundle", SEGMENTATION) == SEGMENTATION]
+    if own and description.file_ending.lower() in (*IN_COLOUR, ".tiff"):
+        raise InputError(
+            f"segmenter {own[0]!r} on {description.file_ending} images", "volumes in NIfTI, or the segmenter nnunet",
+            "write the data set in NIfTI, or choose arms of nnU-Net, as `synthaug run` does",
+        )  # fmt: skip
     found: dict[str, Any] = {**given, "space": space}
     raw = folder if is_raw else None if raw_dir is None else absolute(raw_dir)
     if "test" in settings["evaluate"] and settings["segmenters"]:

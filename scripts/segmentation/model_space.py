@@ -38,6 +38,7 @@ READERS = {  # of nnU-Net: to which axes they turn a file; None: they leave it a
 TRAINED: dict[str, type | tuple[type, ...]] = {
     "description.name": str, "space": dict, "scaling.low": list, "geometry.field_of_view": list, "training": dict,
 }  # fmt: skip
+ARRAY_ENDINGS = (".b2nd", ".npz")  # of nnU-Net's preprocessed cases, the second before its version 2.6
 PROPERTIES = "nnunet_properties"
 SEGMENTATION = "nnunet_segmentation"
 
@@ -66,11 +67,18 @@ class ModelSpace:
 
     @classmethod
     def of(cls, data: TrainingSet, z_score: ZScore | None = None) -> ModelSpace:
-        """The space of a training set."""
+        """The space of a training set.
+
+        Raises:
+            InputError: images that no prediction could be brought back to.
+        """
         plans = read_plans(data.cases) if isinstance(data.cases, PreprocessedCases) else data.cases.plans
-        return cls(
+        space = cls(
             data.cases.description, data.cases.space, data.scaling, data.geometry, plans, z_score, _axes_of(data)
         )
+        if plans is not None:
+            space._axes_of_reader()  # said before a training, not at its first validation
+        return space
 
     @classmethod
     def open(cls, space: ModelSpace | str | Path) -> ModelSpace:
@@ -319,9 +327,10 @@ class ImageReader(WholeReader):
         """
         if not isinstance(img, Path):
             return super().get_data(img)
-        from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+        from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2, nnUNetDatasetNumpy
 
-        data, seg, _, properties = nnUNetDatasetBlosc2(str(img.parent), [img.stem]).load_case(img.stem)
+        reader = nnUNetDatasetBlosc2 if img.suffix == ".b2nd" else nnUNetDatasetNumpy
+        data, seg, _, properties = reader(str(img.parent), [img.stem]).load_case(img.stem)
         kept = ("spacing", "shape_before_cropping", "bbox_used_for_cropping",
                 "shape_after_cropping_and_before_resampling")  # fmt: skip
         if not set(kept) <= set(properties):
@@ -342,7 +351,7 @@ class ImageReader(WholeReader):
 def _array_path(filename: Any) -> Path | None:
     """The one file, if it is an array of nnU-Net."""
     paths = [Path(path) for path in (filename if isinstance(filename, (list, tuple)) else [filename])]
-    return paths[0] if paths[0].suffix == ".b2nd" else None
+    return paths[0] if paths[0].suffix in ARRAY_ENDINGS else None
 
 
 def _affine(properties: Mapping[str, Any], path: Path) -> np.ndarray:

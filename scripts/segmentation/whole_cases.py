@@ -18,10 +18,9 @@ from ..data.cases import PHANTOM_NAME, Cases, PreprocessedCases, RawCases, phant
 from ..data.provenance import read_provenance
 from ..phantom.dataset import write_phantom
 from ..runtime.errors import InputError
-from .model_space import ImageReader, ModelSpace, ToGridd, ToLabelMapd
+from .model_space import ARRAY_ENDINGS, ImageReader, ModelSpace, ToGridd, ToLabelMapd
 
 SPLITS = ("validation", "test")
-ARRAY_ENDING = ".b2nd"
 
 
 def image_items(
@@ -45,7 +44,8 @@ def image_items(
     folder = Path(dataset_dir)
     if (folder / "imagesTs").is_dir():
         folder = folder / "imagesTs"
-    arrays = sorted(path for path in folder.glob(f"*{ARRAY_ENDING}") if not path.stem.endswith("_seg"))
+    found = (path for ending in ARRAY_ENDINGS for path in folder.glob(f"*{ending}"))
+    arrays = sorted(path for path in found if not path.stem.endswith("_seg"))
     items = [{"image": [str(path)], "case": path.stem} for path in arrays]
     for path in [] if arrays else sorted(folder.glob("*_0000.*")):
         case, _, ending = path.name.rpartition("_0000")
@@ -53,7 +53,7 @@ def image_items(
     if not items:
         raise InputError(
             f"no images in {folder}",
-            "CASE_0000.nii.gz, one file a channel, or arrays that nnU-Net preprocessed (.b2nd)",
+            f"CASE_0000.nii.gz, one file a channel, or arrays that nnU-Net preprocessed ({' or '.join(ARRAY_ENDINGS)})",
             "check --dataset_dir",
         )
     return items
@@ -98,7 +98,7 @@ def labelled_items(cases: Cases, split: str, raw_dir: str | Path | None = None) 
         assert isinstance(cases, PreprocessedCases)  # the only other kind
         truth = cases.folder.parent / "gt_segmentations"
         items = [
-            {"image": [str(cases.folder / f"{case}.b2nd")], "label": str(truth / f"{case}{ending}"), "case": case}
+            {"image": [str(_array(cases.folder, case))], "label": str(truth / f"{case}{ending}"), "case": case}
             for case in cases.fold.val
         ]
     missing = [path for item in items for path in (*item["image"], item["label"]) if not Path(path).is_file()]
@@ -123,7 +123,7 @@ def case_of(image: str | Path | Sequence[str | Path]) -> str:
     """
     path = Path(image if isinstance(image, (str, Path)) else image[0])
     name = Path(path.name.removesuffix(".gz")).stem
-    return name if path.suffix == ARRAY_ENDING else name.removesuffix("_0000")
+    return name if path.suffix in ARRAY_ENDINGS else name.removesuffix("_0000")
 
 
 def labelled_on_grid(space: ModelSpace | str | Path) -> Compose:
@@ -150,6 +150,12 @@ class NameCase(Transform):
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """Name."""
         return {"case": case_of(data["image"]), **data}
+
+
+def _array(folder: Path, case: str) -> Path:
+    """The file of a preprocessed case."""
+    paths = [folder / f"{case}{ending}" for ending in ARRAY_ENDINGS]
+    return next((path for path in paths if path.is_file()), paths[0])
 
 
 def _raw_item(folder: Path, part: str, case: str, ending: str) -> dict[str, Any]:

@@ -268,6 +268,8 @@ def test_a_colour_image_is_one_file_and_other_readers_are_not_heard(tmp_path, ca
         (raw / "dataset.json").write_text(json.dumps(content))
         s = read_protocol("run", over=settings_of(OPTIONS))
         assert data_settings(s, raw, None)["space"] == "nnunet" and capfd.readouterr() == ("", "")
+        with pytest.raises(InputError, match="segmenter 'U-Net' on .(png|tif) images"):
+            data_settings({**s, "segmenters": {"U-Net": {}}}, raw, None)
         shutil.copyfile(raw / f"imagesTr/c2_0000{ending}", raw / f"imagesTs/c5_0000{ending}")
         with pytest.raises(InputError, match="c5_0000.*c2_0000"):
             data_settings(s, raw, None)

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -65,6 +66,15 @@ def test_training_cases_reach_the_grid_as_in_training(kind, size, tmp_path):
                 assert torch.allclose(ours.as_tensor(), item["image"][:2], atol=1e-5)
 
 
+def as_npz(folder: Path, target: Path) -> Path:
+    """A case of the folder as nnU-Net preprocessed it before 2.6."""
+    target.mkdir()
+    data, seg = (blosc2.open(str(folder / f"toy_001{end}.b2nd"))[:] for end in ("", "_seg"))
+    np.savez_compressed(target / "toy_001.npz", data=data, seg=seg)
+    shutil.copyfile(folder / "toy_001.pkl", target / "toy_001.pkl")
+    return target
+
+
 @pytest.mark.parametrize("transpose", [(0, 1, 2), (2, 0, 1)])
 @pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
 def test_preprocessed_arrays_and_raw_files_are_the_same_image(configuration, transpose, tmp_path):
@@ -73,6 +83,10 @@ def test_preprocessed_arrays_and_raw_files_are_the_same_image(configuration, tra
     array = {"image": [str(pre / f"nnUNetPlans_{configuration}/toy_001.b2nd")]}
     files = {"image": [str(raw / "imagesTr/toy_001_0000.nii.gz")]}
     one, two = chain(space)(array)["image"], chain(space)(files)["image"]
+    older = as_npz(pre / f"nnUNetPlans_{configuration}", tmp_path / "npz")
+    again = chain(space)({"image": [str(older / "toy_001.npz")]})["image"]
+    assert torch.equal(one.as_tensor(), again.as_tensor()) and np.array_equal(one.affine, again.affine)
+    assert [item["case"] for item in image_items(older, tmp_path)] == ["toy_001"]
     assert torch.allclose(one.as_tensor(), two.as_tensor(), atol=1e-5)
     assert np.allclose(one.affine, two.affine) and np.allclose(two.affine, AFFINE)
     logits = torch.randn(2, *one.shape[1:], generator=torch.Generator().manual_seed(0))
@@ -250,6 +264,10 @@ def test_what_cannot_be_predicted_is_said(tmp_path):
         assert "SimpleITKIOWithReorient" in refusal(reorienting, [image])
     with pytest.raises(InputError, match="train first"):
         ModelSpace.open(tmp_path / "provenance.json")
+    plans = pre / "nnUNetPlans.json"
+    plans.write_text(json.dumps({**json.loads(plans.read_text()), "image_reader_writer": "NaturalImage2DIO"}))
+    with pytest.raises(InputError, match="plans that read images with NaturalImage2DIO"):  # before any training
+        opened(pre, (24, 24))
 
 
 def test_space_is_stored_with_the_model(tmp_path):
