@@ -134,7 +134,7 @@ def add_pool(
         merged = _merged_plans(source, plans_file, configuration, name, {**block, "pool": pool_name}, overwrite)
         folder = found.pool_folder(pool_name, fold)
         record = import_record(checked_pool, pool_name, fold, resolved, seen)
-        imported = needs_import(folder, record, overwrite)
+        imported = needs_import(folder, record, checked_pool.kept, overwrite)
         if imported:
             import_samples(checked_pool, found, source, resolved, folder, record)
         if is_new and not (found.folder / "splits_final.json").exists():

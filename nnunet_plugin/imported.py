@@ -3,7 +3,7 @@
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from .errors import InputError
 from .identity import Identity
+from .leakage import seen_cases
 from .pool_format import Pool, files_sha256, is_sha256, read_sample
 from .preprocessed import PreprocessedDataset, json_sha256, read_json, write_json
 
@@ -37,6 +38,13 @@ def read_import(dataset: PreprocessedDataset, pool: str, fold: int | str) -> dic
     if not _is_record(record):
         raise InputError(f"an unknown {folder / IMPORT_RECORD}", f"{IMPORT_FORMAT}, version {FORMAT_VERSION}", remedy)
     _check_samples(folder, record["samples"], remedy)
+    seen = seen_cases(record["provenance"])
+    if seen.keys() != record["seen"].keys():
+        changed = ", ".join(sorted(seen.keys() ^ record["seen"].keys()))
+        raise InputError(
+            f"{folder / IMPORT_RECORD}, whose lists of the cases that the generator saw differ ({changed})",
+            "the record that add-pool wrote", remedy,
+        )  # fmt: skip
     return {
         **record,
         "samples": sorted(record["samples"]),
@@ -71,7 +79,7 @@ def import_record(
     }
 
 
-def needs_import(folder: Path, record: dict[str, Any], overwrite: bool) -> bool:
+def needs_import(folder: Path, record: dict[str, Any], samples: Iterable[str], overwrite: bool) -> bool:
     """Whether samples must be written: nothing is there, or this pool's import is damaged, or `overwrite`.
 
     Raises `InputError` where another pool is there, or files that no import wrote.
@@ -104,7 +112,8 @@ def needs_import(folder: Path, record: dict[str, Any], overwrite: bool) -> bool:
         _check_samples(folder, existing["samples"] if _is_record(existing) else {}, "")
     except InputError:
         return True
-    return overwrite or not _is_record(existing)
+    is_whole = _is_record(existing) and {*existing["samples"]} == {*samples}
+    return overwrite or not is_whole or existing["seen"].keys() != record["seen"].keys()
 
 
 def import_samples(
@@ -166,6 +175,11 @@ def _is_record(record: dict[str, Any]) -> bool:
 
 def _check_samples(folder: Path, samples: Mapping[str, Any], remedy: str) -> None:
     present = set(os.listdir(folder))
+    known = {file.name for sample in samples for file in _sample_files(folder, sample)}
+    if unknown := sorted(name for name in present - known if _is_sample(folder / name)):
+        raise InputError(
+            f"{folder / unknown[0]}, of which import.json says nothing", "the samples of import.json", remedy
+        )
     for sample, (_, sha256) in samples.items():
         files = _sample_files(folder, sample)
         if not {file.name for file in files} <= present:

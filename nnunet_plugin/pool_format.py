@@ -24,6 +24,7 @@ from .voxels import as_image, as_label
 FORMAT = "synthaug-pool"
 FORMAT_VERSION = 2
 SPACES = ("nnunet_preprocessed", "raw")
+AUDITED = "audit: "  # how the reasons of an audit begin; decisions of others are left as they are
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _DEFLATE_RATIO = 1100  # gzip shrinks nothing further than 1032 times
@@ -347,6 +348,13 @@ def _kept_samples(file: Path, samples: list) -> tuple[str, ...]:
         name = sample.get("id") if isinstance(sample, dict) else None
         if not isinstance(name, str) or not is_safe_name(name) or sample.get("decision") not in ("keep", "drop"):
             raise _corrupt(file, f"the sample record {str(sample)[:100]} has no usable id and decision")
+        if sample["decision"] == "keep" and str(sample.get("reason")).startswith(AUDITED):
+            raise InputError(
+                f"{file}: the sample {name}, to be kept, with the reason for which an audit dropped it "
+                f"({str(sample['reason'])[:100]})",
+                "decisions as the audit wrote them, or of somebody with a reason of their own",
+                'set its decision to "drop", or write why you keep it as its reason',
+            )
     names = [sample["id"] for sample in samples]
     if len(set(names)) < len(names):
         raise _corrupt(file, "sample ids occur twice")

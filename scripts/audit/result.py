@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from nnunet_plugin.pool_format import AUDITED
 
 from ..data.provenance import code_revision, package_versions
 from .agreement import Agreement
@@ -17,7 +18,6 @@ from .memorisation import Memorisation
 from .thresholds import Check, patient_interval, wilson_interval
 
 FORMAT, FORMAT_VERSION = "synthaug-audit", 1
-OWN = "audit: "  # how the reasons of an audit begin; other decisions are left as they are
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 CLOSEST = 10
 
@@ -71,7 +71,9 @@ class AuditResult:
     def foreign(self) -> np.ndarray:
         """Samples on which somebody else decided, be it to drop one without a word: (samples,) bool."""
         reasons = [str(sample.get("reason") or "") for sample in self.audit.record["samples"]]
-        return (self.left_out | np.array([bool(x) for x in reasons])) & ~np.array([x.startswith(OWN) for x in reasons])
+        return (self.left_out | np.array([bool(x) for x in reasons])) & ~np.array(
+            [x.startswith(AUDITED) for x in reasons]
+        )
 
     @cached_property
     def reasons(self) -> list[list[str]]:
@@ -121,7 +123,7 @@ class AuditResult:
             new = {**sample, "scores": {**sample.get("scores", {}), "audit": scores}}
             if not self.foreign[index]:
                 new["decision"] = "drop" if self.reasons[index] else "keep"
-                new["reason"] = OWN + "; ".join(self.reasons[index]) if self.reasons[index] else None
+                new["reason"] = AUDITED + "; ".join(self.reasons[index]) if self.reasons[index] else None
             samples.append(new)
         return samples
 

@@ -15,9 +15,10 @@ import SimpleITK as sitk
 import torch
 from nnunet_plugin.errors import InputError
 from nnunet_plugin.identity import Identity, find_twins, identify, image_distance, label_agreement, same_case
-from nnunet_plugin.import_pool import add_pool
+from nnunet_plugin.import_pool import add_pool, read_import
 from nnunet_plugin.leakage import cases_sha256, check_held_out
 from nnunet_plugin.pool_format import hash_pool, read_pool
+from nnunet_plugin.preprocessed import find_dataset
 from nnunetv2.run.run_training import maybe_load_checkpoint
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
@@ -436,3 +437,58 @@ def test_pretrained_weights_that_saw_validation_cases_are_refused(make_pool, mak
     maybe_load_checkpoint(third, False, False, pretrained_weights_file=str(elsewhere))
     datasets(third)
     assert "which cases they have seen is not recorded" in Path(third.log_file).read_text()
+
+
+def without_a_case(record):
+    del record["seen"][sorted(record["seen"])[0]]
+
+
+def without_a_case_in_the_provenance(record):
+    record["provenance"]["cases"].pop()
+
+
+def without_a_sample(record):
+    del record["samples"][sorted(record["samples"])[0]]
+
+
+def with_another_hash(record):
+    record["samples"][sorted(record["samples"])[0]][1] = "0" * 64
+
+
+@pytest.mark.parametrize(
+    "edit", [without_a_case, without_a_case_in_the_provenance, without_a_sample, with_another_hash]
+)
+def test_an_edited_import_is_no_pool_to_train_with(make_pool, nnunet, edit):
+    result = add_pool(make_pool(samples=3), 901, 0)
+    path = result["pool_folder"] / "import.json"
+    before, record = path.read_text(), json.loads(path.read_text())
+    edit(record)
+    path.write_text(json.dumps(record))
+    with pytest.raises(InputError, match="import.json"):
+        read_import(find_dataset(901), "pool", 0)
+    if edit is not without_a_case_in_the_provenance:  # which is another pool's, as far as can be seen
+        assert add_pool(nnunet / "pool", 901, 0)["imported"]  # as its remedy says
+        again = json.loads(path.read_text())
+        assert all(again[key] == json.loads(before)[key] for key in ("samples", "seen"))
+
+
+def test_samples_that_left_an_import_with_their_files_come_back(make_pool, nnunet):
+    pool = make_pool(samples=3)
+    folder = add_pool(pool, 901, 0)["pool_folder"]
+    record = json.loads((folder / "import.json").read_text())
+    name = sorted(record["samples"])[0]
+    without_a_sample(record)
+    (folder / "import.json").write_text(json.dumps(record))
+    for path in folder.glob(f"{name}*"):
+        path.unlink()
+    assert add_pool(pool, 901, 0)["imported"] and read_import(find_dataset(901), "pool", 0)["samples"][0] == name
+
+
+def test_what_an_audit_dropped_comes_back_with_a_reason_alone(make_pool, nnunet):
+    def flipped(pool, reason="audit: duplicate of syn_000001"):
+        pool["samples"][0] |= {"decision": "keep", "reason": reason}
+
+    with pytest.raises(InputError, match="syn_000000, to be kept, with the reason for which an audit dropped it"):
+        add_pool(make_pool(samples=3, edit=flipped), 901, 0)
+    own = make_pool("own", samples=3, edit=lambda pool: flipped(pool, "a rare case, says the radiologist"))
+    assert add_pool(own, 901, 0)["samples"] == 3
