@@ -188,9 +188,14 @@ def test_what_cannot_be_asked_for(model, condition, match):
 
 
 def test_what_can_be_asked_for(model):
-    model.check(None)
-    model.check({})
-    model.check({"volume": model.table[:, 0].max() * 1.05})
+    """Nothing, and each volume of the training masks and a little more: that is what is then drawn."""
+    volumes = model.table[:, 0]
+    for condition in (None, {}, *({"volume": volume} for volume in (*volumes[:5], volumes.max() * 1.05))):
+        model.check(condition)
+        drawn = model.draw(np.random.default_rng(0), condition)
+        assert all(drawn[name] == pytest.approx(value) for name, value in (condition or {}).items())
+    with pytest.raises(InputError, match="what the training masks had"):
+        model.check({"volume": volumes.max() * 2})
 
 
 def test_nothing_that_fits_is_said(model):

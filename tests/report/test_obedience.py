@@ -86,7 +86,10 @@ def test_pool_without_a_single_mask_can_be_drawn(folder):
     record = read_pool(folder)
     for sample in record["samples"]:
         sample["features"] = {**record["samples"][0]["features"], "volume": 0.0}
-    png_bytes(obedience_figure(record, summarise_obedience(record)))
+    figure = obedience_figure(record, summarise_obedience(record))
+    assert figure.get_suptitle().startswith("n = 24 samples, 24 with an empty mask")
+    assert not any(len(dots.get_offsets()) for axes in figure.axes for dots in axes.collections)
+    assert png_bytes(figure)
 
 
 def test_folder_that_is_no_pool(tmp_path):
