@@ -12,7 +12,8 @@ from typing import Any
 
 from ..packaging.bundle_files import bundle_dir, bundle_names, known_settings
 from ..runtime.errors import InputError
-from ..runtime.settings import WORDS, Place, find_setting, other_kind, same_kind
+from ..runtime.kinds import WORDS, other_kind, same_kind
+from ..runtime.settings import Place, find_setting
 
 # What makes MONAI evaluate, refer to, copy or build something: only a bundle's own configs may.
 MARKS = ("$", "@", "%")

@@ -19,7 +19,7 @@ from ..packaging.bundle_files import bundle_command, bundle_dir, known_settings
 from ..pool.from_real import COPY_PASTE, FROM_REAL
 from ..runtime.errors import InputError
 from ..runtime.files import write_json
-from ..runtime.settings import WORDS
+from ..runtime.kinds import WORDS
 from .accepted import defaults
 from .cells import Cell
 from .parent import end_with_parent, timed

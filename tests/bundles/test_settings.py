@@ -88,6 +88,7 @@ def test_the_schedule_of_a_segmenter_is_recorded_and_stays_when_it_goes_on(datas
         ("train", {"learning_rate": float("inf")}, "a number, such as"),
         ("train", {"learning_rate": float("nan")}, "a number, such as"),
         ("train", {"learning_rate": "fast"}, "a number, such as"),
+        ("train", {"gradient_clip": "hard"}, "a number, such as"),
         ("train", {"spatial_size": 64}, "a list, or auto, such as"),
         ("train", {"amp": "yes"}, "True or False"),
         ("train", {"fold": "none"}, "a whole number, or all"),
