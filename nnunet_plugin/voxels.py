@@ -1,7 +1,6 @@
 """Voxels as their files hold them, and whether a float32 image and whole-number labels can hold all of it."""
 
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 
@@ -59,20 +58,3 @@ def check_type(dtype: np.dtype, file: str | Path) -> None:
         raise InputError(
             f"{file}, whose voxels are {what}", "one real number a voxel", "write magnitude, or a file a channel"
         )
-
-
-def stored_type(file: Path) -> np.dtype | None:
-    """The type of the voxels of a NIfTI or TIFF file, without reading them; of others, whose numbers are real, None."""
-    if file.name.lower().endswith((".nii", ".nii.gz")):
-        import nibabel as nib
-
-        image = nib.Nifti1Image.from_filename(file)
-        stored, proxy = image.get_data_dtype(), cast(nib.arrayproxy.ArrayProxy, image.dataobj)
-        scaled = proxy.slope != 1 or proxy.inter != 0
-        return np.dtype(np.float64) if scaled and stored.kind in "iu" else stored
-    if file.name.lower().endswith((".tif", ".tiff")):
-        import tifffile
-
-        with tifffile.TiffFile(file) as content:
-            return content.series[0].dtype
-    return None

@@ -6,10 +6,10 @@ import io
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
-from nnunet_plugin.voxels import as_image, as_label, check_type, stored_type
+from nnunet_plugin.voxels import as_image, as_label, check_type
 
 from ..data.description import DatasetDescription, read_description
 from ..data.folds import NUM_FOLDS, crossval_folds, read_fold, read_splits
@@ -104,6 +104,23 @@ def check_types(images: list[Path], labels: list[Path]) -> None:
                     as_label(_voxels(path), path)
                 elif dtype.kind in "iu" and dtype.itemsize > 4:
                     as_image(_voxels(path), path)
+
+
+def stored_type(file: Path) -> np.dtype | None:
+    """The type of the voxels of a NIfTI or TIFF file, without reading them; of others, whose numbers are real, None."""
+    if file.name.lower().endswith((".nii", ".nii.gz")):
+        import nibabel as nib
+
+        image = nib.Nifti1Image.from_filename(file)
+        stored, proxy = image.get_data_dtype(), cast(nib.arrayproxy.ArrayProxy, image.dataobj)
+        scaled = proxy.slope != 1 or proxy.inter != 0
+        return np.dtype(np.float64) if scaled and stored.kind in "iu" else stored
+    if file.name.lower().endswith((".tif", ".tiff")):
+        import tifffile
+
+        with tifffile.TiffFile(file) as content:
+            return content.series[0].dtype
+    return None
 
 
 def training_files(folder: Path, description: DatasetDescription) -> dict[str, list[Path]]:

@@ -170,10 +170,10 @@ def check_tracking(uri: Any) -> None:
     hurry = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
     before = dict(os.environ)
     os.environ |= {name: value for name, value in hurry.items() if name not in before}
-    try:
-        import mlflow
+    from monai.utils import optional_import
 
-        mlflow.MlflowClient(uri).search_experiments(max_results=1)
+    try:
+        optional_import("mlflow")[0].MlflowClient(uri).search_experiments(max_results=1)
     except ImportError as error:
         raise InputError("tracking without MLflow", "MLflow", "pip install synthaug[tracking]") from error
     except Exception as error:  # MLflow, its stores and its servers raise many kinds

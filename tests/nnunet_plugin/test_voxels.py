@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 from nnunet_plugin.errors import InputError
 from nnunet_plugin.raw_cases import _voxels
-from nnunet_plugin.voxels import as_image, as_label, stored_type
+from nnunet_plugin.voxels import as_image, as_label
 
 from scripts.converters.nifti import read_voxels
 from scripts.data.cases import RawCases
 from scripts.data.description import read_description
-from scripts.experiment.given_data import check_types
+from scripts.experiment.given_data import check_types, stored_type
 from scripts.pool.adopt import _load
 from scripts.sampling.insertion import _read_mask, read_volume
 
