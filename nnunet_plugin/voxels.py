@@ -26,7 +26,7 @@ def as_image(array: np.ndarray, file: str | Path) -> np.ndarray:
         given = np.isfinite(exact)
         low, high = (exact[given].min(), exact[given].max()) if given.any() else (0, 0)
         moved = np.abs(image[given] - exact[given]).max(initial=0)
-        if moved > ROUNDING * (high - low):
+        if high > low and moved > ROUNDING * (high - low):
             raise InputError(
                 f"{file} with voxels from {low:.17g} to {high:.17g} ({array.dtype}), which rounding to float32 moves "
                 f"by up to {moved:.3g}",

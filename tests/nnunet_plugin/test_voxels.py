@@ -108,3 +108,5 @@ def test_a_slope_makes_numbers_of_integers(tmp_path):
         check_types([], [tmp_path / "a.nii"])
     holes = np.where(RAMP == 3, np.nan, RAMP)  # told apart from what float32 cannot hold, and refused elsewhere
     assert np.array_equal(as_image(holes, "a"), holes, equal_nan=True)
+    constant = np.full(SHAPE, 0.1)  # a channel without an image, refused where it has to be scaled
+    assert np.array_equal(as_image(constant, "a"), constant.astype(np.float32))
