@@ -19,6 +19,7 @@ from ..runtime.tensor_store import StoredRows, TensorStore
 from .cases import Case, Cases, LearntCases, open_cases
 from .geometry import SliceGeometry, VolumeGeometry, fit_geometry, geometry_from_record, own_grid
 from .scaling import AUTO, LINEAR, Scaling
+from .warping import warped_case
 
 logger = logging.getLogger(__name__)
 
@@ -134,6 +135,7 @@ def load_training_set(
     cache_gb: float = CACHE_GB,
     cache_dir: str | Path | None = None,
     intensities: str = LINEAR,
+    warped_copies: int = 0,
 ) -> TrainingSet:
     """Bring the fold's cases to the grid: every slice or volume with foreground, and a share of those without.
 
@@ -150,6 +152,8 @@ def load_training_set(
         cache_gb: memory that cases may take, and that items may; cases beyond are read twice, items from a file.
         cache_dir: where that file is made; None: where the system keeps temporary files.
         intensities: "linear", or "auto": channels whose bulk lies low, as that of PET does, are curved, see `Scaling`.
+        warped_copies: of each training case, to be learnt from beside it, see `warped_case`; an item of one holds
+            `"copy"`, its number from 1.
 
     Raises:
         InputError: a case or a setting cannot be used, nothing holds foreground, or an image is in training and, under
@@ -162,6 +166,8 @@ def load_training_set(
             f"background_share {background_share}", "a number in [0, 1), or null", "set --background_share"
         )
     room = check_cache(cache_gb)
+    if type(warped_copies) is not int or warped_copies < 0:
+        raise InputError(f"warped_copies {warped_copies!r}", "a whole number from 0", "set --warped_copies")
     if intensities not in (LINEAR, AUTO):
         raise InputError(f"intensities {intensities!r}", f"{AUTO!r} or {LINEAR!r}", "set --intensities")
     if isinstance(spatial_size, str) and spatial_size != "auto":
@@ -182,9 +188,12 @@ def load_training_set(
     geometry = fit_geometry(kept.training_shapes, spatial_size)
     store = TensorStore(room, cache_dir)
     foreground, background = Collected(store), Collected(store)
+    dimension, rng = len(geometry.spatial_size), np.random.default_rng([seed, 1])
     for case in (kept.load(name, last=True) for name in names):
-        for marked, image, record in _on_grid(case, cases, scaling, geometry):
-            (foreground if marked else background).add(image, record)
+        for number in range(warped_copies + 1):
+            seen = case if number == 0 else warped_case(case, cases.spacing, dimension, rng)
+            for marked, image, record in _on_grid(seen, cases, scaling, geometry):
+                (foreground if marked else background).add(image, record | ({"copy": number} if number else {}))
     if not foreground.numbers:
         raise InputError(
             f"no {kind} with foreground in the {len(names)} training cases of fold {cases.fold.name}",
@@ -203,8 +212,9 @@ def load_training_set(
                 validation.add(image, record)
     kept.check_held_out()
     logger.info(
-        "fold %s: %d %ss with foreground and %d without, of %d training cases; %d validation %ss of %d cases; grid %s",
-        cases.fold.name, len(foreground.numbers), kind, wanted, len(names), len(validation.numbers), kind,
+        "fold %s: %d %ss with foreground and %d without, of %d training cases%s; %d validation %ss of %d cases; "
+        "grid %s", cases.fold.name, len(foreground.numbers), kind, wanted, len(names),
+        f" and {warped_copies} warped copies of each" if warped_copies else "", len(validation.numbers), kind,
         len(cases.fold.val), " x ".join(map(str, geometry.spatial_size)),
     )  # fmt: skip
     training = foreground.items() + background.items()
