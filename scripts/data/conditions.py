@@ -99,6 +99,8 @@ class ConditionModel:
     def fit(cls, data: TrainingSet) -> ConditionModel:
         """Measure the training masks as samples are measured: back from the grid, at the cases' spacing.
 
+        Those of warped copies, too: they are learnt from, and may be asked for.
+
         Raises:
             InputError: the data are slices, or no case has foreground.
         """

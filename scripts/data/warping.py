@@ -28,7 +28,7 @@ def warped_case(case: Case, spacing: Sequence[float], dimension: int, rng: np.ra
         case: image linearly interpolated; labels and what nnU-Net masked take the nearest voxel.
         spacing: millimetres along depth, height, width.
         dimension: 2: every slice alike and in its plane; 3: the volume, where slices lie apart by more than three
-            times the finest spacing also in plane alone.
+            times the finest spacing also in plane alone, each as it lies.
         rng: where the randomness comes from.
     """
     steps = np.asarray(spacing, float)[-dimension:]
@@ -36,14 +36,15 @@ def warped_case(case: Case, spacing: Sequence[float], dimension: int, rng: np.ra
     across = int(np.argmax(steps)) if dimension == 3 and max(steps) > ANISOTROPY * min(steps) else None
     axis = None if dimension == 2 else (rng.normal(size=3) if across is None else np.eye(3)[across])
     turned = rotation(rng.uniform(-MAX_ANGLE, MAX_ANGLE), axis)
-    matrix = turned * np.exp(rng.uniform(-SCALE, SCALE) + rng.normal(0, SQUEEZE, dimension))
-    if rng.random() < 0.5:
-        matrix[:, -1] *= -1
+    sizes = np.exp(rng.uniform(-SCALE, SCALE) + rng.normal(0, SQUEEZE, dimension))
+    mirrored = rng.random() < 0.5
     reach = (sides - 1) / 2 * steps
     # The spline halves the knots' standard deviation along each axis, roughly to its root.
     knots = rng.normal(size=(dimension, *[INTERVALS + 3] * dimension)) * BEND * reach.max() * 2 * 2.0 ** (dimension / 2)
     if across is not None:
-        knots[across] = 0
+        sizes[across], knots[across] = 1, 0
+    matrix = turned * sizes
+    matrix[:, -1] *= -1 if mirrored else 1
     axes = [(np.arange(side) - (side - 1) / 2) * step for side, step in zip(sides, steps, strict=True)]
     warp = Warp(matrix, knots, np.maximum(reach, steps))
     shape = (dimension, *[1] * dimension)

@@ -58,6 +58,17 @@ def test_slices_are_warped_alike_and_in_their_plane():
     assert (other.label == other.label[0]).all() and np.allclose(other.image, other.image[:, :1])
 
 
+def test_thick_slices_stay_where_they_lie():
+    """Between them nothing is known: no slice of a warped volume is a blend of two."""
+    rng = np.random.default_rng(4)
+    levels = np.arange(8, dtype=np.float32).reshape(1, 8, 1, 1) * np.ones((1, 8, 40, 40), np.float32)
+    case = Case("thick", levels, np.ones((8, 40, 40), np.int16), np.ones((8, 40, 40), bool))
+    for _ in range(5):
+        assert np.allclose(warped_case(case, (5.0, 1.0, 1.0), 3, rng).image, levels, atol=1e-5)
+    thin = warped_case(case, (2.0, 1.0, 1.0), 3, rng).image
+    assert not np.allclose(thin, levels, atol=0.1)
+
+
 def test_half_are_mirrored_along_the_width():
     case, rng = ball(offset=12), np.random.default_rng(3)
     sides = [np.argwhere(warped_case(case, SPACING, 3, rng).label)[:, 2].mean() > 21.5 for _ in range(40)]
