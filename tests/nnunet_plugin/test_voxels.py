@@ -1,11 +1,13 @@
 """Every voxel of a file is read, or the file is refused by its name."""
 
+import tracemalloc
+
 import nibabel as nib
 import numpy as np
 import pytest
 from nnunet_plugin.errors import InputError
 from nnunet_plugin.raw_cases import _voxels
-from nnunet_plugin.voxels import as_image, as_label
+from nnunet_plugin.voxels import ROUNDING, as_image, as_label
 
 from scripts.converters.nifti import read_voxels
 from scripts.data.cases import RawCases
@@ -110,3 +112,57 @@ def test_a_slope_makes_numbers_of_integers(tmp_path):
     assert np.array_equal(as_image(holes, "a"), holes, equal_nan=True)
     constant = np.full(SHAPE, 0.1)  # a channel without an image, refused where it has to be scaled
     assert np.array_equal(as_image(constant, "a"), constant.astype(np.float32))
+
+
+@pytest.mark.parametrize("dtype", ["i4", "u4", "i8", "f8", ">f8", "longdouble"])
+@pytest.mark.parametrize("order", ["C", "F", "turned"])
+def test_a_range_tells_what_rounding_may_move(dtype, order):
+    """The bound of the range never takes what the comparison voxel by voxel would refuse, and the other way round."""
+    taken = 0
+    for power in range(31):
+        for step in (1, 3, 128):
+            array = (RAMP * step + 2**power).astype(dtype, order="F" if order == "F" else "C")
+            array = array.transpose(2, 0, 1)[::-1] if order == "turned" else array
+            exact = array.astype(np.longdouble)
+            fits = np.abs(array.astype(np.float32) - exact).max() <= ROUNDING * (exact.max() - exact.min())
+            if fits:
+                assert np.array_equal(as_image(array, "a"), array.astype(np.float32))
+            else:
+                with pytest.raises(InputError, match="rounding"):
+                    as_image(array, "a")
+            taken += fits
+    assert 0 < taken < 93
+
+
+def test_one_value_but_for_its_rounding_is_one_value():
+    for pair in ((0.1 + 0.2, 0.3), (1e9 / 3, 1e9 / 3 * (1 + 2**-52)), (1e-310, 1e-310), (2**53 + 1,) * 2):
+        array = np.resize(pair, SHAPE)
+        assert np.array_equal(as_image(array, "a"), array.astype(np.float32))
+    with pytest.raises(InputError, match="rounding"):
+        as_image(np.resize([1e9, 1e9 + 1e-5], SHAPE), "a")
+    with pytest.raises(InputError, match="rounding"):
+        as_image(np.resize([1e-46, 3e-46], SHAPE), "a")  # below the smallest number of float32
+
+
+def test_numbers_beyond_float32_are_refused_without_a_warning():
+    for wrong in (np.resize([-1.7e308, 1.7e308], SHAPE), np.where(RAMP == 3, np.inf, RAMP * 1e300)):
+        with pytest.raises(InputError, match="float32"):
+            as_image(wrong, "a")
+    for missing in (
+        np.full(SHAPE, np.nan),
+        np.full(SHAPE, -np.inf),
+        np.where(RAMP == 3, np.inf, RAMP),
+        np.zeros((0, 3)),
+    ):
+        assert np.array_equal(as_image(missing, "a"), missing, equal_nan=True)
+
+
+def test_float32_is_not_copied_and_float64_needs_no_third_volume():
+    image = RAMP.astype(np.float32)
+    assert as_image(image, "a") is image
+    array = np.random.default_rng(0).normal(size=(64, 64, 64))
+    tracemalloc.start()
+    as_image(array, "a")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.1 * array.nbytes / 2
