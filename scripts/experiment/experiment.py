@@ -205,9 +205,15 @@ def _check_gpus(devices: Sequence[str]) -> None:
 
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     count = torch.cuda.device_count()
-    known = [str(number) for number in range(count)] if visible is None else visible.split(",")[:count]
-    if missing := [device for device in devices if device not in known]:
-        numbers = f"numbers of GPUs, of {', '.join(known)}" if known else "none: this machine has no GPU to use"
+    names = [str(number) for number in range(count)] if visible is None else visible.split(",")[:count]
+    known = [name.strip() for name in names]
+    by_name = ("GPU-", "MIG-") if known else ()  # which CUDA knows, and torch does not list
+    if missing := [device for device in devices if device not in known and not device.startswith(by_name)]:
+        numbers = (
+            f"numbers of GPUs, of {', '.join(known)}, or GPU-... and MIG-..."
+            if known
+            else "none: this machine has no GPU to use"
+        )
         raise InputError(f"--devices {missing[0]}", numbers, "leave --devices out to take what is there")
 
 

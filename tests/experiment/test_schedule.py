@@ -66,6 +66,7 @@ def quick(monkeypatch):
     ("cuda:9", 0, None, "no GPU"), (0, 0, None, "no GPU"), ("cpu", 0, None, "no GPU"), (9, 2, None, "of 0, 1"),
     ((0, 2), 2, None, "--devices 2"), ("cuda:0", 1, None, "numbers of GPUs"), (0, 2, "2,3", "of 2, 3"),
     (-1, 1, None, "--devices -1"), (True, 1, None, "--devices True"), (0, 0, "", "no GPU"), ([[0]], 1, None, "numbers"),
+    ("GPU-5a", 0, None, "no GPU"), ("GPU-5a", 1, None, None), ("MIG-5a", 1, "GPU-5a", None), (1, 2, "0, 1", None),
     ((0, 1), 2, None, None), ("1", 2, None, None), ((3, 2), 2, "2,3", None), (None, 0, None, None),
 ])  # fmt: skip
 def test_gpus_that_are_not_there_are_refused_before_anything_starts(
