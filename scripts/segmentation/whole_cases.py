@@ -45,6 +45,8 @@ def image_items(
     if (folder / "imagesTs").is_dir():
         folder = folder / "imagesTs"
     found = (path for ending in ARRAY_ENDINGS for path in folder.glob(f"*{ending}"))
+    # an .npz without what nnU-Net writes beside its own may hold anything
+    found = (path for path in found if path.suffix != ".npz" or path.with_suffix(".pkl").is_file())
     arrays = sorted(path for path in found if not path.stem.endswith("_seg"))
     items = [{"image": [str(path)], "case": path.stem} for path in arrays]
     for path in [] if arrays else sorted(folder.glob("*_0000.*")):

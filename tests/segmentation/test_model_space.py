@@ -288,6 +288,8 @@ def test_items_of_folders(tmp_path):
     tests = image_items(raw, tmp_path)
     assert [item["case"] for item in tests] == ["toy_006", "toy_007"] and len(tests[0]["image"]) == 2
     assert image_items(raw / "imagesTs", tmp_path) == tests
+    np.savez(raw / "imagesTs/embeddings.npz", np.zeros(3))
+    assert image_items(raw / "imagesTs", tmp_path) == tests
     assert [item["case"] for item in image_items(pre / "nnUNetPlans_2d", tmp_path)] == [f"toy_00{i}" for i in range(6)]
     assert case_name({"filename_or_obj": "/a/toy.1_0000.nii.gz"}, None)["subject"] == "toy.1"
     assert case_name({"filename_or_obj": "/a/toy_001.b2nd"}, None)["subject"] == "toy_001"
