@@ -22,6 +22,7 @@ OPEN = {
     "num_real_cases": 10, "num_synthetic": 100, "steps": [[0, 0.5]], "lesion_labels": ["tumour"], "transplant": {},
     "feature_weights": "vgg.pth", "pool_dir": "pool", "normalisation": "z_score",
 }  # fmt: skip
+LOADER = "CheckpointLoader"  # MONAI's, by its short or its full name
 
 
 def is_expression(value: Any) -> bool:
@@ -37,10 +38,9 @@ def same_kind(name: str, value: Any, default: Any) -> bool:
     if value is None:
         return isinstance(default, (float, str)) or name in OPEN
     if isinstance(default, list) and default and isinstance(default[0], dict):
-        return isinstance(value, (list, tuple)) and _needed(default) <= _needed(value)
+        return isinstance(value, (list, tuple)) and _needed(default) <= _kept(value)
     if isinstance(default, dict) and isinstance(value, Mapping):
-        sections = any(isinstance(part, (dict, list)) for part in default.values())
-        return "_target_" in value or not ("_target_" in default or (sections and default.keys() - value.keys()))
+        return "_target_" in value or "_target_" not in default
     if isinstance(default, (dict, list)) and isinstance(value, list) and value and isinstance(value[0], dict):
         return True  # what is given as components
     if isinstance(default, float):
@@ -50,7 +50,10 @@ def same_kind(name: str, value: Any, default: Any) -> bool:
     if isinstance(default, list):
         if not isinstance(value, (list, tuple)):
             return False
-        return not default or (len(value) > 0 and all(same_kind(name, item, default[0]) for item in value))
+        # one of its kinds, as in [[0, 0.5]], an epoch and a share
+        return not default or (
+            len(value) > 0 and all(any(same_kind(name, item, own) for own in default) for item in value)
+        )
     if isinstance(default, dict):
         return False
     if isinstance(default, str):
@@ -67,10 +70,27 @@ def _example(name: str, default: Any) -> Any:
 
 
 def _needed(components: Sequence[Any]) -> set[str]:
-    """What of a list of components has to stay: what loads weights, trains, and keeps what is trained."""
-    targets = {str(part["_target_"]) for part in components if isinstance(part, Mapping) and "_target_" in part}
-    own = ("scripts.", f"{__package__.partition('.')[0]}.", "CheckpointLoader")
-    return {target for target in targets if target.startswith(own)}
+    """What of a bundle's components has to stay: what loads weights, trains, and keeps what is trained."""
+    wanted = [part for part in components if isinstance(part, Mapping) and not part.get("_disabled_")]
+    targets = {str(part.get("_target_", "")) for part in wanted}
+    return {_class(target) for target in targets if target.startswith("scripts.") or _class(target) == LOADER}
+
+
+def _kept(components: Sequence[Any]) -> set[str]:
+    """The classes of components; only a loader may be disabled, as where an exported network brings its weights."""
+    parts = [part for part in components if isinstance(part, Mapping)]
+    found = {_class(str(part.get("_target_", ""))) for part in parts if not _disabled(part)}
+    return found | ({LOADER} & {_class(str(part.get("_target_", ""))) for part in parts})
+
+
+def _disabled(part: Mapping[str, Any]) -> bool:
+    """As MONAI reads it; of an expression nothing is known yet."""
+    said = part.get("_disabled_", False)
+    return said.strip().lower() == "true" if isinstance(said, str) else bool(said)
+
+
+def _class(target: str) -> str:
+    return target.rpartition(".")[2]
 
 
 def least(name: str) -> int:

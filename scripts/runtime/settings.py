@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from nnunet_plugin.errors import plain_words
 
 from .errors import InputError, nearest
-from .kinds import WORDS, is_expression, other_kind, same_kind
+from .kinds import is_expression, other_kind, same_kind
 from .packed import check_same_bundle
 from .running import running_workflow
 
@@ -97,14 +97,13 @@ def _bundle_configs(workflow: Any) -> Path | None:
 
 
 def _defaults(configs: Path) -> dict[str, list[Any]]:
-    """Every setting that a file of a bundle defines, with the values that it has there."""
+    """Every setting that a file of a bundle defines, `a#b` too, with the values that it has there."""
     from monai.bundle import ConfigParser
 
     known: dict[str, list[Any]] = {}
     for file in sorted(configs.glob("*.json")):
         for key, value in ConfigParser.load_config_file(file).items():
-            values = known.setdefault(key.split("#")[0].lstrip("+"), [])
-            values += [] if "#" in key else [value]
+            known.setdefault(key.lstrip("+"), []).append(value)
     return known
 
 
@@ -121,7 +120,7 @@ def refuse_unknown_keys(workflow: Any) -> None:
     if configs is None:
         return
     # what MONAI itself adds: the metadata, and the settings of tracking, one of which federated learning always gives
-    known = {*_defaults(configs), "_meta_", *_tracking_settings("mlflow")}
+    known = {name.split("#")[0] for name in _defaults(configs)} | {"_meta_", *_tracking_settings("mlflow")}
     config = workflow.parser.get()
     for name in config:
         # what something refers to has an effect: tracking, and files of one's own, may bring settings of their own
@@ -135,24 +134,58 @@ def refuse_unknown_keys(workflow: Any) -> None:
 
 
 def check_values(workflow: Any) -> None:
-    """Compare the kind of every setting with that of the bundle's own value, and see that the device is there.
+    """Compare the kind of every setting, at any depth, with that of the bundle's own, and see that the device is there.
 
     Raises:
         InputError: such as a word for a number.
     """
     config = workflow.parser.get()
     configs = _bundle_configs(workflow)
-    for name, values in ({} if configs is None else _defaults(configs)).items():
-        plain = [value for value in values if not is_expression(value) and (name not in WORDS or value != WORDS[name])]
-        defaults = ["."] if name.endswith(("_dir", "_root")) else plain
-        if name in config and defaults and not any(same_kind(name, config[name], default) for default in defaults):
-            raise other_kind(f"--{name}", name, config[name], defaults[0])
+    known = {} if configs is None else _defaults(configs)
+    text = str(config).replace("::", "#")
+    for name in known:
+        if name in config:
+            _check_value(name, config[name], known[name], known, text)
     if configs is not None:
         _refuse_lists_of_files(config, configs)
     if "MLFlowHandler" in str(config) and "tracking_uri" in config and first_rank():
         check_tracking(workflow.parser.get_parsed_content("tracking_uri"))
     for name in _devices(config):
         check_device(workflow.parser.get_parsed_content(name))
+
+
+def _check_value(name: str, value: Any, own: list[Any], known: Mapping[str, list[Any]], text: str) -> None:
+    """See that a value, and all inside it, can stand where files of a bundle have one of `own`.
+
+    What takes the place of another class is its own matter, and what nothing refers to may be left out.
+
+    Args:
+        name, value: of the setting.
+        own: values of the bundle's files.
+        known: all settings of them.
+        text: the whole configuration, to see what is referred to.
+    """
+    settings = [
+        found for one in own if isinstance(one, str) and one.startswith("@") for found in known.get(one[1:], [])
+    ]
+    plain = [one for one in own if not is_expression(one)]
+    plain += [one for one in settings if not is_expression(one) and not isinstance(one, dict)]
+    plain = ["."] if name.endswith(("_dir", "_root")) else plain
+    if plain and not any(same_kind(name, value, one) for one in plain):
+        raise other_kind(f"--{name}", name, value, plain[0])
+    if not isinstance(value, Mapping):
+        return
+    alike = [one for one in own if isinstance(one, dict) and one.get("_target_") == value.get("_target_")]
+    for key in dict.fromkeys(key for one in alike for key in one):
+        place = f"{name}#{key}"
+        if key in value:
+            inside = [one[key] for one in alike if key in one] + known.get(place, [])
+            _check_value(place, value[key], inside, known, text)
+        elif re.search(rf"@{re.escape(place)}\b", text):
+            raise InputError(
+                f"--{name} without {key}, to which the configuration refers", f"one that holds {key}",
+                f"write --{name}#NAME to change a part of it alone",
+            )  # fmt: skip
 
 
 def check_tracking(uri: Any) -> None:

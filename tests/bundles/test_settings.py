@@ -14,7 +14,7 @@ from scripts.runtime.workflow import StrictWorkflow
 
 from ..data.toy import write_preprocessed
 from ..processes import python, start, wait_until
-from .test_bundles import GENERATORS, TINY, bundle
+from .test_bundles import BUNDLES, GENERATORS, TINY, bundle
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*Logging file.*")
 NESTED = {"train#optimizer#lr": 0.01, "train#dataloader#batch_size": 3}
@@ -148,21 +148,57 @@ def test_lists_of_files_are_refused_where_nothing_reads_them(name, monkeypatch):
         check_values(made)
 
 
-@pytest.mark.parametrize("name", [*GENERATORS, "segmentation"])
-def test_sections_and_lists_of_components_keep_what_a_training_needs(name, monkeypatch):
+def of_files(name: str, monkeypatch, folder, **content) -> ConfigWorkflow:
+    """A training with a config file of one's own."""
     monkeypatch.chdir(bundle(name))
-    for place, value in [
-        ("train#handlers", []), ("train#handlers", [{"_target_": "StatsHandler"}]), ("train", {}),
-        ("train#update", {}), ("train#optimizer", {"lr": 1.0}), ("train::handlers", []), ("validate#evaluator", 3),
-    ]:  # fmt: skip
-        with pytest.raises(InputError, match="one that holds"):
+    (folder / "mine.json").write_text(json.dumps(content))
+    made = ConfigWorkflow(["configs/train.json", str(folder / "mine.json")], logging_file=False)
+    made.initialize()
+    return made
+
+
+@pytest.mark.parametrize("name", [*GENERATORS, "segmentation"])
+@pytest.mark.parametrize("place, value, words", [
+    ("train#handlers", [], "one that holds"), ("train#handlers", [{"_target_": "StatsHandler"}], "one that holds"),
+    ("train::handlers", [], "one that holds"), ("train#update", {}, "one that holds"),
+    ("train#optimizer", {"lr": 1.0}, "one that holds"), ("validate#evaluator", 3, "one that holds"),
+    ("train#optimizer#lr", "fast", "a number, such as"), ("train", {}, "one that holds"),
+])  # fmt: skip
+def test_sections_and_lists_of_components_keep_what_a_training_needs(name, place, value, words, monkeypatch, tmp_path):
+    monkeypatch.chdir(bundle(name))
+    if place != "train":  # names of one part are seen in the whole configuration alone
+        with pytest.raises(InputError, match=words):
             check_overrides({place: value}, "configs/train.json")
-            check_values(workflow(name, monkeypatch, **{place: value}))
-    own = json.loads((bundle(name) / "configs/train.json").read_text())["train"]
-    more = {"train#handlers": [*own["handlers"], {"_target_": "StatsHandler"}]}
-    check_overrides(more | {"train#optimizer": {"_target_": "torch.optim.SGD", "lr": 0.1}}, "configs/train.json")
+    with pytest.raises(InputError, match=words):
+        check_values(workflow(name, monkeypatch, **{place: value}))
+    with pytest.raises(InputError, match=words):
+        check_values(of_files(name, monkeypatch, tmp_path, **{place: value}))
+
+
+@pytest.mark.parametrize("name", [*GENERATORS, "segmentation"])
+def test_parts_may_be_added_replaced_and_left_out_where_nothing_needs_them(name, monkeypatch, tmp_path):
+    own = json.loads((bundle(name) / "configs/train.json").read_text())
+    sgd = {"_target_": "torch.optim.SGD", "params": "$@network_def.parameters()", "lr": 0.1, "nesterov": True}
+    validate = {key: value for key, value in own["validate"].items() if key != "key_metric"}
+    validate["evaluator"] = {key: value for key, value in validate["evaluator"].items() if key != "key_val_metric"}
+    validate["handlers"] = [*validate["handlers"], {"_target_": "StatsHandler"}]
+    for content in (
+        {"train#handlers": [*own["train"]["handlers"], {"_target_": "StatsHandler"}]},
+        {"+train#handlers": [{"_target_": "StatsHandler"}]}, {"train#optimizer": sgd}, {"validate": validate},
+    ):  # fmt: skip
+        check_values(of_files(name, monkeypatch, tmp_path, **content))
+        check_overrides(content, "configs/train.json")
     with pytest.raises(InputError, match="--evaluator 3|--handlers"):  # predictions of random weights
         check_values(workflow(name, monkeypatch, "inference", handlers=[], evaluator=3))
+
+
+@pytest.mark.parametrize("folder", BUNDLES, ids=lambda folder: folder.name)
+def test_every_file_of_a_bundle_is_taken_beside_its_training(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    for file in sorted((folder / "configs").glob("*.json")):
+        if file.stem not in ("metadata", "train"):
+            made = ConfigWorkflow(["configs/train.json", f"configs/{file.name}"], logging_file=False)
+            check_values(made)
 
 
 def test_the_nearest_name_is_found_by_letters_words_or_initials(monkeypatch):
