@@ -38,9 +38,18 @@ def plain_words(error: BaseException) -> InputError | None:
     if isinstance(error, OSError) and error.strerror:
         words = f"{error.strerror} ({file})" if file else error.strerror
     if number == errno.EFBIG:
-        return InputError(words, "what the limit on the size of files lets be written",
-                          "raise it (ulimit -f unlimited); the same command goes on")  # fmt: skip
-    if number in (errno.ENOSPC, errno.EDQUOT) or any(said in words for said in NOT_WRITTEN):
+        return InputError(
+            words, "files as large as the limit and the file system allow",
+            "a larger limit on the size of files (ulimit -f), or a file system that holds such files; the same command "
+            "goes on",
+        )  # fmt: skip
+    if any(said in words for said in NOT_WRITTEN):  # for whatever reason
+        return InputError(
+            f"the file could not be written ({words})",
+            "room on the disk and a folder that can be written to",
+            "free some, or name another folder; the same command goes on",
+        )
+    if number in (errno.ENOSPC, errno.EDQUOT):
         return InputError(words, "room on the disk", "free some; the same command goes on")
     if number in (errno.EROFS, errno.EACCES, errno.EPERM):
         return InputError(words, f"rights to read or write {file or 'it'}", "name another folder, or change its rights")

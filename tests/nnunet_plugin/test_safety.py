@@ -10,6 +10,7 @@ import struct
 import tracemalloc
 from pathlib import Path
 
+import blosc2
 import nibabel as nib
 import numpy as np
 import pytest
@@ -309,6 +310,15 @@ def test_a_limit_on_the_size_of_files_leaves_nothing_behind(make_pool, nnunet, s
     assert "the same command goes on" in str(plain_words(caught.value))
     assert {name: sha256 for name, sha256 in snapshot().items() if before.get(name) != sha256} == {}
     assert add_pool(pool, 901, 0)["samples"] == 2
+
+
+def test_why_a_file_could_not_be_written_is_said_as_far_as_it_is_known(tmp_path):
+    with pytest.raises(RuntimeError) as caught:  # whose words are the same for a full disk, missing rights, no folder
+        blosc2.asarray(np.zeros(3), urlpath=str(tmp_path / "none/a.b2nd"))
+    assert "could not be written" in str(plain_words(caught.value)) and "folder" in str(plain_words(caught.value))
+    assert "ulimit -f" in str(plain_words(OSError(errno.EFBIG, "File too large", "a"))) and (
+        "room on the disk" in str(plain_words(OSError(errno.ENOSPC, "No space left on device", "a")))
+    )
 
 
 @pytest.mark.parametrize("name", [
