@@ -139,6 +139,8 @@ def check_values(workflow: Any) -> None:
     Raises:
         InputError: such as a word for a number.
     """
+    import torch
+
     config = workflow.parser.get()
     configs = _bundle_configs(workflow)
     known = {} if configs is None else _defaults(configs)
@@ -151,7 +153,9 @@ def check_values(workflow: Any) -> None:
     if "MLFlowHandler" in str(config) and "tracking_uri" in config and first_rank():
         check_tracking(workflow.parser.get_parsed_content("tracking_uri"))
     for name in _devices(config):
-        check_device(workflow.parser.get_parsed_content(name))
+        device = workflow.parser.get_parsed_content(name)
+        if not name.endswith("map_location") or isinstance(device, (str, torch.device)):  # or a dict, or a function
+            check_device(device)
 
 
 def _check_value(name: str, value: Any, own: list[Any], known: Mapping[str, list[Any]], text: str) -> None:
@@ -255,8 +259,9 @@ def check_device(device: Any) -> None:
         torch.zeros(1, device=device).cpu()  # meta has a name, and no numbers
     except Exception as error:  # backends raise many kinds
         gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        words = next(iter(str(error).splitlines()), type(error).__name__)[:200]  # such as that it is full
         raise InputError(
-            f"device {device}", " or ".join(["cpu", *gpus]), "leave --device out to take what is there"
+            f"device {device} ({words})", " or ".join(["cpu", *gpus]), "leave --device out to take what is there"
         ) from error
 
 

@@ -201,6 +201,22 @@ def test_every_file_of_a_bundle_is_taken_beside_its_training(folder, monkeypatch
             check_values(made)
 
 
+@pytest.mark.parametrize("where", ["$lambda storage, place: storage", {"cuda:0": "cpu"}, "cpu"])
+def test_weights_may_be_mapped_as_torch_takes_it(where, monkeypatch):
+    check_values(workflow("segmentation", monkeypatch, "inference", **{"handlers#0#map_location": where}))
+    with pytest.raises(InputError, match="leave --device out"):
+        check_values(workflow("segmentation", monkeypatch, "inference", **{"handlers#0#map_location": "cuda:99"}))
+
+
+def test_why_a_device_cannot_be_used_is_said(monkeypatch):
+    def full(*shape, device):
+        raise RuntimeError("CUDA error: all CUDA-capable devices are busy or unavailable\nCUDA kernel errors might")
+
+    monkeypatch.setattr(torch, "zeros", full)
+    with pytest.raises(InputError, match=r"device cuda:0 \(CUDA error: all CUDA-capable devices are busy or unavai"):
+        check_device("cuda:0")
+
+
 def test_the_nearest_name_is_found_by_letters_words_or_initials(monkeypatch):
     known = set(json.loads((bundle("ldm") / "configs/train.json").read_text()))
     pairs = {"max_epoch": "max_epochs", "epochs": "max_epochs", "lr": "learning_rate", "batch": "batch_size"}
