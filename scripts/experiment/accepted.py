@@ -12,7 +12,7 @@ from typing import Any
 
 from ..packaging.bundle_files import bundle_dir, bundle_names, known_settings
 from ..runtime.errors import InputError
-from ..runtime.kinds import WORDS, other_kind, same_kind
+from ..runtime.kinds import WORDS, is_expression, other_kind, same_kind
 from ..runtime.settings import Place, find_setting
 
 # What makes MONAI evaluate, refer to, copy or build something: only a bundle's own configs may.
@@ -123,7 +123,10 @@ def check_settings(
     for key, value in settings.items():
         what, root = f"setting {key} of {where}", _root(key)
         if root in decided:
-            raise InputError(what, "settings that are the same in every arm and fold", "leave it out")
+            allowed = (
+                "settings other than data, fold, seed, mixing and folders: each cell has its own, for all its stages"
+            )
+            raise InputError(what, allowed, "leave it out")
         if root not in own:
             raise InputError(what, f"a setting of {bundle}'s {config}", near(root, own))
         place = Place(key, own[key], []) if key in own else _nested(key, bundle, (config, *overlays), where)
@@ -131,6 +134,11 @@ def check_settings(
             name = behind.pop()
             remedy = "leave it out" if name in decided else f"write {name}"
             raise InputError(f"{what}, which is {name}", "settings that have no other name", remedy)
+        if _is_word(place):
+            raise InputError(
+                f"{what}, a word inside what the bundle builds, which nothing could check before the training",
+                "numbers, True or False there, and words where they are settings of their own", "leave it out",
+            )  # fmt: skip
         if _is_part(place, own):
             raise InputError(
                 f"{what}, which the bundle builds or computes itself",
@@ -158,9 +166,15 @@ def _nested(key: str, bundle: str, files: Sequence[str], where: str) -> Place:
 def _is_part(place: Place, own: Mapping[str, Any]) -> bool:
     """Whether a bundle builds what stands at a place, computes it from what was built, or tells with it what it is."""
     parts = place.name.split("#")
-    inside = len(parts) > 1 and not place.behind  # such as the name of an optimiser, or of what is measured
+    inside = len(parts) > 1 and not place.behind
     told = bool({"record", "bundle"} & {*parts})
     return told or (inside and isinstance(place.value, (str, type(None)))) or _is_built(place.value, own)
+
+
+def _is_word(place: Place) -> bool:
+    """Whether it is the name of something that is built or measured, such as of an optimiser."""
+    inside = "#" in place.name and not place.behind and not {"record", "bundle"} & {*place.name.split("#")}
+    return inside and isinstance(place.value, str) and not is_expression(place.value)
 
 
 def _is_built(value: Any, own: Mapping[str, Any]) -> bool:

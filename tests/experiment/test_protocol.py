@@ -2,11 +2,12 @@
 
 import copy
 import datetime
+import re
 
 import pytest
 import yaml
 
-from scripts.experiment.accepted import check_settings
+from scripts.experiment.accepted import KEYWORDS, check_settings
 from scripts.experiment.cells import cell_hashes, plan_cells
 from scripts.experiment.nnunet import real_exposures
 from scripts.experiment.protocol import DECIDED, PROTOCOLS, check_networks, read_protocol
@@ -71,10 +72,10 @@ def test_networks_of_protocols_can_be_built(name, preset):
         ("model: {pool: model}", "model: {pool: modle}", "did you mean model"),
         ("model: {pool: model}", "model: {pool: model, share: 2}", "number from 0 to 1"),
         ("model: {bundle: hvae}", "model: {bundle: hvae, settings: {max_epoch: 3}}", "did you mean max_epochs"),
-        ("model: {bundle: hvae}", "model: {bundle: hvae, settings: {fold: 3}}", "the same in every arm"),
+        ("model: {bundle: hvae}", "model: {bundle: hvae, settings: {fold: 3}}", "for all its stages"),
         ("model: {bundle: hvae}", "model: {bundle: hvea}", "bundle"),
         ("overlays: [unetr.json]", "overlays: [unter.json]", "did you mean unetr.json"),
-        ("  U-Net: {}", "  U-Net: {settings: {share: 0.1}}", "the same in every arm"),
+        ("  U-Net: {}", "  U-Net: {settings: {share: 0.1}}", "for all its stages"),
         ("  U-Net: {}", "  U-Net: {bundle: nnunet}", "arms without augmentation"),
         ("  U-Net: {}", "  U-Net: {bundle: nnunet, arms: [real only]}", "space: nnunet"),
         ("pool_metrics: {}", "pool_metrics: {resample: 3}", "did you mean resamples"),
@@ -131,13 +132,13 @@ def test_what_a_bundle_builds_stays_and_plain_values_may_change(bundle, monkeypa
             value = value[part]
         if not name or place[0] in DECIDED:
             continue
-        for other in [{}, []]:
-            with pytest.raises(InputError, match="remedy"):
-                check_settings("--generator", bundle, "train.json", [], {name: other}, DECIDED)
-        with pytest.raises(InputError, match="allowed"):
-            check_settings("--generator", bundle, "train.json", [], {f"{name}y": value}, DECIDED)
-        with pytest.raises(InputError, match="allowed|evaluate"):
-            check_settings("--generator", bundle, "train.json", [], {f"{name}#deeper": 1}, DECIDED)
+        itself, unknown = f"^setting {re.escape(name)} of --generator", "unknown setting|allowed: a setting of"
+        for other, said, words in [
+            (name, {}, itself), (name, [], itself), (f"{name}y", 1, unknown), (f"{name}#deeper", 1, "unknown|lies in"),
+        ]:  # fmt: skip
+            keyword = {*KEYWORDS} & {*other.split("#")}
+            with pytest.raises(InputError, match="MONAI would evaluate" if keyword else words):
+                check_settings("--generator", bundle, "train.json", [], {other: said}, DECIDED)
         if isinstance(value, (bool, int, float)) and "record" not in place:
             check_settings("--generator", bundle, "train.json", [], {name: value}, DECIDED)
             taken += 1
@@ -157,6 +158,8 @@ def test_what_a_bundle_builds_stays_and_plain_values_may_change(bundle, monkeypa
     ("train#optimizer#lr", "fast", "a number, such as 0.001"),
     ("train#update#gradient_clip", "hard", "a number, such as 1.0"),
     ("max_epochs", None, "a whole number"),
+    ("discriminator_optimizer#kind", "Adam", "a word inside what the bundle builds"),
+    ("train#optimizer#params", "x", "builds or computes itself"),
 ])  # fmt: skip
 def test_nested_settings_of_a_protocol(name, value, words, tmp_path):
     content = yaml.safe_load(PROTOCOL)
@@ -166,6 +169,12 @@ def test_nested_settings_of_a_protocol(name, value, words, tmp_path):
     for good in ({"train#optimizer#lr": 0.1}, {"size_multiple": 8}, {"gradient_clip": None}, {"spatial_size": "auto"}):
         content["generators"]["model"]["settings"] = good
         assert settings(tmp_path, yaml.safe_dump(content))["generators"]["model"]["settings"] == good
+
+
+def test_each_cell_trains_its_own_first_stage(tmp_path):
+    text = PROTOCOL.replace("model: {bundle: hvae}", "model: {bundle: ldm, settings: {autoencoder_dir: /a}}")
+    with pytest.raises(InputError, match="each cell has its own, for all its stages"):
+        settings(tmp_path, text)
 
 
 @pytest.mark.parametrize("text", ["[" * 20000, "a: [", "!!python/object/apply:os.getcwd []", "- 1", "", "\0"])
