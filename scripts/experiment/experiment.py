@@ -12,7 +12,7 @@ from ..runtime.errors import InputError
 from .cells import plan_cells
 from .given_data import data_settings
 from .protocol import check_networks, protocol_names, read_protocol
-from .run_folder import RunFolder, absolute, check_folder, held
+from .run_folder import RunFolder, absolute, check_folder, held, read_run
 from .schedule import Cluster, Executor, Processes, Schedule, num_cores
 
 EXECUTORS = ("processes", "slurm", "local")
@@ -59,7 +59,8 @@ def prepare(
     folder = absolute(output_dir)
     check_folder(folder, settings["name"])
     slots = _executor(folder, processes, devices, executor, cluster)
-    settings |= data_settings(settings, dataset_dir, raw_dir)
+    before = read_run(folder)["settings"] if (folder / "run.json").is_file() else None
+    settings |= data_settings(settings, dataset_dir, raw_dir, before)
     check_networks(settings)
     return Prepared(folder, settings, slots)
 

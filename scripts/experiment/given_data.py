@@ -27,12 +27,17 @@ ALIKE, SIMILAR = 0.9995, 0.9
 IN_COLOUR = (".png", ".bmp", ".tif")  # one file of which may hold all channels
 
 
-def data_settings(settings: dict[str, Any], dataset_dir: Any, raw_dir: Any) -> dict[str, Any]:
+def data_settings(
+    settings: dict[str, Any], dataset_dir: Any, raw_dir: Any, before: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Where the data are, in which space they will be, and hashes that say what they are wherever they lie.
+
+    `before` are settings that went through this: the voxels of the same data are not read again.
 
     Raises:
         InputError: the data cannot be used, or a test case is a training case.
     """
+    known = before or {}
     given = {"dataset_dir": dataset_dir, "raw_dir": raw_dir}
     given = {name: None if value is None else str(absolute(value)) for name, value in given.items()}
     if dataset_dir is None:
@@ -68,16 +73,20 @@ def data_settings(settings: dict[str, Any], dataset_dir: Any, raw_dir: Any) -> d
                 "keep some annotated patients apart as test cases" if is_raw else "give --raw_dir",
             )
         check_test_cases(raw, read_description(raw))
-        check_types(visible(raw / "imagesTs"), visible(raw / "labelsTs", description.file_ending))
         test = {name: visible(raw / name, description.file_ending) for name in ("imagesTs", "labelsTs")}
         found["test_sha256"] = _identity(raw, test, ("dataset.json",))
+        if found["test_sha256"] != known.get("test_sha256"):
+            check_types(visible(raw / "imagesTs"), test["labelsTs"])
     segmentations = {"gt_segmentations": visible(folder / "gt_segmentations", description.file_ending)}
     files = training_files(folder, description) if is_raw else segmentations
     for name, paths in files.items():
         if not paths and is_raw:
             raise InputError(f"no {name} in {folder}", "imagesTr and labelsTr", "add the folder")
     labels = files["labelsTr" if is_raw else "gt_segmentations"]
-    check_types(files.get("imagesTr", []), labels)
+    records = ("dataset.json", SPLITS, f"{settings['plans']}.json")
+    found["data_sha256"] = _identity(folder, files, records)
+    if found["data_sha256"] != known.get("data_sha256"):
+        check_types(files.get("imagesTr", []), labels)
     inner = settings.get("inner")
     listed = is_raw and lists_its_files(folder)
     ids = (
@@ -86,8 +95,7 @@ def data_settings(settings: dict[str, Any], dataset_dir: Any, raw_dir: Any) -> d
         else [path.name[: -len(description.file_ending)] for path in labels]
     )
     _check_folds(settings["folds"] if inner is None else [inner["fold"]], folder, ids)
-    records = ("dataset.json", SPLITS, f"{settings['plans']}.json")
-    return found | {"data_sha256": _identity(folder, files, records)}
+    return found
 
 
 def check_types(images: list[Path], labels: list[Path]) -> None:
@@ -107,7 +115,7 @@ def check_types(images: list[Path], labels: list[Path]) -> None:
 
 
 def stored_type(file: Path) -> np.dtype | None:
-    """The type of the voxels of a NIfTI or TIFF file, without reading them; of others, whose numbers are real, None."""
+    """The type of the voxels of a NIfTI or TIFF file, without reading them; of others None, they tell when read."""
     if file.name.lower().endswith((".nii", ".nii.gz")):
         import nibabel as nib
 

@@ -107,7 +107,7 @@ def test_bad_words_change_nothing(raw, tmp_path, words):
         ({"generator": {"max_epochs": "many"}}, "max_epochs of --generator .many.(.|\n)*whole number"),
         ({"generator": {"first_order": 1}}, "True or False"),
         ({"generator": {"beta": "$__import__('os').getcwd()"}}, "would evaluate"),
-        ({"generator": {"fold": 3}}, "the same in every arm"),
+        ({"generator": {"fold": 3}}, "for all its stages"),
         ({"generator": {"spatial_size": [60, 60]}}, "cannot be built(.|\n)*multiples of 16"),
         ({"bundle": "sbldm"}, "volumes with the configuration 2d"),
         ({"configuration": "3d_fullres"}, "slices with the configuration 3d_fullres"),
@@ -351,6 +351,23 @@ def test_data_that_a_cell_would_refuse_are_refused_before(raw):
         label.unlink()
     with pytest.raises(InputError, match="at least 5 for 5 folds"):
         data_settings(s, raw, None)
+
+
+def test_what_a_run_knows_is_not_read_again(raw, monkeypatch):
+    read = []
+    monkeypatch.setattr("scripts.experiment.given_data.check_types", lambda images, labels: read.extend(labels))
+    s = read_protocol("run", over=settings_of(OPTIONS))
+    before = data_settings(s, raw, None)
+    folders = {path.parent.name for path in read}
+    assert "labelsTr" in folders
+    read.clear()
+    assert data_settings(s, raw, None, before) == before and not read
+    for folder in folders:
+        path = next((raw / folder).iterdir())
+        path.write_bytes(path.read_bytes() + b" ")  # another file
+        assert data_settings(s, raw, None, before) != before
+        assert {label.parent.name for label in read} >= {folder}
+        read.clear()
 
 
 def test_names_that_nnunet_accepts(raw, tmp_path, monkeypatch):
