@@ -201,6 +201,15 @@ def test_every_file_of_a_bundle_is_taken_beside_its_training(folder, monkeypatch
             check_values(made)
 
 
+@pytest.mark.parametrize("config, given", [
+    ("train", {"schedule": "steps", "steps": [[0, 0.5], [10, 0.25]]}),
+    ("inference", {"handlers#0#_disabled_": True, "network_def": "$torch.jit.load('models/model.ts')"}),
+])  # fmt: skip
+def test_what_the_docs_of_the_segmenter_say_is_taken(config, given, monkeypatch):
+    check_overrides(given, f"{bundle('segmentation')}/configs/{config}.json")
+    check_values(workflow("segmentation", monkeypatch, config, **given))
+
+
 @pytest.mark.parametrize("where", ["$lambda storage, place: storage", {"cuda:0": "cpu"}, "cpu"])
 def test_weights_may_be_mapped_as_torch_takes_it(where, monkeypatch):
     check_values(workflow("segmentation", monkeypatch, "inference", **{"handlers#0#map_location": where}))
