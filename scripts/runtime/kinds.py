@@ -73,7 +73,8 @@ def _needed(components: Sequence[Any]) -> set[str]:
     """What of a bundle's components has to stay: what loads weights, trains, and keeps what is trained."""
     wanted = [part for part in components if isinstance(part, Mapping) and not part.get("_disabled_")]
     targets = {str(part.get("_target_", "")) for part in wanted}
-    return {_class(target) for target in targets if target.startswith("scripts.") or _class(target) == LOADER}
+    own = ("scripts.", f"{__package__.partition('.')[0]}.")  # as a clone's or a packed bundle says, or an installed one
+    return {_class(target) for target in targets if target.startswith(own) or _class(target) == LOADER}
 
 
 def _kept(components: Sequence[Any]) -> set[str]:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from monai.bundle import ConfigParser
 
+from scripts.runtime import kinds
 from scripts.runtime.kinds import EXAMPLES, OPEN, WORDS, same_kind
 
 from .test_bundles import BUNDLES
@@ -53,3 +54,10 @@ def test_components_are_known_by_their_class():
     assert same_kind("handlers", [{"_target_": "monai.handlers.CheckpointLoader"}], LOADS)
     assert not same_kind("handlers", [{"_target_": "StatsHandler"}], LOADS)
     assert same_kind("train#handlers", SAVES, [LOADS[0] | {"_disabled_": "$not @listed"}, *SAVES])
+
+
+def test_an_installed_bundle_names_its_own_components(monkeypatch):
+    monkeypatch.setattr(kinds, "__package__", "synthaug.runtime")
+    for own in ("scripts", "synthaug"):
+        saves = [{"_target_": f"{own}.training.handlers.TrainingHandlers"}]
+        assert same_kind("train#handlers", SAVES, saves) and not same_kind("train#handlers", [], saves)
