@@ -68,8 +68,10 @@ def training_settings(num_epochs: int, iterations: int, seed: int, full_plans: b
 
 
 def train_command(number: str, configuration: str, fold: int | str, plans: str, device: str, folder: Path) -> list[str]:
-    """Train a configuration, or go on with the training whose results are in `folder`."""
-    resume = ["--c"] if (folder / "checkpoint_latest.pth").is_file() else []
+    """Train a configuration, or go on with the training whose results are in `folder`, or with its validation."""
+    # nnU-Net removes the latest when it writes the final one, before it predicts the validation cases.
+    started = any((folder / f"checkpoint_{name}.pth").is_file() for name in ("latest", "final"))
+    resume = ["--c"] if started else []
     return [
         sys.executable, "-c", "from nnunetv2.run.run_training import run_training_entry as run; run()", number,
         configuration, str(fold), "-p", plans, "-tr", TRAINER, "-device", device, *resume,

@@ -10,6 +10,7 @@ from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer
 
 from scripts.data.description import DatasetDescription
 from scripts.experiment.nnunet import _compare, _first_samples
+from scripts.experiment.nnunet_commands import train_command
 from scripts.sampling.copy_paste import write_copy_paste
 
 from ..data.toy import write_preprocessed
@@ -61,3 +62,12 @@ def test_predictions_are_measured_in_every_format_that_nnunet_writes(reader, end
         io.write_seg(array, str(tmp_path / name / f"c{ending}"), {"spacing": spacing, "sitk_stuff": stuff})
     found = _compare(tmp_path / "found", tmp_path / "truth", description, reader)["c"]["tumour"]
     assert found["dice"] == pytest.approx(0.75) and found["hd95"] == pytest.approx(spacing[1])
+
+
+@pytest.mark.parametrize("left", ["latest", "final", None])
+def test_what_was_trained_is_not_trained_again(tmp_path, left):
+    """nnU-Net predicts the validation cases when the latest checkpoint is gone and the final one is there."""
+    (tmp_path / "checkpoint_best.pth").touch()  # is there from the first epoch on, and nothing to go on from
+    if left:
+        (tmp_path / f"checkpoint_{left}.pth").touch()
+    assert ("--c" in train_command("901", "2d", 0, "nnUNetPlans", "cpu", tmp_path)) == (left is not None)
