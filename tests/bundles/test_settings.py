@@ -106,6 +106,7 @@ def test_values_of_another_kind_are_refused(name, config, wrong, words, monkeypa
     assert words in str(error.value)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow asks SQLAlchemy for what it will not keep
 @pytest.mark.parametrize("uri, words", [
     ("/tmp/runs", "sqlite:////tmp/runs/mlruns.db"), ("mlruns", "/mlruns/mlruns.db"), ("sqlite://x", "can keep runs"),
     ("sqlite:////dev/null/x.db", "can keep runs"), ("ftp://h/x", "can keep runs"), ("nonsense://x", "can keep runs"),
