@@ -12,11 +12,10 @@ from typing import Any
 
 from ..packaging.bundle_files import bundle_dir, bundle_names, known_settings
 from ..runtime.errors import InputError
-from ..runtime.kinds import WORDS, is_expression, other_kind, same_kind
+from ..runtime.kinds import MARKS, WORDS, is_expression, other_kind, same_kind
 from ..runtime.settings import Place, find_setting
 
-# What makes MONAI evaluate, refer to, copy or build something: only a bundle's own configs may.
-MARKS = ("$", "@", "%")
+# What makes MONAI build something: as with `MARKS`, only a bundle's own configs may.
 KEYWORDS = ("_target_", "_mode_", "_disabled_", "_requires_", "_desc_")
 
 
@@ -134,18 +133,20 @@ def check_settings(
             name = behind.pop()
             remedy = "leave it out" if name in decided else f"write {name}"
             raise InputError(f"{what}, which is {name}", "settings that have no other name", remedy)
-        if _is_word(place):
+        told = bool({"record", "bundle"} & {*place.name.split("#")})  # what a bundle says that it is
+        within = "#" in place.name and not place.behind
+        if within and not told and isinstance(place.value, str) and not is_expression(place.value):
             raise InputError(
                 f"{what}, a word inside what the bundle builds, which nothing could check before the training",
                 "numbers, True or False there, and words where they are settings of their own", "leave it out",
             )  # fmt: skip
-        if _is_part(place, own):
+        if told or (within and isinstance(place.value, (str, type(None)))) or _is_built(place.value, own):
+            inside = _inside(place)
             raise InputError(
                 f"{what}, which the bundle builds or computes itself",
                 "numbers, words, True or False, and lists of them",
-                f"leave it out, or change a setting inside it, such as {_inside(place)}"
-                if _inside(place) else "leave it out",
-            )  # fmt: skip
+                "leave it out" + (f", or change a setting inside it, such as {inside}" if inside else ""),
+            )
         if not same_kind(place.meaning, value, place.value):
             raise other_kind(what, place.meaning, value, place.value, "")
 
@@ -163,24 +164,11 @@ def _nested(key: str, bundle: str, files: Sequence[str], where: str) -> Place:
         raise
 
 
-def _is_part(place: Place, own: Mapping[str, Any]) -> bool:
-    """Whether a bundle builds what stands at a place, computes it from what was built, or tells with it what it is."""
-    parts = place.name.split("#")
-    inside = len(parts) > 1 and not place.behind
-    told = bool({"record", "bundle"} & {*parts})
-    return told or (inside and isinstance(place.value, (str, type(None)))) or _is_built(place.value, own)
-
-
-def _is_word(place: Place) -> bool:
-    """Whether it is the name of something that is built or measured, such as of an optimiser."""
-    inside = "#" in place.name and not place.behind and not {"record", "bundle"} & {*place.name.split("#")}
-    return inside and isinstance(place.value, str) and not is_expression(place.value)
-
-
 def _is_built(value: Any, own: Mapping[str, Any]) -> bool:
+    """Whether a bundle builds a value, or computes it from what was built."""
     if isinstance(value, (dict, list)):
         items = list(value.values()) if isinstance(value, dict) else value
-        return any(isinstance(item, dict) or (isinstance(item, str) and item.startswith(MARKS)) for item in items)
+        return any(isinstance(item, dict) or is_expression(item) for item in items)
     if not isinstance(value, str) or not value.startswith(("$", "@")):
         return False
     names = [name.replace("::", "#") for name in re.findall(r"@(\w+(?:(?:#|::)\w+)*)", value)]

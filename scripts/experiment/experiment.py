@@ -12,7 +12,7 @@ from ..runtime.errors import InputError
 from .cells import plan_cells
 from .given_data import data_settings
 from .protocol import check_networks, protocol_names, read_protocol
-from .run_folder import RunFolder, absolute, check_folder, held, read_run
+from .run_folder import RunFolder, absolute, check_folder, held
 from .schedule import Cluster, Executor, Processes, Schedule, num_cores
 
 EXECUTORS = ("processes", "slurm", "local")
@@ -57,10 +57,9 @@ def prepare(
     """
     settings = read_protocol(protocol, preset, over)
     folder = absolute(output_dir)
-    check_folder(folder, settings["name"])
+    before = check_folder(folder, settings["name"])
     slots = _executor(folder, processes, devices, executor, cluster)
-    before = read_run(folder)["settings"] if (folder / "run.json").is_file() else None
-    settings |= data_settings(settings, dataset_dir, raw_dir, before)
+    settings |= data_settings(settings, dataset_dir, raw_dir, before and before["settings"])
     check_networks(settings)
     return Prepared(folder, settings, slots)
 

@@ -54,10 +54,9 @@ class RunFolder:
             InputError: it holds another protocol's experiment, or something else.
         """
         folder = absolute(path)
-        check_folder(folder, settings["name"])
+        before = check_folder(folder, settings["name"])
         cells = plan_cells(settings)
         content = {"format": FORMAT, "format_version": FORMAT_VERSION, **facts, "settings": settings}
-        before = read_run(folder) if (folder / "run.json").is_file() else None
         if before and json_sha256(before["settings"]) == json_sha256(settings):
             content["started"] = before["started"]
         content["cells"] = [
@@ -144,25 +143,28 @@ def read_run(folder: Path) -> dict[str, Any]:
     return read_record(file, {"settings.name": str, "cells": list}, remedy)
 
 
-def check_folder(folder: Path, name: str) -> None:
-    """Refuse a folder that holds something else than this protocol's experiment.
+def check_folder(folder: Path, name: str) -> dict[str, Any] | None:
+    """The content of `run.json` in a folder of this protocol's experiment; None in a new or empty one.
 
     Raises:
-        InputError: says what.
+        InputError: it holds something else.
     """
     if (folder / "run.json").is_file():
-        before = read_run(folder)["settings"]["name"]
+        content = read_run(folder)
+        before = content["settings"]["name"]
         if before != name:
             raise InputError(
                 f"{folder} holds an experiment of the protocol {before!r}", f"one of {name!r}, or an empty folder",
                 "give another --output_dir",
             )  # fmt: skip
-    elif folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
+        return content
+    if folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
         raise InputError(
             f"{folder} is not empty and holds no experiment", "a new or empty folder", "give another --output_dir"
         )
-    elif folder.exists() and not folder.is_dir():
+    if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file", "a folder", "give another --output_dir")
+    return None
 
 
 @contextmanager

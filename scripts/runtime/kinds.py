@@ -22,12 +22,13 @@ OPEN = {
     "num_real_cases": 10, "num_synthetic": 100, "steps": [[0, 0.5]], "lesion_labels": ["tumour"], "transplant": {},
     "feature_weights": "vgg.pth", "pool_dir": "pool", "normalisation": "z_score",
 }  # fmt: skip
+MARKS = ("$", "@", "%")  # how a text begins that MONAI evaluates, refers by, or copies by
 LOADER = "CheckpointLoader"  # MONAI's, by its short or its full name
 
 
 def is_expression(value: Any) -> bool:
     """Whether MONAI evaluates, resolves or copies a text."""
-    return isinstance(value, str) and value.startswith(("$", "@", "%"))
+    return isinstance(value, str) and value.startswith(MARKS)
 
 
 def same_kind(name: str, value: Any, default: Any) -> bool:
