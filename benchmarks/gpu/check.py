@@ -43,11 +43,14 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true")
     given = parser.parse_args()
     device, out = "cuda" if torch.cuda.is_available() else "cpu", given.out.absolute()
-    settings: dict[str, object] = {"dataset_dir": given.dataset.absolute(), "grid_interval": 1000}
+    settings: dict[str, object] = {"dataset_dir": given.dataset.absolute(), "grid_interval": 1000, "val_interval": 1}
+    if given.bundle == "dhvae":  # its discriminator from the first step on
+        settings |= {"discriminator_start": 0, "adaptive_weight": True, "discriminator_fakes": "both",
+                     "discriminator_shift": 0.125}  # fmt: skip
     if given.tiny:
         settings |= {"batch_size": 4, **TINY_NETWORKS.get(given.bundle, {})}
     if given.bundle in ("ldm", "sbldm"):
-        settings |= {"autoencoder_epochs": 1}
+        settings |= {"autoencoder_epochs": 1, "autoencoder_val_interval": 1}
     if given.bundle == "sbldm":
         settings |= {"configuration": "3d_fullres"}
     arms = {"cpu": ("cpu", False), "device_float32": (device, False), "device": (device, True)}

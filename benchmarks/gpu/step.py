@@ -94,8 +94,8 @@ def main() -> None:
         name = ("bfloat16" if dtype else "float32") + ("_compiled" if compiled else "")
         try:
             arms[name] = measure(bundle, [overlay] if overlay else [], device, dtype, compiled, given.rounds)
-        except torch.OutOfMemoryError as error:
-            arms[name] = {"error": str(error).splitlines()[0]}
+        except Exception as error:  # out of memory; or what torch.compile cannot do, such as second derivatives
+            arms[name] = {"error": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"}
         print(name, arms[name], flush=True)
     record = {"preset": given.preset, "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
               "torch": torch.__version__, "arms": arms}  # fmt: skip

@@ -14,6 +14,7 @@ from ..metrics.item_sets import mask_channels, open_pool, read_cases, read_sampl
 from ..metrics.prdc import prdc
 from ..networks.features import FeatureExtractor, SegmentationFeatures, VGG16Features, train_segmentation_features
 from ..runtime.errors import InputError
+from ..runtime.settings import local_device
 from .audit import EXTRACTOR_SEED
 from .items import load_audit_data
 from .memorisation import find_copies
@@ -72,7 +73,9 @@ class PoolQuality:
         )
         masks = mask_channels(training, pool.description)
         seed = EXTRACTOR_SEED + self.seed  # not that of the generator's own loss
-        self.own = train_segmentation_features(training.images, masks, steps=self.steps, seed=seed)
+        self.own = train_segmentation_features(
+            training.images, masks, steps=self.steps, seed=seed, device=local_device()
+        ).cpu()
         self.judge = self.judge or self.own
         self.held_out = pooled_features(self.judge, held_out.images.split(BATCH))
         self.real = self._against(pooled_features(self.judge, training.images.split(BATCH)))

@@ -391,7 +391,7 @@ class LatentDiffusion(nn.Module):
 
     def _even_times(self, num_steps: int) -> list[int]:
         """Falling times from the last of the training to 0 that are even in log(alpha / sigma)."""
-        ratio = self.ddpm.alphas_cumprod.double().logit()  # twice that logarithm; it falls
+        ratio = self.ddpm.alphas_cumprod.cpu().double().logit()  # twice that logarithm; it falls
         places = torch.linspace(float(ratio[-1]), float(ratio[0]), max(int(num_steps), 1), dtype=torch.float64)
         times = (ratio[None] - places[:, None]).abs().argmin(1).tolist()
         if num_steps < 1 or len(set(times)) < num_steps:

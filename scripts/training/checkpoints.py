@@ -30,21 +30,14 @@ class Checkpoints:
         ckpt_dir: folder for `checkpoint.pt` and `model.pt`.
         save_dict: name -> object with `state_dict`, or None. The trainer is added.
         interval: epochs between checkpoints.
-        device: where the training runs.
         model: what `model.pt` holds, an object with `state_dict`; `save_dict["network"]` unless given.
         resume: go on from a checkpoint that is there; else it is replaced.
     """
 
     def __init__(
-        self,
-        ckpt_dir: str | Path,
-        save_dict: dict[str, Any],
-        interval: int = 1,
-        device: torch.device | str = "cpu",
-        model: Any = None,
-        resume: bool = True,
+        self, ckpt_dir: str | Path, save_dict: dict[str, Any], interval: int = 1, model: Any = None, resume: bool = True
     ):
-        self.ckpt_dir, self.interval, self.device, self.resume = Path(ckpt_dir), interval, device, resume
+        self.ckpt_dir, self.interval, self.resume = Path(ckpt_dir), interval, resume
         self.save_dict = {name: value for name, value in save_dict.items() if value is not None}
         self.model = save_dict["network"] if model is None else model
         self.resumed_at: int | None = None
@@ -84,7 +77,8 @@ class Checkpoints:
             return
         max_epochs = engine.state.max_epochs  # may have grown since
         try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
+            # Each object brings its own to its device; an optimiser's counts stay here, where reading them is free.
+            state = torch.load(path, map_location="cpu", weights_only=True)
             Checkpoint.load_objects({**self.save_dict, "trainer": engine}, state)
         except Exception as error:  # what loading raises on a foreign file is anyone's guess
             raise InputError(
@@ -110,7 +104,8 @@ class Checkpoints:
         if engine.state.iteration == self.resumed_at and self._is_finished(engine.state.iteration):
             return  # nothing was trained: what is there stays as it is
         self._save(engine)
-        self._write(MODEL, self.model.state_dict())
+        # on the CPU, so that it loads where there is no GPU
+        self._write(MODEL, {name: value.cpu() for name, value in self.model.state_dict().items()})
 
     def _is_finished(self, iterations: int) -> bool:
         """Whether the network that is there is the one of all these iterations, and recorded.

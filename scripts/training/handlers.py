@@ -25,7 +25,6 @@ class TrainingHandlers:
         record: of the training: its data, its seed, and the folder that holds all that is written.
         states: what a resumed training needs, name -> object with `state_dict`, or None; with `"network"`.
         noise: source of the model's noise.
-        device: where it runs.
         best: which weights the training ends with; judged by `validator`, and part of the states.
         model: what `model.pt` holds and pictures show; those of `best`, or the network, unless given.
         shown: what pictures show, if it is something else.
@@ -43,7 +42,6 @@ class TrainingHandlers:
         record: TrainingRecord,
         states: dict[str, Any],
         noise: torch.Generator,
-        device: torch.device | str = "cpu",
         best: BestWeights | None = None,
         model: Any = None,
         shown: Any = None,
@@ -62,7 +60,7 @@ class TrainingHandlers:
             model = best.model if model is None else model
         folder, model = record.ckpt_dir, states["network"] if model is None else model
         self.record, self.best = record, best
-        self.checkpoints = Checkpoints(folder, states, save_interval, device, model, resume)
+        self.checkpoints = Checkpoints(folder, states, save_interval, model, resume)
         # Judged first: what a family adds may work on the weights that are kept.
         self.first: list[Any] = [] if best is None else [best]
         if validator is not None and len(validator.data_loader) > 0:  # type: ignore[arg-type]

@@ -107,7 +107,7 @@ class SegmentationHandlers(TrainingHandlers):
         normalise: of the training items.
         listed: learn from a list of files, beginning with the weights in the folder, which the record then describes;
             a checkpoint there is not gone on from.
-        device, save_interval, grid_interval: see `TrainingHandlers`.
+        save_interval, grid_interval: see `TrainingHandlers`.
     """
 
     def __init__(
@@ -122,7 +122,6 @@ class SegmentationHandlers(TrainingHandlers):
         space: ModelSpace,
         normalise: Normalise,
         listed: bool = False,
-        device: torch.device | str = "cpu",
         val_interval: int = 0,
         save_interval: int = 1,
         grid_interval: int = 1,
@@ -139,7 +138,6 @@ class SegmentationHandlers(TrainingHandlers):
             record,
             states,
             torch.default_generator,
-            device,
             shown=Predictor(network, record.data.num_image_channels, normalise.common),
             save_interval=save_interval,
             grid_interval=grid_interval,
