@@ -152,8 +152,8 @@ def load_training_set(
         cache_gb: memory that cases may take, and that items may; cases beyond are read twice, items from a file.
         cache_dir: where that file is made; None: where the system keeps temporary files.
         intensities: "linear", or "auto": channels whose bulk lies low, as that of PET does, are curved, see `Scaling`.
-        warped_copies: of each training case, to be learnt from beside it, see `warped_case`; an item of one holds
-            `"copy"`, its number from 1.
+        warped_copies: of each training case, to be learnt from beside it, see `warped_case`; `"copy"` of a training
+            item is 0, or the number of the copy that it is of, from 1.
 
     Raises:
         InputError: a case or a setting cannot be used, nothing holds foreground, or an image is in training and, under
@@ -193,7 +193,7 @@ def load_training_set(
         for number in range(warped_copies + 1):
             seen = case if number == 0 else warped_case(case, cases.spacing, dimension, rng)
             for marked, image, record in _on_grid(seen, cases, scaling, geometry):
-                (foreground if marked else background).add(image, record | ({"copy": number} if number else {}))
+                (foreground if marked else background).add(image, record | {"copy": number})
     if not foreground.numbers:
         raise InputError(
             f"no {kind} with foreground in the {len(names)} training cases of fold {cases.fold.name}",

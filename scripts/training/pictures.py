@@ -60,7 +60,7 @@ class SampleGrid:
 
         description, channels = self.data.cases.description, self.data.num_image_channels
         training = self.data.training
-        own = [i for i, item in enumerate(training) if "copy" not in item]
+        own = [i for i, item in enumerate(training) if not item.get("copy")]
         marked = [i for i in own if training[i]["image"][channels:].any()]
         # Volumes are many slices each: fewer of them, one at a time.
         count, at_once = (8, 8) if training[0]["image"].ndim == 3 else (4, 1)

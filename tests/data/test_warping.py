@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from monai.data.utils import list_data_collate
 
 from scripts.data.cases import Case, open_cases
 from scripts.data.training_set import load_training_set
@@ -79,10 +80,11 @@ def test_half_are_mirrored_along_the_width():
 def test_copies_stand_beside_what_was_there(tmp_path, size):
     cases = open_cases(write_preprocessed(tmp_path / "Dataset901_Toy"))
     plain, more = (load_training_set(cases, size, None, warped_copies=copies) for copies in (0, 2))
-    own = [item for item in more.training if "copy" not in item]
+    assert list_data_collate(list(more.training))["image"].shape[0] == len(more.training)  # what a batch is made with
+    own = [item for item in more.training if not item["copy"]]
     for one, other in zip(plain.training, own, strict=True):
         assert torch.equal(one.pop("image"), other.pop("image")) and one == other
-    copies = [item for item in more.training if "copy" in item]
+    copies = [item for item in more.training if item["copy"]]
     assert {item["copy"] for item in copies} == {1, 2} and len(copies) == 2 * len(own)
     for item in copies:
         assert not any(torch.equal(item["image"], real["image"]) for real in plain.training)
