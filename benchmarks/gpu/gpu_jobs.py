@@ -66,13 +66,19 @@ def queue(data: Path, tiny: bool = False) -> list[Job]:
         for short, dataset in (("pet", PET), ("lgg", LGG))
     )
     steps = [Job(f"step_{name.replace('/', '_')}", _script("step", name, "{out}")) for name in PAPERS]
+    # nnU-Net itself, with its own plans: the next seeds of a table, where it is installed and its data came along.
+    protocol = ROOT / "benchmarks/protocols/lgg_nnunet_stock.yaml"
+    nnunet = Job("nnunet_lgg", ["-m", "scripts", "experiment", str(protocol), "--output_dir", "{out}/run",
+                                "--dataset_dir", str(data / "nnUNet_preprocessed" / LGG),
+                                "--raw_dir", str(data / "nnUNet_raw" / LGG), "--processes", "4"],
+                 f"nnUNet_preprocessed/{LGG}")  # fmt: skip
     segmenters = [
         Job(f"segment_{name}", _segmenter(overlays, data / LGG), LGG) for name, overlays in SEGMENTERS.items()
     ]
     if tiny:
         tiny_step = Job("step_hvae", _script("step", "hvae/vae", "{out}", "--rounds", "1"))
         return [job for job in (*checks, *pet) if job.name in ("check_hvae", "curve_hvae_pet")] + [tiny_step]
-    return [*checks, *pet[:3], *steps, *pet[3:], *lgg[:4], *segmenters, *lgg[4:]]
+    return [*checks, nnunet, *pet[:3], *steps, *pet[3:], *lgg[:4], *segmenters, *lgg[4:]]
 
 
 def _script(name: str, *words: str) -> list[str]:

@@ -1,9 +1,9 @@
 """Work a queue of jobs off for a number of minutes; what was stopped goes on the next time.
 
-    python benchmarks/gpu/work_off.py 30 --data prepared --out gpu_results
+    python benchmarks/gpu/work_off.py 30 --data prepared --out gpu_results --at_once 8
 
 A job that ended well leaves `done.json` in its folder, one that failed `failure.json`; it is tried again by the next
-call, once. When the time is up, the running job is asked to end; trainings go on from their last checkpoint.
+call, once. When the time is up, the running jobs are asked to end; trainings go on from their last checkpoint.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 
 from gpu_jobs import ROOT, Job, queue
 
@@ -23,13 +25,23 @@ LEAST_SECONDS, PATIENCE = 5.0, 30.0
 TRIES = 2
 
 
-def work_off(jobs: list[Job], data: Path, out: Path, seconds: float) -> dict[str, str]:
-    """Do one job after the other until the time is up; returns what became of each."""
-    end, states = time.monotonic() + seconds, {}
-    for job in jobs:
-        states[job.name] = _state(job, data, out) or _do(job, out / job.name, end - time.monotonic())
-        print(f"{time.strftime('%H:%M:%S')} {job.name}: {states[job.name]}", flush=True)
-        _write(out / "queue.json", states)
+def work_off(jobs: list[Job], data: Path, out: Path, seconds: float, at_once: int = 1) -> dict[str, str]:
+    """Do the jobs in their order, so many at once, until the time is up; returns what became of each.
+
+    Networks of a CPU's size keep a GPU busy for a part of their step alone: several trainings side by side take hardly
+    longer than one. Times of `step.py` want a GPU of their own.
+    """
+    end, states, lock = time.monotonic() + seconds, {}, Lock()
+
+    def work(job: Job) -> None:
+        state = _state(job, data, out) or _do(job, out / job.name, end - time.monotonic())
+        with lock:
+            states[job.name] = state
+            print(f"{time.strftime('%H:%M:%S')} {job.name}: {state}", flush=True)
+            _write(out / "queue.json", states)
+
+    with ThreadPoolExecutor(at_once) as pool:
+        list(pool.map(work, jobs))
     return states
 
 
@@ -95,11 +107,12 @@ def main() -> int:
     parser.add_argument("minutes", type=float)
     parser.add_argument("--data", type=Path, default=Path("prepared"), help="what synthaug prepare wrote")
     parser.add_argument("--out", type=Path, default=Path("gpu_results"))
+    parser.add_argument("--at_once", type=int, default=1, help="how many jobs share the GPU")
     parser.add_argument("--tiny", action="store_true", help="small settings, to see that the queue works")
     given = parser.parse_args()
     out = given.out.absolute()
     out.mkdir(parents=True, exist_ok=True)
-    states = work_off(queue(given.data.absolute(), given.tiny), given.data, out, 60 * given.minutes)
+    states = work_off(queue(given.data.absolute(), given.tiny), given.data, out, 60 * given.minutes, given.at_once)
     return int(any(state.startswith("failed") for state in states.values()))
 
 

@@ -48,6 +48,15 @@ def test_a_queue_stops_in_time_goes_on_and_tries_twice(jobs, tmp_path):
     assert json.loads((out / "broken/failure.json").read_text())["tries"] == 2
 
 
+@pytest.mark.slow
+def test_jobs_that_run_at_once_see_each_other(jobs, tmp_path):
+    gpu_jobs, work_off = jobs
+    meet = ("import pathlib, sys, time; p = pathlib.Path(sys.argv[1]); (p / 'here').touch()\n"
+            "while not (p.parent / sys.argv[2] / 'here').is_file(): time.sleep(0.05)")  # fmt: skip
+    pair = [gpu_jobs.Job(one, ["-c", meet, "{out}", other]) for one, other in (("a", "b"), ("b", "a"))]
+    assert set(work_off.work_off(pair, tmp_path, tmp_path / "out", 60, at_once=2).values()) == {"done"}
+
+
 def test_every_job_names_files_that_are_there(jobs, tmp_path):
     gpu_jobs, _ = jobs
     found = gpu_jobs.queue(tmp_path)
