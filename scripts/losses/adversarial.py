@@ -2,13 +2,11 @@
 
 from collections.abc import Sequence
 
-import torch
 from monai.networks.nets import PatchDiscriminator
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..runtime.errors import InputError
-from ..runtime.noise import draw_rows
 from . import least_squares
 
 
@@ -53,34 +51,6 @@ def generator_loss(discriminator: nn.Module, fake: Tensor) -> Tensor:
     frozen = {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
     maps = functional_call(discriminator, frozen, (fake,))
     return least_squares.generator_loss(_scores(maps))
-
-
-def check_shift(name: str, shift: float) -> None:
-    """Raise InputError if the setting `name` is no `shift` of `translated`."""
-    if not 0 <= shift <= 0.5:
-        raise InputError(f"{name} {shift}", "a number in [0, 0.5], a share of the grid", "use 0 or 0.125")
-
-
-def translated(x: Tensor, shift: float, generator: torch.Generator | None) -> Tensor:
-    """Every sample of a batch moved by whole pixels at random, zeros coming in; gradients pass.
-
-    For what a discriminator sees, real and fake alike (DiffAugment, Zhao et al. 2020): one of few cases then learns
-    them by heart later.
-
-    Args:
-        x: (batch, channels, ...).
-        shift: largest translation as a share of the grid, in [0, 0.5]; 0 gives x itself.
-        generator: source of the draws.
-    """
-    if not shift:
-        return x
-    size = torch.tensor(x.shape[2:])
-    largest = (shift * size).long()
-    drawn = draw_rows(lambda n: torch.rand((n, len(size)), generator=generator), len(x), generator)
-    steps = (drawn * (2 * largest + 1)).long() - largest
-    # `pad` counts from the last axis; a negative width crops
-    widths = torch.stack([steps, -steps], dim=-1).flip(1).flatten(1).tolist()
-    return torch.stack([nn.functional.pad(item, width) for item, width in zip(x, widths, strict=True)])
 
 
 def _scores(maps: list[Tensor]) -> Tensor:

@@ -11,19 +11,16 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
 from ..data.training_set import TrainingSet
-from ..losses.adversarial import check_shift, discriminator_loss, generator_loss, translated
+from ..losses.adversarial import discriminator_loss, generator_loss
 from ..losses.feature_reconstruction import FeatureReconstructionLoss
 from ..losses.hvae import hvae_objective
 from ..networks.features import FeatureExtractor, feature_extractor
 from ..runtime.errors import InputError
-from ..runtime.noise import draw_rows
-from ..runtime.precision import autocast_dtype, casting
+from ..runtime.precision import autocast_dtype
 from .averaging import WeightAverage
 from .evaluation import ItemEvaluation
 from .parallel import mean_terms
 from .steps import descend, images
-
-FAKES = ("reconstructions", "both")
 
 
 class HVAEUpdate:
@@ -38,11 +35,8 @@ class HVAEUpdate:
         average: of the network's weights, updated after each step; or None.
         beta: weight of the regularisation, in [0, 1); the paper's best is 0.01.
         feature_loss: L_rec (eq. 10), or None to leave it out (ablation HVAE+disc).
-        discriminator, discriminator_optimizer: L_disc (eq. 11), or None to leave it out (ablation HVAE+perc).
-        discriminator_fakes: what it is to tell from real slices: "reconstructions", as in the authors' code, or "both",
-            these and as many samples (VAE/GAN, Larsen et al. 2016, section 2.3). A decoder that is judged on
-            reconstructions alone is told nothing of what lies between the training cases, where its samples come from.
-        discriminator_shift: see `scripts.losses.adversarial.translated`.
+        discriminator, discriminator_optimizer: L_disc (eq. 11), or None to leave it out (ablation HVAE+perc). Its fakes
+            are the reconstructions, as in the authors' code.
         discriminator_start: iteration from which the discriminator takes part (30,000 in the authors' code).
         discriminator_weight: factor of L_disc. Eq. 12 has none (1), but L_disc is a mean over patches and stands next
             to sums over thousands of pixels, so that it is hardly felt at 1.
@@ -69,8 +63,6 @@ class HVAEUpdate:
         feature_loss: FeatureReconstructionLoss | None = None,
         discriminator: nn.Module | None = None,
         discriminator_optimizer: torch.optim.Optimizer | None = None,
-        discriminator_fakes: str = "reconstructions",
-        discriminator_shift: float = 0.0,
         discriminator_start: int = 30000,
         discriminator_weight: float = 1.0,
         adaptive_weight: bool = False,
@@ -86,18 +78,12 @@ class HVAEUpdate:
                 raise InputError(f"{name} {value!r}", "True or False", f"write --{name} True")
         if beta > 0 and feature_loss is None and discriminator is None:
             raise InputError(f"beta {beta} without a regularisation", "a feature loss or a discriminator", "set beta 0")
-        if discriminator_fakes not in FAKES:
-            raise InputError(
-                f"discriminator_fakes {discriminator_fakes!r}", " or ".join(map(repr, FAKES)), "use 'both'"
-            )
-        check_shift("discriminator_shift", discriminator_shift)
         self.num_image_channels = num_image_channels
         self.generator, self.average = generator, average
         self.beta = beta
         self.feature_loss = feature_loss
         self.discriminator = discriminator
         self.discriminator_optimizer = discriminator_optimizer
-        self.discriminator_fakes, self.discriminator_shift = discriminator_fakes, discriminator_shift
         self.discriminator_start = discriminator_start
         self.discriminator_weight, self.adaptive_weight = discriminator_weight, adaptive_weight
         self.first_order = first_order
@@ -128,9 +114,6 @@ class HVAEUpdate:
                 loss, told = loss + self.beta * rec.total, told + self.beta * rec.total
             if self.discriminator is not None and step > self.discriminator_start:
                 fake = probabilities
-                if self.discriminator_fakes == "both":
-                    fake = torch.cat([fake, self._samples(engine.network, len(x))])
-                fake = translated(fake, self.discriminator_shift, self.generator)
                 named["generator"] = generator_loss(self.discriminator, fake)
                 weight: float | Tensor = self.beta
                 if self.adaptive_weight:
@@ -141,18 +124,9 @@ class HVAEUpdate:
         if self.average is not None:
             self.average.update_parameters(engine.network)
         if fake is not None and self.discriminator is not None and self.discriminator_optimizer is not None:
-            named["discriminator"] = discriminator_loss(
-                self.discriminator, translated(x, self.discriminator_shift, self.generator), fake
-            )
+            named["discriminator"] = discriminator_loss(self.discriminator, x, fake)
             descend({"discriminator": named["discriminator"]}, self.discriminator, self.discriminator_optimizer, step)
         return mean_terms(named)
-
-    def _samples(self, network: Any, count: int) -> Tensor:
-        """Samples of the network as it is, from the density that `LatentDensity` fitted last."""
-        draw = lambda n: torch.randn((n, *network.latent_shape), generator=self.generator)  # noqa: E731
-        noise = draw_rows(draw, count, self.generator).to(network.density_mean)
-        with casting(noise.device, self.autocast_dtype):
-            return network(noise).float()
 
 
 def gradient_ratio(one: Tensor, other: Tensor, at: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ from monai.utils import CommonKeys as Keys
 from torch import Tensor, nn
 
 from ..data.training_set import TrainingSet
-from ..losses.adversarial import check_shift, translated
 from ..losses.least_squares import discriminator_loss, generator_loss
 from ..metrics.energy import EnergyScore
 from ..runtime.errors import InputError
@@ -41,7 +40,8 @@ class LSGANUpdate:
         average: running mean of the generator's weights, which is what samples are drawn from.
         real_label: target of the real samples' scores, in (0, 1]; below 1 it is one-sided label smoothing.
         shift: largest translation of what the discriminator sees, as a share of the grid, in [0, 0.5]; 0 is none.
-            See `scripts.losses.adversarial.translated`.
+            Real and fake samples are moved at random alike (DiffAugment, Zhao et al. 2020): a discriminator of few
+            cases then learns them by heart later.
         gradient_clip: largest norm of the gradient of either network, or None.
         autocast: see `scripts.runtime.precision.autocast_dtype`.
         device: where the networks lie.
@@ -64,7 +64,8 @@ class LSGANUpdate:
     ):
         if not 0 < real_label <= 1:
             raise InputError(f"real_label {real_label}", "a number in (0, 1]", "1 is no label smoothing, use 0.9")
-        check_shift("shift", shift)
+        if not 0 <= shift <= 0.5:
+            raise InputError(f"shift {shift}", "a number in [0, 0.5], a share of the grid", "use 0 or 0.125")
         self.discriminator, self.discriminator_optimizer = discriminator, discriminator_optimizer
         self.generator, self.average = generator, average
         self.real_label, self.shift, self.gradient_clip = real_label, shift, gradient_clip
@@ -80,7 +81,7 @@ class LSGANUpdate:
         noise = noise.to(real)
         with casting(real.device, self.autocast_dtype):
             fake = network(noise)
-            seen = [translated(x, self.shift, self.generator) for x in (real, fake)]
+            seen = self._moved(real), self._moved(fake)
             on_real, on_fake = self.discriminator(torch.cat([seen[0], seen[1].detach()])).chunk(2)
         judging = discriminator_loss(on_real, on_fake, self.real_label)
         judge, judge_optimizer = self.discriminator, self.discriminator_optimizer
@@ -99,6 +100,18 @@ class LSGANUpdate:
             "score_fake": on_fake.mean(),
         }
         return mean_terms(named)
+
+    def _moved(self, x: Tensor) -> Tensor:
+        """Every sample of a batch translated by whole pixels, zeros coming in, with gradients."""
+        if not self.shift:
+            return x
+        size = torch.tensor(x.shape[2:])
+        largest = (self.shift * size).long()
+        drawn = draw_rows(lambda n: torch.rand((n, len(size)), generator=self.generator), len(x), self.generator)
+        steps = (drawn * (2 * largest + 1)).long() - largest
+        # `pad` counts from the last axis; a negative width crops
+        widths = torch.stack([steps, -steps], dim=-1).flip(1).flatten(1).tolist()
+        return torch.stack([nn.functional.pad(item, width) for item, width in zip(x, widths, strict=True)])
 
 
 class LSGANEvaluation(ItemEvaluation):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from scripts.losses.adversarial import discriminator_loss, generator_loss, patch_discriminator, translated
+from scripts.losses.adversarial import discriminator_loss, generator_loss, patch_discriminator
 from scripts.runtime.errors import InputError
 
 
@@ -105,17 +105,3 @@ def test_losses_are_float32_under_autocast(discriminator):
 def test_slices_too_small_for_the_layers_are_refused(size, layers):
     with pytest.raises(InputError, match="PatchGAN discriminator"):
         patch_discriminator(2, size, layers=layers)
-
-
-def test_what_a_discriminator_sees_is_moved_by_whole_pixels():
-    """Both ways along both axes, at most as far as asked for, nothing else; the generator learns through it."""
-    x = torch.zeros(200, 1, 16, 8, requires_grad=True)
-    with torch.no_grad():
-        x[:, :, 8, 4] = 1
-    moved = translated(x, 0.25, torch.Generator().manual_seed(5))
-    places = moved.detach().nonzero()
-    assert len(places) == 200 and set((places[:, 2] - 8).tolist()) == set(range(-4, 5))
-    assert set((places[:, 3] - 4).tolist()) == set(range(-2, 3))
-    moved.sum().backward()
-    assert x.grad[:, :, 8, 4].eq(1).all() and x.grad.eq(0).any()
-    assert translated(x, 0.0, None) is x

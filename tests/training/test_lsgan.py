@@ -123,6 +123,20 @@ def test_a_broken_number_stops_before_the_weights(setup):
     assert torch.equal(weights(setup.network), before[0]) and torch.equal(weights(setup.discriminator), before[1])
 
 
+def test_what_the_discriminator_sees_is_moved_by_whole_pixels(setup):
+    """Both ways along both axes, at most as far as asked for, nothing else; the generator learns through it."""
+    update = LSGANUpdate(setup.discriminator, None, torch.Generator().manual_seed(5), None, shift=0.25)
+    x = torch.zeros(200, 1, 16, 8, requires_grad=True)
+    with torch.no_grad():
+        x[:, :, 8, 4] = 1
+    moved = update._moved(x)
+    places = moved.detach().nonzero()
+    assert len(places) == 200 and set((places[:, 2] - 8).tolist()) == set(range(-4, 5))
+    assert set((places[:, 3] - 4).tolist()) == set(range(-2, 3))
+    moved.sum().backward()
+    assert x.grad[:, :, 8, 4].eq(1).all() and x.grad.eq(0).any()
+
+
 def test_real_and_fake_are_moved_apart_and_none_by_default(setup):
     assert step(setup) == step(setup, shift=0.0)
     assert step(setup)["score_real"] != step(setup, shift=0.25)["score_real"]
