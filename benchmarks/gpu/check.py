@@ -45,8 +45,7 @@ def main() -> None:
     device, out = "cuda" if torch.cuda.is_available() else "cpu", given.out.absolute()
     settings: dict[str, object] = {"dataset_dir": given.dataset.absolute(), "grid_interval": 1000, "val_interval": 1}
     if given.bundle == "dhvae":  # its discriminator from the first step on
-        settings |= {"discriminator_start": 0, "adaptive_weight": True, "discriminator_fakes": "both",
-                     "discriminator_shift": 0.125}  # fmt: skip
+        settings |= {"discriminator_start": 0, "adaptive_weight": True}
     if given.tiny:
         settings |= {"batch_size": 4, **TINY_NETWORKS.get(given.bundle, {})}
     if given.bundle in ("ldm", "sbldm"):
