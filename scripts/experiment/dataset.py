@@ -89,12 +89,15 @@ def visible(folder: Path, ending: str = "") -> list[Path]:
 
 
 def link_dataset(source: Path, target: Path) -> Path:
-    """A folder with links to all files of a data set, whose own splits can be written without touching it."""
+    """A folder with links to all files of a data set, whose own splits can be written without touching it.
+
+    What the plugin keeps there, its folder and its lock, stays behind: a lock behind a link cannot be held.
+    """
     if target.exists():
         shutil.rmtree(target)  # links alone, and its splits
     target.mkdir(parents=True)
     for path in sorted(source.iterdir()):
-        if path.name not in (SPLITS, "synthaug"):
+        if path.name not in (SPLITS, "synthaug", "synthaug.lock"):
             (target / path.name).symlink_to(path.resolve(), target_is_directory=path.is_dir())
     if (source / SPLITS).is_file():
         shutil.copyfile(source / SPLITS, target / SPLITS)

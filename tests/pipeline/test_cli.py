@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK
+from filelock import FileLock
 from skimage.io import imsave
 
 from scripts.data.cases import open_cases
@@ -310,6 +311,18 @@ def list_files(raw):
     }
     content = json.loads((raw / "dataset.json").read_text())
     (raw / "dataset.json").write_text(json.dumps({**content, "dataset": listed}))
+
+
+def test_what_the_plugin_keeps_in_a_data_set_is_no_part_of_a_view(tmp_path):
+    """An `add-pool` that was ended leaves its lock: it could not be held through a link."""
+    source = tmp_path / "Dataset901_Toy"
+    (source / "synthaug").mkdir(parents=True)
+    for name in ("dataset.json", "nnUNetPlans.json", "synthaug.lock"):
+        (source / name).write_text("{}")
+    view = link_dataset(source, tmp_path / "view")
+    assert sorted(path.name for path in view.iterdir()) == ["dataset.json", "nnUNetPlans.json"]
+    with FileLock(view / "synthaug.lock", blocking=False):
+        assert (source / "synthaug.lock").read_text() == "{}"
 
 
 def test_a_data_set_that_lists_its_files_can_be_run(raw, tmp_path):
