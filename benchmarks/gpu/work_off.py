@@ -17,31 +17,33 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 
 from gpu_jobs import ROOT, Job, queue
 
-LEAST_SECONDS, PATIENCE = 5.0, 30.0
+LEAST_SECONDS, PATIENCE, POLL = 5.0, 30.0, 0.2
 TRIES = 2
 
 
 def work_off(jobs: list[Job], data: Path, out: Path, seconds: float, at_once: int = 1) -> dict[str, str]:
     """Do the jobs in their order, so many at once, until the time is up; returns what became of each.
 
-    Networks of a CPU's size keep a GPU busy for a part of their step alone: several trainings side by side take hardly
-    longer than one. Times of `step.py` want a GPU of their own.
+    Times of `step.py` want a GPU of their own. An interrupt ends what runs, as the end of the time does.
     """
-    end, states, lock = time.monotonic() + seconds, {}, Lock()
+    end, states, lock, stop = time.monotonic() + seconds, {}, Lock(), Event()
 
     def work(job: Job) -> None:
-        state = _state(job, data, out) or _do(job, out / job.name, end - time.monotonic())
+        state = _state(job, data, out) or _do(job, out / job.name, end, stop)
         with lock:
             states[job.name] = state
             print(f"{time.strftime('%H:%M:%S')} {job.name}: {state}", flush=True)
             _write(out / "queue.json", states)
 
     with ThreadPoolExecutor(at_once) as pool:
-        list(pool.map(work, jobs))
+        try:
+            list(pool.map(work, jobs))
+        finally:
+            stop.set()
     return states
 
 
@@ -55,8 +57,8 @@ def _state(job: Job, data: Path, out: Path) -> str | None:
     return "failed" if failure.is_file() and json.loads(failure.read_text())["tries"] >= TRIES else None
 
 
-def _do(job: Job, folder: Path, seconds: float) -> str:
-    if seconds < LEAST_SECONDS:
+def _do(job: Job, folder: Path, end: float, stop: Event) -> str:
+    if stop.is_set() or end - time.monotonic() < LEAST_SECONDS:
         return "waits"
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, *(word.replace("{out}", str(folder.absolute())) for word in job.words)]
@@ -70,9 +72,9 @@ def _do(job: Job, folder: Path, seconds: float) -> str:
             start_new_session=True,
         )  # fmt: skip
         try:
-            status = process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            return "stopped; goes on next time"
+            while (status := process.poll()) is None:
+                if time.monotonic() > end or stop.wait(POLL):
+                    return "stopped; goes on next time"
         finally:
             _end(process)
     record = {"command": command, "seconds": time.time() - start}

@@ -1,6 +1,7 @@
 """The queue for a GPU, on a CPU: works from plain arrays without nnU-Net, stops in time, goes on, says what failed."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,24 @@ def test_jobs_that_run_at_once_see_each_other(jobs, tmp_path):
             "while not (p.parent / sys.argv[2] / 'here').is_file(): time.sleep(0.05)")  # fmt: skip
     pair = [gpu_jobs.Job(one, ["-c", meet, "{out}", other]) for one, other in (("a", "b"), ("b", "a"))]
     assert set(work_off.work_off(pair, tmp_path, tmp_path / "out", 60, at_once=2).values()) == {"done"}
+
+
+@pytest.mark.slow
+def test_an_interrupt_ends_what_runs(tmp_path):
+    sleeper = "import os, sys, time; open(f'{sys.argv[1]}/{os.getpid()}', 'w').close(); time.sleep(600)"
+    code = (
+        "from pathlib import Path; from gpu_jobs import Job; from work_off import work_off\n"
+        f"jobs = [Job(name, ['-c', {sleeper!r}, '{{out}}']) for name in 'abc']\n"
+        f"work_off(jobs, Path(), Path({str(tmp_path)!r}), 600, at_once=2)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT / "benchmarks/gpu", stderr=subprocess.DEVNULL)
+    while len(running := [path for path in tmp_path.glob("*/*") if path.name.isdigit()]) < 2:
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) != 0
+    assert not any(Path("/proc", path.name).exists() for path in running)  # ended, and reaped
+    states = json.loads((tmp_path / "queue.json").read_text())
+    assert states == dict.fromkeys("ab", "stopped; goes on next time") and not (tmp_path / "c").exists()
 
 
 def test_every_job_names_files_that_are_there(jobs, tmp_path):
