@@ -7,6 +7,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,19 @@ FLAGS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
 KEYS = {"Enter": "\ue007", "Escape": "\ue00c", "ArrowLeft": "\ue012", "ArrowUp": "\ue013"}
+
+
+def wait_until(ready: Callable[[], bool], what: str, seconds: float = 300) -> None:
+    """Wait for what another process does: at once on an idle machine, minutes where its disk is busy.
+
+    Raises:
+        TimeoutError: with what was waited for.
+    """
+    end = time.monotonic() + seconds
+    while not ready():
+        if time.monotonic() > end:
+            raise TimeoutError(f"waited {seconds:g} s for {what}")
+        time.sleep(0.1)
 
 
 class Browser:
@@ -81,12 +95,14 @@ class Browser:
 
     def wait_until_kept(self, text: str) -> None:
         """Wait for a text in the local storage on disk, where it comes some seconds after the page wrote it."""
-        for _ in range(3000):
-            logs = (self.folder / "profile/Default/Local Storage/leveldb").glob("*.log")
-            if any(text.encode() in path.read_bytes() for path in logs):
-                return
-            time.sleep(0.1)
-        raise TimeoutError(f"{text} was not stored")
+        logs = self.folder / "profile/Default/Local Storage/leveldb"
+        wait_until(lambda: any(text.encode() in path.read_bytes() for path in logs.glob("*.log")), f"{text} to be kept")
+
+    def downloaded(self, name: str) -> Path:
+        """The path of a file that the page saves, once it is there under its own name, and so whole."""
+        path = self.folder / name
+        wait_until(path.is_file, f"{name} to be saved")
+        return path
 
     def screenshot(self, path: Path) -> None:
         """Write what is seen as PNG."""
@@ -94,11 +110,8 @@ class Browser:
 
     @staticmethod
     def _port(log: Path) -> int:
-        for _ in range(300):
-            if "successfully on port" in (text := log.read_text()):
-                return int(text.split("successfully on port")[1].split()[0].rstrip("."))
-            time.sleep(0.1)
-        raise TimeoutError(log.read_text())
+        wait_until(lambda: "successfully on port" in log.read_text(), "chromedriver to start")
+        return int(log.read_text().split("successfully on port")[1].split()[0].rstrip("."))
 
     def _ask(self, method: str, path: str, content: dict | None = None) -> Any:
         data = None if content is None else json.dumps(content).encode()

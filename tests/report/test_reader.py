@@ -3,7 +3,6 @@
 import base64
 import json
 import re
-import time
 
 import nibabel as nib
 import numpy as np
@@ -131,12 +130,7 @@ def test_a_reader_fills_it_in(made, tmp_path):
             browser.keys("Enter")
         assert "83 % right (5 of 6)" in browser.script("return document.body.innerText")
         browser.click("#save")
-        file = tmp_path / "reader_A_B_.json"
-        for _ in range(100):
-            if file.is_file():
-                break
-            time.sleep(0.1)
-    saved = json.loads(file.read_text())
+        saved = json.loads(browser.downloaded("reader_A_B_.json").read_text())
     assert saved["reader"] == "A. B." and saved["about"]["pool"] == "volumes"
     assert [item["truth"] for item in saved["items"]] == key["truth"]
     assert [item["source"] for item in saved["items"]] == key["sources"]
