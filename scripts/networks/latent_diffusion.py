@@ -126,7 +126,10 @@ class Denoiser(nn.Module):
             self.null_embedding = nn.Parameter(torch.zeros(width))
 
     def forward(self, z: Tensor, t: Tensor, condition: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
-        """Predict the noise in z; see `LatentDiffusion.predict_noise`."""
+        """What is to be predicted of z (batch, channels, *size) at t (batch,): noise or velocity, the latents' shape.
+
+        `condition` and `keep`: see `LatentDiffusion.predict_noise`.
+        """
         if not self.num_conditions:
             return self.unet(z, t)
         embedding = self.null_embedding.expand(z.shape[0], -1)

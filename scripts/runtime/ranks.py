@@ -7,9 +7,12 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # A rank may draw for hours while the others wait; one that died is noticed at once.
 PATIENCE = timedelta(days=30)
@@ -86,3 +89,18 @@ class Ranks:
         for failure in self.gather(None):
             if failure is not None:
                 raise PeerError(failure)
+
+
+def total_over_ranks(part: Tensor) -> Tensor:
+    """Sum over all ranks of what each found in its part of a batch, for a loss that is no mean over the items.
+
+    Its gradient is `size` times that of the own part: the mean of the gradients of all ranks, which they step along,
+    is then that of the whole batch's loss.
+    """
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        return part
+    total = part.detach().clone()
+    dist.all_reduce(total)
+    return total + dist.get_world_size() * (part - part.detach())

@@ -53,8 +53,8 @@ def prepare_training(seed: int) -> None:
     from monai.utils import set_determinism
 
     say_errors_plainly()
-    if type(seed) is not int or seed < 0:
-        raise InputError(f"seed {seed!r}", "a whole number from 0", "write --seed 0")
+    if type(seed) is not int or not 0 <= seed < 2**32:  # torch takes 64 bits, of which each epoch's number has 32
+        raise InputError(f"seed {seed!r}", "a whole number from 0 to 2^32 - 1", "write --seed 0")
     set_determinism(seed)
 
 

@@ -93,7 +93,8 @@ class AutoencoderUpdate:
         judge = self.discriminator if step > self.discriminator_start else None
         with casting(device, self.autocast_dtype):
             x, logits, mean, std = _code(engine.network, batch, device, self.generator)
-        named = autoencoder_objective(logits, x, mean, std, self.num_image_channels, self.kl_weight)._asdict()
+        terms = autoencoder_objective(logits, x, mean, std, self.num_image_channels, self.kl_weight, shared=True)
+        named = terms._asdict()
         fake = torch.sigmoid(logits.float())
         if judge is not None:
             named["generator"] = generator_loss(judge, fake)

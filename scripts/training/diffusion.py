@@ -51,11 +51,11 @@ def condition_model(data: TrainingSet, num_conditions: int) -> ConditionModel | 
 
 
 def sample_of(network: LatentDiffusion, conditions: ConditionModel | None, num_steps: int) -> Callable | None:
-    """For `SampleGrid`: samples as the first training item is; None without conditions."""
+    """For `SampleGrid`: samples as the first training item with a condition is; None without conditions."""
     if conditions is None:
         return None
-    device = network.latent_std.device
-    first = conditions.training_conditions()[:1].to(device)
+    table = conditions.training_conditions()
+    first = table[~table.isnan().any(1)][:1].to(network.latent_std.device)
     return functools.partial(network.sample, num_steps=num_steps, condition=first)
 
 

@@ -14,6 +14,7 @@ from ..data.holes import BORDERS, FRAME, hole_around, signed_distances
 from ..networks.lesion_flow import LesionFlow, shifted
 from ..runtime.noise import draw_rows
 from ..runtime.precision import autocast_dtype, casting
+from ..runtime.ranks import total_over_ranks
 from .averaging import WeightAverage
 from .evaluation import ItemEvaluation
 from .parallel import mean_terms
@@ -120,7 +121,7 @@ class FlowUpdate:
         t = shifted(self._rows(lambda n: torch.rand(n, generator=self.generator), x)).to(device)
         noise = self._rows(lambda n: torch.randn((n, *image.shape[1:]), generator=self.generator), x).to(device)
         with casting(device, self.autocast_dtype):
-            loss = self.loss(network, image, noise, t, distance, hole)
+            loss = self.loss(network, image, noise, t, distance, hole, shared=True)
         descend({"loss": loss}, network, engine.optimizer, engine.state.iteration, self.gradient_clip)
         if self.average is not None:
             self.average.update_parameters(network)
@@ -132,12 +133,17 @@ class FlowUpdate:
 
 
 def velocity_loss(
-    network: LesionFlow, image: Tensor, noise: Tensor, t: Tensor, distance: Tensor, hole: Tensor
+    network: LesionFlow, image: Tensor, noise: Tensor, t: Tensor, distance: Tensor, hole: Tensor, shared: bool = False
 ) -> Tensor:
-    """Mean squared error of the velocity over the voxels of all holes of a batch."""
+    """Mean squared error of the velocity over the voxels of all holes of a batch.
+
+    With `shared`, the other processes of a `torchrun` hold the rest of the batch.
+    """
     predicted = network.velocity(network.noised(image, noise, t, hole), t, image, distance, hole)
     wrong = (predicted.float() - (image - noise)).square() * hole
-    return wrong.sum() / (hole.sum() * image.shape[1]).clamp(min=1)
+    sums = torch.stack([wrong.sum(), hole.sum() * image.shape[1]])
+    error, voxels = total_over_ranks(sums) if shared else sums
+    return error / voxels.clamp(min=1)
 
 
 class FlowEvaluation(ItemEvaluation):

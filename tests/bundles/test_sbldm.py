@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from monai.bundle import ConfigParser
 
 from scripts.pool.writing import read_pool
 
@@ -48,6 +49,15 @@ def test_paper_preset_has_the_size_of_the_paper(in_bundle, tmp_path):
     assert generator.latent_shape == (4, 24, 24, 96)
     assert sum(p.numel() for p in generator.parameters()) == pytest.approx(159e6, rel=0.005)
     assert not any(type(m).__name__ == "SpatialAttentionBlock" for m in generator.denoiser.modules())
+
+
+def test_paper_preset_trains_as_the_paper(in_bundle):
+    """Kebaili et al. 2024b, section 3.2, and the authors' code: Adam, two volumes a step, L1 loss of the noise."""
+    parser = ConfigParser()
+    parser.read_config(["configs/train.json", "configs/paper.json"])
+    wanted = {"prediction_type": "epsilon", "noise_loss": "l1", "batch_size": 2, "learning_rate": 1e-5,
+              "autoencoder_learning_rate": 1e-5, "weight_decay": 0.0, "kl_weight": 1e-6}  # fmt: skip
+    assert {name: parser.get_parsed_content(name) for name in wanted} == wanted
 
 
 @pytest.mark.slow

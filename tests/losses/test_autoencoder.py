@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from monai.losses import DiceLoss
+from torch.nn import functional as F
 
 from scripts.losses.autoencoder import autoencoder_objective
 
@@ -33,6 +35,17 @@ def test_image_is_the_mean_absolute_difference_and_mask_the_cross_entropy():
     assert got.image.item() == pytest.approx(0.4)
     dice_of_no_mask = 1 - 1e-2 / (8 + 1e-2)
     assert got.mask.item() == pytest.approx(math.log(2) + dice_of_no_mask, rel=1e-3)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (8, 8, 4)])
+def test_the_mask_term_is_cross_entropy_and_monais_dice_over_the_batch(size):
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.rand(3, 3, *size, generator=generator) > 0.7).float()
+    logits = torch.randn(x.shape, generator=generator)
+    x[0, 1:] = 0  # an item without mask
+    dice = DiceLoss(sigmoid=True, batch=True, smooth_nr=1e-2, smooth_dr=1e-2)(logits[:, 1:], x[:, 1:])
+    expected = F.binary_cross_entropy_with_logits(logits[:, 1:], x[:, 1:]) + dice
+    torch.testing.assert_close(terms(logits, x).mask, expected)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (8, 8, 4)])

@@ -10,7 +10,7 @@ from scripts.networks.latent_diffusion import LatentDiffusion
 from scripts.runtime.errors import InputError
 from scripts.runtime.precision import TrainingDiverged
 from scripts.training.averaging import WeightAverage
-from scripts.training.diffusion import DiffusionEvaluation, DiffusionUpdate, LatentSet
+from scripts.training.diffusion import DiffusionEvaluation, DiffusionUpdate, LatentSet, sample_of
 
 
 def tiny(**settings):
@@ -121,6 +121,15 @@ def test_conditions_are_dropped_per_sample():
     assert update(condition_dropout=0.0).drop(table)[1].all()
     assert not update(condition_dropout=1.0).drop(table)[1].any()
     assert rule.drop(None) == (None, None)
+
+
+def test_the_picture_asks_for_a_condition_that_there_is():
+    """The first training mask may be so small that nothing of it is left at the cases' own spacing."""
+    network, table = tiny(num_conditions=9), torch.rand(3, 9)
+    table[0] = float("nan")
+    sample = sample_of(network, SimpleNamespace(training_conditions=lambda: table), num_steps=2)
+    assert torch.equal(sample.keywords["condition"], table[1:2])
+    assert sample(torch.randn(1, *network.latent_shape)).isfinite().all()
 
 
 def test_a_sample_without_condition_is_trained_on_without():

@@ -1,18 +1,23 @@
 """What stands in the files that the handlers write."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine, Events
 from torch import nn
+from torch.utils.data import DistributedSampler
 
 from scripts.data.cases import open_cases
 from scripts.data.training_set import load_training_set
 from scripts.report import sheets
+from scripts.runtime.errors import InputError
 from scripts.runtime.precision import TrainingDiverged, check_finite
+from scripts.runtime.settings import prepare_training
 from scripts.training.checkpoints import Checkpoints
+from scripts.training.loading import EpochSeeds
 from scripts.training.pictures import SampleGrid
 
 from ..data.toy import write_preprocessed
@@ -132,3 +137,11 @@ def test_broken_numbers_are_named():
     check_finite({"loss": torch.tensor(1.0)}, 3)
     with pytest.raises(TrainingDiverged, match="step 3: norm is not finite .*loss 1"):
         check_finite({"loss": torch.tensor(1.0), "norm": torch.tensor(float("inf"))}, 3)
+
+
+def test_every_seed_that_is_taken_can_be_trained_with():
+    for wrong in (-1, 2**32, 1.0, True):
+        with pytest.raises(InputError, match="seed"):
+            prepare_training(wrong)
+    engine: Any = SimpleNamespace(state=SimpleNamespace(epoch=2**20))
+    EpochSeeds(2**32 - 1, torch.Generator(), DistributedSampler(range(4), 1, 0))(engine)
