@@ -64,7 +64,7 @@ class OfTwoPasses(nnUNetTrainer):
         with torch.no_grad():
             self.network.weight.mul_(2)
         with torch.autocast("cpu", torch.bfloat16):
-            return {"loss": float((self.network(batch) / before).mean())}
+            return {"loss": float((self.network(batch) / before).mean().detach())}
 
 
 class OfTwoPassesMixed(SynthAugMixin, OfTwoPasses):
