@@ -6,7 +6,7 @@ from pathlib import Path
 from .errors import InputError
 from .import_pool import check_plans_name
 from .options import checked
-from .preprocessed import CPU_PLANS_MARK, find_dataset, read_json, read_plans, write_json
+from .preprocessed import CPU_PLANS_MARK, find_dataset, read_json, read_plans, with_inherited, write_json
 
 
 @checked
@@ -40,19 +40,21 @@ def write_cpu_plans(
     found = find_dataset(dataset)
     small = {**deepcopy(read_plans(found, plans)), "plans_name": plans_out, CPU_PLANS_MARK: plans_out}
     for name, configuration in small["configurations"].items():
-        if "inherits_from" in configuration:
-            continue
+        inherits = "inherits_from" in configuration  # what it does not say itself
         features = configuration.get("architecture", {}).get("arch_kwargs", {}).get("features_per_stage")
-        if features is None:
+        if features is not None:
+            first = max_features // 8
+            features[:] = [min(first * 2**stage, max_features) for stage in range(len(features))]
+        elif not inherits or "architecture" in configuration:
             raise InputError(
                 f"the configuration {name} of {plans}, whose architecture has no features_per_stage",
                 "plans of nnU-Net's U-Nets",
                 "start from other plans",
             )
-        first = max_features // 8
-        features[:] = [min(first * 2**stage, max_features) for stage in range(len(features))]
-        batch = batch_size if len(configuration["patch_size"]) == 2 else max(2, batch_size // 8)
-        configuration["batch_size"] = min(batch, configuration["batch_size"])
+        if not inherits or "batch_size" in configuration:
+            patch_size = configuration.get("patch_size") or with_inherited(small, name)["patch_size"]
+            batch = batch_size if len(patch_size) == 2 else max(2, batch_size // 8)
+            configuration["batch_size"] = min(batch, configuration["batch_size"])
     file = found.folder / f"{plans_out}.json"
     existing = read_json(file, "choose another plans_out") if file.is_file() else {}
     if existing and {**existing, CPU_PLANS_MARK: plans_out} != small:

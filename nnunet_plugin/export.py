@@ -1,5 +1,6 @@
 """Turn a model trained with synthetic cases into one that stock nnU-Net uses without this plugin."""
 
+import os
 import secrets
 import shutil
 import sys
@@ -51,7 +52,7 @@ def export_model(
     Example:
         synthaug export-model nnUNetTrainerSynthAug__nnUNetPlansSynthAug__2d_syn50
     """
-    model_folder = Path(model_folder)
+    model_folder = Path(os.path.abspath(model_folder))  # "." has no name; what a link is called stays
     folds = sorted(file.parent for file in model_folder.glob(f"fold_*/{checkpoint}")) if checkpoint else []
     if not folds or not (model_folder / "plans.json").is_file():
         raise InputError(

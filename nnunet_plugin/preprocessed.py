@@ -139,6 +139,18 @@ def read_plans(dataset: PreprocessedDataset, plans: str) -> dict[str, Any]:
 
 def resolve_configuration(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
     """Return a configuration with what it inherits; cascades are refused."""
+    resolved = with_inherited(plans, configuration)
+    if resolved.get("previous_stage") is not None:
+        raise InputError(
+            f"the cascade configuration {configuration}",
+            "2d, 3d_fullres or 3d_lowres (and configurations that inherit from them)",
+            "synthetic cases have no prediction of a previous stage; train another configuration",
+        )
+    return resolved
+
+
+def with_inherited(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
+    """Return a configuration with what it inherits."""
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     if configuration not in plans["configurations"]:
@@ -148,7 +160,7 @@ def resolve_configuration(plans: dict[str, Any], configuration: str) -> dict[str
             "name an existing configuration",
         )
     try:
-        resolved = PlansManager(plans).get_configuration(configuration).configuration
+        return PlansManager(plans).get_configuration(configuration).configuration
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:  # a circle is a RuntimeError
         raise InputError(
             f"the configuration {configuration} of the plans {plans['plans_name']}, which nnU-Net cannot read "
@@ -156,13 +168,6 @@ def resolve_configuration(plans: dict[str, Any], configuration: str) -> dict[str
             "plans as nnU-Net writes them",
             "run nnUNetv2_plan_experiment again",
         ) from error
-    if resolved.get("previous_stage") is not None:
-        raise InputError(
-            f"the cascade configuration {configuration}",
-            "2d, 3d_fullres or 3d_lowres (and configurations that inherit from them)",
-            "synthetic cases have no prediction of a previous stage; train another configuration",
-        )
-    return resolved
 
 
 def space_fields(plans: dict[str, Any], configuration: dict[str, Any]) -> dict[str, Any]:

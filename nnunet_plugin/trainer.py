@@ -74,8 +74,6 @@ class SynthAugMixin(nnUNetTrainer):
         if settings.training.num_epochs is not None:
             # A short training that is interrupted should not lose all of it.
             self.save_every = min(50, max(1, settings.training.num_epochs // 10))
-        settings.check_length(self.num_epochs)
-        check_shares(settings, self.num_epochs)
 
     def initialize(self) -> None:
         """Build network and optimiser; with a training seed the same weights for every configuration."""
@@ -90,8 +88,9 @@ class SynthAugMixin(nnUNetTrainer):
 
     def train_step(self, batch: dict) -> dict:
         """Make nnU-Net's step; on a CPU in bfloat16 where the settings ask for it."""
-        dtype = self._autocast_dtype
-        with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
+        if (dtype := self._autocast_dtype) is None:
+            return super().train_step(batch)  # around a trainer's own autocast another would keep its cast weights
+        with torch.autocast("cpu", dtype):
             return super().train_step(batch)
 
     @property
@@ -99,15 +98,23 @@ class SynthAugMixin(nnUNetTrainer):
         on_cpu = self.device.type == "cpu"
         return autocast_dtype(self.synthaug_settings.training.autocast, self.device) if on_cpu else None
 
-    def configure_optimizers(self) -> tuple[Any, Any]:
-        """Return AdamW where the settings ask for it, otherwise nnU-Net's optimiser."""
-        if self.synthaug_settings.training.optimizer != "AdamW":
-            return super().configure_optimizers()
+    def configure_optimizers(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        """Return the optimiser that the settings ask for, otherwise that of the trainer, whose the arguments are."""
+        wanted = self.synthaug_settings.training.optimizer
+        if wanted is None:
+            return super().configure_optimizers(*args, **kwargs)
+        if self.optimizer is not None:  # trainers with a warm-up ask again
+            return self.optimizer, self.lr_scheduler
+        if wanted == "SGD":
+            return nnUNetTrainer.configure_optimizers(self)
         optimizer = torch.optim.AdamW(self.network.parameters(), self.initial_lr, weight_decay=self.weight_decay)
         return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         """Return the training cases mixed with the pool's and with transplants, and the real validation cases."""
+        # Not before: trainers set their number of epochs after this one's __init__.
+        self.synthaug_settings.check_length(self.num_epochs)
+        check_shares(self.synthaug_settings, self.num_epochs)
         train, val = super().get_tr_and_val_datasets()
         if self.dataset_class is nnUNetDatasetNumpy:  # whose arrays nnU-Net writes into: each is loaded anew
             train, val = WritableCases(train), WritableCases(val)

@@ -115,6 +115,7 @@ def add_transplants(
     folds = [fold] if fold is not None else list(range(_count_folds(found, identifiers)))
     splits = {of: fold_split(found, identifiers, of) for of in folds}
     every = sorted(set().union(*(splits[of][0] for of in folds)))
+    seen = identify_cases(case_reader(found, resolved["data_identifier"]), every)  # the first to read them
     volumes = label_volumes(found, source, resolved, every)
     before = made_configuration(plans_file, name)
     if labels is None:  # folds that are made later take those of the first
@@ -126,7 +127,6 @@ def add_transplants(
     else:
         block["transplant"]["labels"] = chosen
     folders = {of: bank_folder(found, resolved["data_identifier"], of, kept) for of in folds}
-    seen = identify_cases(case_reader(found, resolved["data_identifier"]), every)
     with _only_writer(found):
         merged = _merged_plans(source, plans_file, base, name, block, overwrite)
         wanted = {

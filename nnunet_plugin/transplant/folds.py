@@ -199,7 +199,12 @@ def make_fold(
                 _read_cases(dataset, plans, configuration, names),
                 record["dimension"],
                 record["lesion_labels"],
-                _left_right(dataset, plans, configuration, names[0]),
+                # The first case stands for all.
+                left_right(
+                    case_reader(dataset, configuration["data_identifier"])(names[0])[3],
+                    plans["transpose_forward"],
+                    record["dimension"],
+                ),
                 open_file=files_in(temporary),
             )
         fitting = 0 if bank is None else len(bank.fitting)
@@ -262,17 +267,20 @@ def own_spacing(properties: Mapping[str, Any], shape: Sequence[int], transposed:
     return [float(step * old / new) for step, old, new in zip(steps, before, shape, strict=True)]
 
 
-def _left_right(
-    dataset: PreprocessedDataset, plans: dict[str, Any], configuration: dict[str, Any], name: str
-) -> int | None:
+def left_right(properties: Mapping[str, Any], transposed: Sequence[int], dimension: int) -> int | None:
     """Return the preprocessed axis that goes from left to right, counted from the end; `None` if 2D has none.
 
-    The first case stands for all. Without a direction in its properties the last axis is taken.
+    Without a direction in what nnU-Net says of the case, as of single images, the last axis is taken.
     """
-    properties = case_reader(dataset, configuration["data_identifier"])(name)[3]
-    direction = properties.get("sitk_stuff", {}).get("direction")
-    if direction is None or len(direction) != 9:
+    itk, nibabel = properties.get("sitk_stuff", {}), properties.get("nibabel_stuff", {})
+    affine = nibabel.get("reoriented_affine", nibabel.get("original_affine"))
+    if affine is not None:
+        steps = np.asarray(affine)[:3, :3]
+        direction = steps / np.linalg.norm(steps, axis=0)
+    elif len(itk.get("direction", ())) == 9:
+        direction = np.reshape(itk["direction"], (3, 3))
+    else:
         return -1
-    towards_left = np.abs(np.reshape(direction, (3, 3))[0])  # of the axes x y z; arrays are z y x
-    axis = int(np.argmax([towards_left[2 - raw] for raw in plans["transpose_forward"]])) - 3
-    return None if axis == -3 and len(configuration["patch_size"]) == 2 else axis
+    towards_left = np.abs(direction[0])  # of the axes x y z; arrays are z y x
+    axis = int(np.argmax([towards_left[2 - raw] for raw in transposed])) - 3
+    return None if axis == -3 and dimension == 2 else axis

@@ -134,6 +134,13 @@ def test_trainers_made_with_the_mixin_are_exported_as_what_is_behind_it(tmp_path
         export_model(mixed)
 
 
+def test_the_model_may_be_where_one_is(tmp_path, monkeypatch):
+    model = trained(tmp_path / "nnUNetTrainerSynthAug__p__2d")
+    for folder, path in ((model, "."), (model / "fold_0", "..")):
+        monkeypatch.chdir(folder)
+        assert export_model(path, overwrite=True) == tmp_path / "nnUNetTrainer__p__2d"
+
+
 def test_postprocessing_comes_with_the_folds_that_it_is_of(tmp_path):
     """And no validation folder without its predictions, in which nnU-Net would look for them."""
     model = trained(tmp_path / "nnUNetTrainerSynthAug__p__2d")

@@ -482,6 +482,24 @@ def test_cpu_plans(nnunet):
         write_cpu_plans(901, plans_out="x", max_features=4)
 
 
+def test_cpu_plans_make_configurations_that_inherit_as_small(nnunet):
+    """What they say themselves is made as small as what they inherit."""
+    file = nnunet / "preprocessed" / PLAIN / "nnUNetPlans.json"
+    plans = json.loads(file.read_text())
+    configurations = plans["configurations"]
+    large = {"batch_size": 80, "architecture": configurations["3d_fullres"]["architecture"]}
+    configurations |= {"large": {"inherits_from": "3d_fullres", **large}, "larger": {"inherits_from": "large"}}
+    configurations["slices"] = {"inherits_from": "2d", "batch_size": 80}
+    file.write_text(json.dumps(plans))
+    small = json.loads(write_cpu_plans(901, plans_out="small").read_text())["configurations"]
+    assert small["large"] == {**small["large"], "batch_size": 2, "architecture": small["3d_fullres"]["architecture"]}
+    assert small["slices"]["batch_size"] == 16 and small["larger"] == {"inherits_from": "large"}
+    configurations["large"]["architecture"] = {"arch_kwargs": {}}
+    file.write_text(json.dumps(plans))
+    with pytest.raises(InputError, match="the configuration large .* no features_per_stage"):
+        write_cpu_plans(901, plans_out="other")
+
+
 def test_command_line(make_pool, nnunet, capsys, snapshot):
     pool = str(make_pool())
     before = snapshot()

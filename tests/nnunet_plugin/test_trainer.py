@@ -24,6 +24,8 @@ from nnunet_plugin.trainer import EPOCHS_FILE, SynthAugMixin, nnUNetTrainerSynth
 from nnunetv2.run.run_training import maybe_load_checkpoint
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoDA import nnUNetTrainerNoDA
+from nnunetv2.training.nnUNetTrainer.variants.lr_schedule.nnUNetTrainer_warmup import nnUNetTrainer_warmup
+from nnunetv2.training.nnUNetTrainer.variants.optimizer.nnUNetTrainerAdam import nnUNetTrainerAdam
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from ..processes import start, wait_until
@@ -35,6 +37,38 @@ ROOT = Path(nnunet_plugin.__file__).parents[1]
 
 class NoAugmentation(SynthAugMixin, nnUNetTrainerNoDA):
     """The mixin before another of nnU-Net's trainers; its batches hold the samples' own values."""
+
+
+class WarmedUp(SynthAugMixin, nnUNetTrainer_warmup):
+    """One that asks for its optimiser again, by the stage of its schedule."""
+
+
+class WithAdam(SynthAugMixin, nnUNetTrainerAdam):
+    """One with an optimiser of its own."""
+
+
+class OfTwentyEpochs(nnUNetTrainerSynthAug):
+    """A trainer as users write them."""
+
+    def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):  # noqa: B008
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_epochs = 20
+
+
+class OfTwoPasses(nnUNetTrainer):
+    """One that changes its weights between two passes, as sharpness-aware minimisation does."""
+
+    def train_step(self, batch):
+        with torch.autocast("cpu", torch.bfloat16):
+            before = self.network(batch)
+        with torch.no_grad():
+            self.network.weight.mul_(2)
+        with torch.autocast("cpu", torch.bfloat16):
+            return {"loss": float((self.network(batch) / before).mean().detach())}
+
+
+class OfTwoPassesMixed(SynthAugMixin, OfTwoPasses):
+    """The same behind the mixin."""
 
 
 @pytest.fixture
@@ -318,6 +352,31 @@ def test_training_settings_reach_nnunet(mixed, make_trainer):
     assert plain.optimizer.defaults == stock.optimizer.defaults
 
 
+@pytest.mark.parametrize("optimizer", [None, "SGD", "AdamW"])
+@pytest.mark.parametrize("kind", [WarmedUp, WithAdam])
+def test_the_optimiser_is_the_one_asked_for_with_any_trainer(mixed, kind, optimizer):
+    trainer = mixed(0.5, kind=kind, training={**SHORT, "optimizer": optimizer, "initial_lr": 0.02})
+    trainer.initialize()
+    first = trainer.optimizer
+    trainer.on_train_epoch_start()
+    own = {WarmedUp: torch.optim.SGD, WithAdam: torch.optim.AdamW}[kind]
+    assert trainer.optimizer is first
+    assert type(first) is {"SGD": torch.optim.SGD, "AdamW": torch.optim.AdamW, None: own}[optimizer]
+    is_warmed_up = kind is WarmedUp and optimizer is None
+    assert (first.param_groups[0]["lr"] < 0.01) == is_warmed_up
+    if kind is WarmedUp:
+        trainer.configure_optimizers("train")
+        assert trainer.optimizer is first
+
+
+def test_a_step_is_that_of_the_trainer_behind(mixed):
+    batch, losses = torch.ones(1, 4), []
+    for trainer in (object.__new__(OfTwoPasses), mixed(0.5, kind=OfTwoPassesMixed)):
+        trainer.network = torch.nn.Linear(4, 4, bias=False)
+        losses.append(trainer.train_step(batch)["loss"])
+    assert losses == [2.0, 2.0]
+
+
 @pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
 def test_bfloat16_on_the_cpu_makes_the_same_step(mixed, make_pool, configuration):
     losses, weights = {}, {}
@@ -407,13 +466,11 @@ def test_refusals_at_construction(mixed, make_trainer, nnunet, monkeypatch):
     plans = json.loads(file.read_text())
     configurations = plans["configurations"]
     configurations["typo"] = {"inherits_from": "2d", "synthaug": {"pool": "pool", "ratio": 0.5}}
-    configurations["long"] = {"inherits_from": "2d", "synthaug": {"pool": "pool", "warmup_epochs": 1001}}
     configurations["cascade"] = {**configurations["2d_syn50"], "previous_stage": "2d"}
     file.write_text(json.dumps(plans))
     for configuration, named in {
         "2d": "no synthaug block",
         "typo": "unknown setting `ratio`",
-        "long": "at most the 1000 epochs",
         "cascade": "the cascade configuration",
         "2d_syn75": "no configuration 2d_syn75",
     }.items():
@@ -426,6 +483,20 @@ def test_refusals_at_construction(mixed, make_trainer, nnunet, monkeypatch):
                 make_trainer("2d_syn50")
     monkeypatch.setenv("nnUNet_results", str(nnunet / "made by nnU-Net"))
     make_trainer("2d_syn50")
+
+
+@pytest.mark.parametrize("kind", [nnUNetTrainerSynthAug, OfTwentyEpochs])
+def test_schedules_are_checked_against_the_epochs_that_are_trained(mixed, make_pool, kind):
+    pool, epochs = make_pool(), 20 if kind is OfTwentyEpochs else 1000
+    for warmup, finish, said in ((epochs - 1, 2, f"at most the {epochs} epochs"), (epochs - 1, 1, None)):
+        trainer = mixed(0.5, kind=kind, pool=pool, training=None, warmup_epochs=warmup, finish_epochs=finish,
+                        overwrite=True)  # fmt: skip
+        trainer._set_batch_size_and_oversample()
+        if said is None:
+            assert trainer.get_tr_and_val_datasets()[0].identifiers
+        else:
+            with pytest.raises(InputError, match=said):
+                trainer.get_tr_and_val_datasets()
 
 
 @pytest.mark.slow

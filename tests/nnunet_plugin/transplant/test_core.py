@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from nnunet_plugin.errors import InputError
@@ -13,14 +14,25 @@ from nnunet_plugin.transplant.anatomy import UNKNOWN, read_anatomy
 from nnunet_plugin.transplant.bank import Bank
 from nnunet_plugin.transplant.body import body_mask, depth_in
 from nnunet_plugin.transplant.cases import PastedImage, PastedLabels, in_plane, moved_locations, window_around
-from nnunet_plugin.transplant.folds import FORMAT, RECORD, bank_folder, choose_labels, own_spacing, read_fold
+from nnunet_plugin.transplant.folds import (
+    FORMAT,
+    RECORD,
+    bank_folder,
+    choose_labels,
+    left_right,
+    own_spacing,
+    read_fold,
+)
 from nnunet_plugin.transplant.lesions import Lesion, Surroundings, lesions_of, surface
 from nnunet_plugin.transplant.making import lesion_labels, make_bank
 from nnunet_plugin.transplant.paste import blend, make_patch, relabel
 from nnunet_plugin.transplant.render import render
 from nnunet_plugin.transplant.store import files_in, load_bank, save_bank
 from nnunet_plugin.transplant.warp import Warp, draw_warp, rotation
+from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReorient
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO, SimpleITKIOWithReorient
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
 SHAPE, SPACING = (12, 48, 40), (3.0, 1.0, 1.5)
 
@@ -486,6 +498,30 @@ def test_millimetres_of_a_preprocessed_case_are_its_own():
     resampled = own_spacing(properties, (20, 162, 165), [2, 0, 1])
     np.testing.assert_allclose(np.multiply(resampled, (20, 162, 165)), [20 * 4, 180 * 0.9, 150 * 1.1])
     np.testing.assert_allclose(resampled, [4.0, 1.0, 1.0])
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [1, 0, 2], [2, 0, 1]])
+@pytest.mark.parametrize("reader", [SimpleITKIO, SimpleITKIOWithReorient, NibabelIO, NibabelIOWithReorient])
+def test_left_and_right_are_where_the_reader_says(tmp_path, reader, order):
+    """Of an image that is turned and has slices far apart: the axis along which its voxels' x changes the most."""
+    turned = Rotation.from_euler("xyz", [20, 25, -15], degrees=True).as_matrix()
+    affine = np.eye(4)
+    # Slices from left to right, 1 mm apart, in planes with steps of 4 mm: oblique, those go farther along x.
+    affine[:3, :3] = turned @ np.array([[0, 0, 1.0], [4.0, 0, 0], [0, 4.0, 0]])
+    x = np.einsum("i,i...->...", affine[0, :3], np.indices((10, 12, 14)))
+    file = tmp_path / "image.nii.gz"
+    nib.save(nib.Nifti1Image(x.astype(np.float32), affine), file)
+    image, properties = reader().read_images([str(file)])
+    image, steps = image[0].transpose(order), np.array(properties["spacing"])[order]
+    change = [abs(float(np.diff(image, axis=axis).mean())) / step for axis, step in enumerate(steps)]
+    axis = int(np.argmax(change)) - 3
+    assert left_right(properties, order, 3) == axis
+    assert left_right(properties, order, 2) == (None if axis == -3 else axis)
+
+
+def test_images_without_a_direction_have_left_and_right_in_their_rows():
+    assert left_right({"spacing": [999, 1, 1]}, [0, 1, 2], 2) == -1
+    assert left_right({"sitk_stuff": {"direction": (1.0, 0.0, 0.0, 1.0)}}, [0, 1, 2], 2) == -1
 
 
 def test_banks_of_another_version_are_refused(tmp_path):

@@ -268,6 +268,18 @@ def test_organs_are_refused(roomy, snapshot):
     assert snapshot() == before
 
 
+@pytest.mark.parametrize("ending", [".b2nd", "_seg.b2nd", ".pkl"])
+def test_a_case_of_the_split_that_is_gone_is_named(nnunet, snapshot, split, ending):
+    """As add-pool names it."""
+    base = nnunet / "preprocessed" / PLAIN
+    (base / "splits_final.json").write_text(json.dumps([{"train": split(0), "val": []}]))
+    (base / "nnUNetPlans_2d" / f"{split(0)[1]}{ending}").unlink()
+    before = snapshot()
+    with pytest.raises(InputError, match=f"case {split(0)[1]} cannot be read"):
+        add_transplants(PLAIN, "2d", plans="nnUNetPlansCPU")
+    assert snapshot() == before
+
+
 @pytest.mark.slow
 def test_refusals_at_training_start(with_transplants, make_trainer, nnunet, split):
     trainer = with_transplants(0.5)
