@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -50,15 +50,24 @@ def find_duplicates(
         track: shows bars.
     """
     descriptor = thumbnails()
-    of_real = np.full(len(audit.real), np.nan)
+    patients, members = np.unique(audit.real.groups, return_inverse=True)
+    apart = np.empty((len(audit.real), len(patients)))  # of each item to the nearest one of each other patient
     for chosen, best, *_ in descriptor.distances(audit.real, audit.real, track, "pixels: real to real"):
         best[audit.real.groups[chosen][:, None] == audit.real.groups[None]] = np.inf
-        of_real[chosen] = best.min(axis=1) / np.maximum(real.scale[chosen], 1e-12)
-    of_real[~audit.judged] = np.nan
+        apart[chosen] = np.stack([best[:, members == i].min(axis=1) for i in range(len(patients))], axis=1)
+
+    def of_others(nearest: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        return np.where(audit.judged, nearest / np.maximum(scale, 1e-12), np.nan)
+
+    of_real = of_others(apart.min(axis=1), real.scale)
+
+    def without(patient: str) -> np.ndarray:
+        return of_others(apart[:, patients != patient].min(axis=1), real.without(patient)[2])
+
     level = levels["duplicates"] * min(1.0, len(audit.real) / len(audit.samples))
     words = "distance to the nearest other sample, relative to that to training cases:"
     empty = np.full(len(audit.samples), np.nan)
-    blank = Check("duplicates", words, True, level, of_real, empty, audit.real.groups, audit.held_out)
+    blank = Check("duplicates", words, True, level, of_real, empty, audit.real.groups, audit.held_out, without=without)
     limit, of_samples, near = float(blank.thresholds[0]), empty.copy(), []
     for chosen, best, *_ in descriptor.distances(audit.samples, audit.samples, track, "pixels: pool to pool"):
         best[np.arange(len(chosen)), chosen] = np.inf
@@ -68,5 +77,4 @@ def find_duplicates(
             earlier = np.argsort(row[:index], kind="stable")
             near.append([int(i) for i in earlier[: int((row[:index] < limit).sum())]])
     of_samples[~np.isfinite(of_samples)] = np.nan  # a pool of one
-    check = Check("duplicates", words, True, level, of_real, of_samples, audit.real.groups, audit.held_out)
-    return Duplicates(check, near)
+    return Duplicates(replace(blank, samples=of_samples), near)

@@ -40,13 +40,28 @@ Variants = Callable[[Tensor], Iterator[tuple[str, Tensor]]]  # images -> how eac
 
 
 class Nearest(NamedTuple):
-    """Of every item: its distance to the nearest training item, relative to `scale`, that item, and the flip."""
+    """Of every item: its distance to the nearest training item, relative to `scale`, that item, and the flip.
+
+    `near` (items, patients) holds the distances to the nearest patients, ascending, and `who` their names: one more of
+    them than the figures need.
+    """
 
     relative: np.ndarray
     distance: np.ndarray
     scale: np.ndarray
     match: np.ndarray
     change: list[str]
+    near: np.ndarray
+    who: np.ndarray
+
+    def without(self, patient: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`relative`, `distance` and `scale` as they are where that patient is no training case; NaN without others."""
+        others = np.where((self.who == patient) | np.isinf(self.near), np.nan, self.near)
+        order = np.sort(others, axis=1)[:, :-1]  # NaN come last
+        after = order[:, 1:]
+        counts = (~np.isnan(after)).sum(axis=1)
+        scale = np.where(counts > 0, np.nansum(after, axis=1) / np.maximum(counts, 1), np.nan)
+        return order[:, 0] / np.maximum(scale, 1e-12), order[:, 0], scale
 
 
 class Comparison(Protocol):
@@ -175,13 +190,14 @@ def patient_distances(
         if apart:
             best[items.groups[chosen][:, None] == reference.groups[None]] = np.inf
         by_patient = np.stack([best[:, members == i].min(axis=1) for i in range(len(patients))], axis=1)
-        ordered = np.sort(by_patient, axis=1)
+        order = np.argsort(by_patient, axis=1, kind="stable")[:, : 2 + following]
+        ordered = np.take_along_axis(by_patient, order, axis=1)
         scale = ordered[:, 1 : 1 + following].mean(axis=1)
         match = best.argmin(axis=1)
-        rows.append((ordered[:, 0] / np.maximum(scale, 1e-12), ordered[:, 0], scale, match))
+        rows.append((ordered[:, 0] / np.maximum(scale, 1e-12), ordered[:, 0], scale, match, ordered, patients[order]))
         changes += [names[i] for i in change[np.arange(len(match)), match]]
-    relative, distance, of_scale, nearest = (np.concatenate(column) for column in zip(*rows, strict=True))
-    return Nearest(relative, distance, of_scale, nearest, changes)
+    relative, distance, of_scale, nearest, near, who = (np.concatenate(column) for column in zip(*rows, strict=True))
+    return Nearest(relative, distance, of_scale, nearest, changes, near, who)
 
 
 @dataclass(frozen=True)
@@ -270,6 +286,7 @@ def find_copies(
                 audit.real.groups,
                 audit.held_out,
                 notes=notes,
+                without=lambda patient, found=real[name]: np.where(audit.judged, found.without(patient)[0], np.nan),
             )
         )
     unlike = Check(
@@ -281,5 +298,6 @@ def find_copies(
         nearest["features"].distance,
         audit.real.groups,
         audit.held_out,
+        without=lambda patient: np.where(audit.judged, real["features"].without(patient)[1], np.nan),
     )
     return Memorisation(checks, unlike, nearest, real, training)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -73,6 +73,9 @@ class Check:
         held_out: (real,) bool, those that the generator never saw.
         real_bins, sample_bins: (items,) each bin has its own threshold; by default there is one.
         notes: (samples,) what a reason says besides, such as the feature that is out of range.
+        without: (real,) the scores where a patient is not among those that the others are compared with, either; None
+            where one patient hardly changes another's score. Of two patients who are alike by chance each would hide
+            that the other, as a new one, is called a copy.
     """
 
     key: str
@@ -86,19 +89,20 @@ class Check:
     real_bins: np.ndarray | None = None
     sample_bins: np.ndarray | None = None
     notes: list[str] = field(default_factory=list)
+    without: Callable[[str], np.ndarray] | None = None
 
     @cached_property
     def thresholds(self) -> np.ndarray:
         """The threshold of each bin: the last real item within it, so that what real items reach is never dropped."""
-        return self._thresholds(np.ones(len(self.real), bool))
+        return self._thresholds(self.real)
 
-    def _thresholds(self, chosen: np.ndarray) -> np.ndarray:
-        """From the chosen real items; NaN, which flags nothing, for a bin without any."""
-        used = chosen & ~np.isnan(self.real)
+    def _thresholds(self, scores: np.ndarray) -> np.ndarray:
+        """From scores (real,), NaN for items that have no say; NaN, which flags nothing, for a bin without any."""
+        used = ~np.isnan(scores)
         bins = np.zeros(len(self.real), int) if self.real_bins is None else self.real_bins
         count = 1 if self.real_bins is None else int(self.real_bins.max()) + 1
         rule = (self.level, "lower") if self.low else (1 - self.level, "higher")
-        found = [self.real[used & (bins == i)] for i in range(count)]
+        found = [scores[used & (bins == i)] for i in range(count)]
         return np.array([np.quantile(x, rule[0], method=rule[1]) if len(x) else np.nan for x in found])  # type: ignore[call-overload]
 
     def beyond(self, scores: np.ndarray, bins: np.ndarray | None, thresholds: np.ndarray | None = None) -> np.ndarray:
@@ -118,7 +122,8 @@ class Check:
         for group in np.unique(self.groups):
             own = self.groups == group
             bins = None if self.real_bins is None else self.real_bins[own]
-            result[own] = self.beyond(self.real[own], bins, self._thresholds(~own))
+            others = self.real if self.without is None else self.without(group)
+            result[own] = self.beyond(self.real[own], bins, self._thresholds(np.where(own, np.nan, others)))
         return result
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import sys
 import time
@@ -35,6 +36,7 @@ FORMAT, FORMAT_VERSION = "synthaug-tune", 1
 REAL, TRANSPLANTS, POOL = "real only", "transplants", "pool"  # arms of the protocol, and its generator
 NNUNET = 1000  # epochs of nnU-Net's own training
 FEWEST_CASES = 6  # so that an inner fold trains on four patients and validates two
+LEVEL = 0.05  # that p has to be below, by Holm over the arms
 
 
 def tune(
@@ -116,7 +118,10 @@ def tune(
         print(f"transplants are left out: {refused}", flush=True)
     with held(output):
         arms = [arm for arm in settings["arms"] if arm not in left_out]
-        done, more = _compare(output, settings, arms, slots, 3600 * hours, command)
+        most = most_arms(len(train))
+        few = f"of {len(train)} training patients p by Holm stays above {LEVEL:g} with more than {most} of these arms"
+        left_out |= dict.fromkeys(arms[1 + most :], few)
+        done, more = _compare(output, settings, arms[: 1 + most], slots, 3600 * hours, command)
         left_out |= more
         compared = _comparisons(output, settings, done, command)
         used = seconds_spent(output) / slots.slots / 3600
@@ -147,6 +152,15 @@ def decide(compared: Mapping[str, Mapping[str, Any]]) -> str:
     """
     better = {arm: c["interval"][0] for arm, c in compared.items() if c["conclusion"] == "higher"}
     return max(better, key=lambda arm: better[arm], default=REAL)
+
+
+def most_arms(patients: int) -> int:
+    """With how many arms beside real only one that gains in every patient is still chosen.
+
+    Wilcoxon's smallest two-sided p of n patients is 2 / 2^n, and Holm multiplies the smallest by the number of arms: an
+    arm more, and no gain is ever large enough.
+    """
+    return math.floor(LEVEL * 2.0 ** min(patients - 1, 20))  # there are not as many arms
 
 
 def seconds_spent(output: Path) -> float:

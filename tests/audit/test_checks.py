@@ -1,12 +1,15 @@
 """The laws of the audit's pieces, one by one."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from scripts.audit.agreement import augment, best_dice
+from scripts.audit.duplicates import find_duplicates
 from scripts.audit.items import Items
-from scripts.audit.memorisation import NEXT_PATIENTS, Memorisation, flips, patient_distances, thumbnails
+from scripts.audit.memorisation import NEXT_PATIENTS, Memorisation, find_copies, flips, patient_distances, thumbnails
 from scripts.audit.plausibility import Body, joint_scores, range_scores
 from scripts.audit.thresholds import LEVELS, Check, check_levels, patient_interval, wilson_interval
 from scripts.runtime.errors import InputError
@@ -166,6 +169,46 @@ def test_relative_distance_is_to_the_patients_after_the_nearest():
     assert found.scale[0] == pytest.approx(np.mean(nearest[1 : 1 + NEXT_PATIENTS]), abs=1e-3)
     with pytest.raises(InputError, match="at least 3"):
         patient_distances(thumbnails(), sample, reference.subset(np.array([0, 1])), all_of, "", apart=False)
+
+
+def of_real_items(real: Items, **more):
+    """What the checks for copies and duplicates look at, of real items alone."""
+    return SimpleNamespace(
+        real=real, samples=real.subset(np.arange(2)), held_out=np.zeros(len(real), bool),
+        judged=np.ones(len(real), bool), painted=None, **more,
+    )  # fmt: skip
+
+
+def test_without_a_patient_others_are_compared_as_if_nobody_had_seen_it():
+    patients = np.repeat([f"p{i:02d}" for i in range(10)], 2)
+    real = items(smooth(20, (16, 16), 0), patients)
+    found = patient_distances(thumbnails(), real, real, all_of, "", apart=True)
+    pairs = find_duplicates(of_real_items(real), found, found, LEVELS, all_of).check
+    for patient in np.unique(patients):
+        left = patients != patient
+        rest = real.subset(left)
+        known = patient_distances(thumbnails(), rest, rest, all_of, "", apart=True)
+        for got, expected in zip(found.without(patient), (known.relative, known.distance, known.scale), strict=True):
+            np.testing.assert_allclose(got[left], expected, rtol=1e-6)
+        of_rest = find_duplicates(of_real_items(rest), known, known, LEVELS, all_of).check
+        np.testing.assert_allclose(pairs.without(patient)[left], of_rest.real, rtol=1e-6)
+    three = real.subset(np.arange(6))  # one patient less leaves nobody to be relative to
+    assert np.isnan(patient_distances(thumbnails(), three, three, all_of, "", apart=True).without("p00")[0][2:]).all()
+
+
+def test_two_patients_who_are_alike_do_not_hide_each_other():
+    """As a new patient, either of them would be called a copy of the other."""
+    patients = np.repeat([f"p{i:02d}" for i in range(10)], 2)
+    images = smooth(20, (32, 32), 0)
+    images[18:] = (images[16:18] + 0.02 * torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(1))).clamp(
+        0, 1
+    )
+    audit = of_real_items(items(images, patients))
+    audit.painted = audit.real.foreground  # thumbnails and features alone
+    copies = find_copies(audit, lambda x: [x], LEVELS, all_of)
+    pixels = copies.real["pixels"], copies.nearest["pixels"]
+    for one in (*copies.checks, find_duplicates(audit, *pixels, LEVELS, all_of).check):
+        assert patients[one.real_flagged].tolist() == ["p08"] * 2 + ["p09"] * 2, one.key
 
 
 def test_a_check_by_which_two_patients_are_one_is_named_and_judges_nothing():

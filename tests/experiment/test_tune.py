@@ -14,9 +14,9 @@ from scripts.experiment import tune as module
 from scripts.experiment.dataset import make_view
 from scripts.experiment.protocol import read_protocol
 from scripts.experiment.schedule import DONE, FAILED
-from scripts.experiment.tune import REAL, TRANSPLANTS, decide, tune
+from scripts.experiment.tune import REAL, TRANSPLANTS, decide, most_arms, tune
 from scripts.experiment.work import run_cell
-from scripts.metrics.comparison import compare_paired
+from scripts.metrics.comparison import compare_paired, holm
 from scripts.runtime.errors import InputError
 from scripts.sampling.copy_paste import write_copy_paste
 from scripts.segmentation.mixing import load_pool
@@ -118,6 +118,25 @@ def test_a_bound_above_zero_alone_is_not_enough():
     real = {0: {f"p{k}": 0.5 for k in range(6)}}
     found = compare_paired(real, {0: {f"p{k}": 0.5 + gain for k, gain in enumerate(gains)}})
     assert found["interval"][0] > 0 and decide({"arm": found}) == REAL
+
+
+@pytest.mark.parametrize("patients", [6, 7, 8, 16])
+def test_an_arm_that_gains_in_every_patient_is_chosen_among_as_many_arms_as_are_tried_and_no_more(patients):
+    real = {0: {f"p{k}": 0.5 for k in range(patients)}}
+    p = compare_paired(real, {0: {f"p{k}": 0.6 + 0.01 * k for k in range(patients)}})["p"]
+    most = most_arms(patients)
+    assert holm([p] + [1.0] * (most - 1))[0] < 0.05 <= holm([p] + [1.0] * most)[0]
+    assert most_arms(2000) > 1000
+
+
+@pytest.mark.slow
+def test_more_arms_than_the_patients_can_tell_apart_are_left_out(tmp_path, monkeypatch):
+    preprocessed(tmp_path, monkeypatch, lesions, cases=8)  # six of them train
+    executor = Made({TRANSPLANTS: 0.05})
+    page, record = run_tune(tmp_path, monkeypatch, executor)
+    assert len(record["training_cases"]) == 6 and record["chosen"] == TRANSPLANTS
+    assert all("of 6 training patients p by Holm stays above 0.05" in record["arms"][arm]["why"] for arm in POOLS)
+    assert not any("pool" in cell for cell in executor.started) and "more than 1 of these arms" in page
 
 
 @pytest.mark.parametrize("fold", [0, 1, "all"])

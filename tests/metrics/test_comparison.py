@@ -99,6 +99,19 @@ def test_equal_values_have_p_one():
     assert (result["p"], result["interval"], result["equal"]) == (1.0, [0.0, 0.0], 5)
 
 
+def test_what_differs_by_rounding_alone_is_equal_or_tied():
+    values = np.array([0.1, 0.2, 0.3, 0.1, 0.7, 0.2])
+    seeds = {seed: named(np.roll(values, seed)) for seed in range(3)}
+    permuted = {seed: seeds[(seed + 1) % 3] for seed in seeds}  # each patient's mean over seeds is the same
+    same = compare_paired(seeds, permuted)
+    assert (same["better"], same["worse"], same["equal"], same["p"]) == (0, 0, 6, 1.0)
+    # Differences of one slice in ten, whatever the number of slices before it: all but one are tied.
+    before = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8])
+    steps = np.array([0.1, 0.1, 0.1, -0.1, -0.1, 0.1, 0.1, 0.2])
+    tied = compare_paired({0: named(before)}, {0: named(before + steps)})
+    assert tied["p"] == pytest.approx(stats.wilcoxon(np.round(10 * steps)).pvalue)
+
+
 def test_undefined_patients_leave_both_arms_and_are_named():
     nan = float("nan")
     reference = {0: named([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, nan])}
