@@ -30,6 +30,7 @@ def case(number: int, contrast: tuple[float, float]) -> tuple[np.ndarray, np.nda
     return image.astype(np.float32), labels, SPACING
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dimension", [2, 3])
 @pytest.mark.parametrize("contrast", [(40.0, 0.0), (0.0, -40.0), (-40.0, 40.0)])
 def test_lesions_that_nobody_could_see_are_not_transplanted(dimension, contrast):
