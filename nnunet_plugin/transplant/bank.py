@@ -17,7 +17,7 @@ from .paste import harmonise
 from .place import JITTER, Cut, Gates, Wanted, cut_of, find_site, footprint, mirrored
 from .warp import Warp, draw_warp
 
-PLACING = 3  # raised where the same seed gives other transplants than before
+PLACING = 2  # raised where the same seed gives other transplants than before
 WINDOW = 0.1  # of the relative height: how far from the lesion's own a plane lies where none of those like it has room
 NEAREST = 1 / 3  # of the other patients: those whose planes are most like a lesion's own
 UNLIKE = 1.5  # times as unlike as the most alike plane of all, at most
@@ -26,7 +26,6 @@ LOOKED_AT = 100  # other patients, drawn for each lesion where there are more
 FITS = {2: 32, 3: 64}  # places and warps that are sought for each lesion, by dimension
 CHOICE = 2  # times as many are found where there is room; those whose surroundings are most like the lesion's stay
 TRIALS = 4  # tries for each of them
-STANDS_OUT = 0.7  # of the pairs of a lesion's voxel and one of its ring, in which most lesions are brighter, or darker
 
 
 @dataclass(frozen=True)
@@ -96,16 +95,14 @@ class Bank:
     def find_fits(self, rng: np.random.Generator, looks: Looks) -> Iterator[Fit]:
         """Look for places in other cases for every lesion, in planes that look like its own.
 
-        Lesions that do not stand out go nowhere. In 2D these are planes without a lesion of each case that has any. A
-        shape that has room in one other case alone is sought in the lesion's own, too, since a decoy takes tissue from
-        one case to another.
+        In 2D these are planes without a lesion of each case that has any. A shape that has room in one other case alone
+        is sought in the lesion's own, too, since a decoy takes tissue from one case to another.
         """
         cases, heights = self._cases, np.array([place.height for place in self.places])
         # A volume with a lesion may have room for another one beside it.
         healthy = looks.healthy if self.dimension == 2 else ~np.isin(cases, cases[~looks.healthy])
         free = healthy | ~np.isin(cases, cases[healthy]) if self.dimension == 2 else np.ones(len(cases), bool)
-        for number in np.flatnonzero(self.standing_out()).tolist():
-            lesion = self.lesions[number]
+        for number, lesion in enumerate(self.lesions):
             height = lesion.height if self.dimension == 2 else float(lesion.place[0])
             others, near = cases != lesion.case, np.abs(heights - height) <= WINDOW
             seen, unlike = others & self._some_cases(rng, lesion.case), np.full(len(cases), np.inf)
@@ -121,21 +118,6 @@ class Bank:
                 found = found or self._nearest_fits(rng, number, [(rest & near, False)])
                 yield from found
                 receiving |= {self.places[fit.where].case for fit in found}
-
-    def standing_out(self) -> np.ndarray:
-        """Return which lesions stand out from their ring as most do: brighter, or darker, in one channel at least.
-
-        A part of a lesion that looks like its surroundings, as the cold centre of a tumour whose rim lies outside of
-        its contour, is known by its context. Elsewhere nobody could find it, and a network learns to mark healthy
-        tissue.
-        Where most lesions do not stand out in any channel, all are taken.
-        """
-        lesions: Any = self.lesions
-        brighter = lesions.column("brighter")
-        usual = np.median(brighter, axis=0)
-        shows = np.abs(usual - 0.5) >= STANDS_OUT - 0.5
-        sides = np.where(usual > 0.5, brighter, 1 - brighter)[:, shows]
-        return (sides >= STANDS_OUT).any(axis=1) if shows.any() else np.ones(len(brighter), bool)
 
     def _fits_among(
         self,

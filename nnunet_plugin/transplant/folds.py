@@ -20,7 +20,7 @@ from .making import LEAST_VARIATION, NoLesionError, lesion_labels, make_bank, va
 from .store import close_bank, files_in, save_bank
 
 RECORD = "transplants.json"
-FORMAT, FORMAT_VERSION = "synthaug-transplants", 4
+FORMAT, FORMAT_VERSION = "synthaug-transplants", 3
 MOST_UNSAID = 2  # labels taken for lesions without a word
 
 

@@ -36,9 +36,8 @@ class Lesion:
     `centre` in voxels of the cut; `extent` in mm.
 
     `place` is relative to the body (see `Anatomy`), `height` that of its plane in 2D; `depth` the least distance of
-    the lesion to the body's edge in mm, `host` the label of the tissue around it,
-    `tissue` how much of its ring is such, and `brighter` `(channels,)` in how many of the pairs of one of its voxels
-    and one of its ring it is the brighter one (ties count half; the area under the ROC curve).
+    the lesion to the body's edge in mm, `host` the label of the tissue around it, and
+    `tissue` how much of its ring is such.
     """
 
     case: int
@@ -54,7 +53,6 @@ class Lesion:
     depth: float
     tissue: float
     host: int
-    brighter: np.ndarray
     around: Surroundings
 
 
@@ -63,19 +61,6 @@ def describe(values: np.ndarray) -> Surroundings:
     ranks = [min(int(tail * values.shape[1]), values.shape[1] - 1) for tail in TAILS]
     values = np.sort(values.astype(np.float32), axis=1)
     return Surroundings(values.mean(axis=1), values.std(axis=1), values[:, ranks])
-
-
-def brighter(inside: np.ndarray, outside: np.ndarray) -> np.ndarray:
-    """Return in which part of the pairs a voxel of the first values is brighter, of `(channels, voxels)` each.
-
-    Ties count half: the area under the ROC curve, Mann and Whitney's U over the number of pairs.
-    """
-    inside, ordered = inside.astype(np.float32), np.sort(outside.astype(np.float32), axis=1)
-    below = [
-        (np.searchsorted(ring, values) + np.searchsorted(ring, values, "right")).mean() / (2 * len(ring))
-        for values, ring in zip(inside, ordered, strict=True)
-    ]
-    return np.array(below)
 
 
 def rings_around(mask: np.ndarray, spacing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -146,7 +131,6 @@ def _describe(
     ring &= tissue == host
     if np.count_nonzero(ring) < LEAST_VALUES:
         return None
-    seen = anatomy.image[(slice(None), *near)]
     distance, own = surface(np.pad(mask, beyond), np.pad(labels[cut], beyond, mode="edge"), spacing)
     of_use = np.pad(mask | (labels[cut] == host), beyond)
     return Lesion(
@@ -163,8 +147,7 @@ def _describe(
         float(anatomy.depth[coarse].min()),
         float(np.count_nonzero(ring) / np.count_nonzero(whole)),
         host,
-        brighter(seen[:, coarse[near]], seen[:, ring]),
-        describe(seen[:, ring]),
+        describe(anatomy.image[(slice(None), *near)][:, ring]),
     )
 
 

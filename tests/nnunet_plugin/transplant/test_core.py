@@ -91,7 +91,7 @@ def test_a_ball_in_millimetres_stays_a_ball(ndim):
     still = Warp(turn, np.zeros((ndim, *[6] * ndim)), np.full(ndim, 20.0))
     around = Surroundings(np.zeros(1), np.ones(1), np.zeros((1, 3)))
     lesion = Lesion(0, ball[None].astype(np.float32), *surface(ball > 0, ball, old), old, centre, np.full(ndim, 12.0),
-                    24.0, np.full(ndim, 0.5), 0.5, 1.0, 1.0, 0, np.ones(1), around)  # fmt: skip
+                    24.0, np.full(ndim, 0.5), 0.5, 1.0, 1.0, 0, around)  # fmt: skip
     one, zero = np.ones(1), np.zeros(1)
     patch = make_patch(lesion.image, lesion, still, target, new, (41, 91, 121)[:ndim], one, zero, zero, 3.0)
     where = (np.argwhere(patch.labels) + patch.start - target) * new
@@ -529,5 +529,5 @@ def test_banks_of_another_version_are_refused(tmp_path):
     folder = bank_folder(dataset, "nnUNetPlans_2d", 0, [1])
     folder.mkdir(parents=True)
     write_json(folder / RECORD, {"format": FORMAT, "format_version": 1, "seen": {}})
-    with pytest.raises(InputError, match="version 1.*version 4.*run transplant"):
+    with pytest.raises(InputError, match="version 1.*version 3.*run transplant"):
         read_fold(dataset, "nnUNetPlans_2d", 0, [1])
