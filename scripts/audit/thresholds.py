@@ -123,6 +123,8 @@ class Check:
             own = self.groups == group
             bins = None if self.real_bins is None else self.real_bins[own]
             others = self.real if self.without is None else self.without(group)
+            if np.isnan(others[~own]).all():  # of three patients nobody is left to be relative to
+                others = self.real
             result[own] = self.beyond(self.real[own], bins, self._thresholds(np.where(own, np.nan, others)))
         return result
 

@@ -13,6 +13,7 @@ from nnunet_plugin.settings import parse_settings
 from ..packaging.bundle_files import bundle_dir, known_settings
 from ..pool.from_real import FROM_REAL
 from ..runtime.errors import InputError
+from ..runtime.settings import MOST_SEED
 from .accepted import check_network, check_overlays, check_settings, near, refuse_expressions
 
 PROTOCOLS = Path(__file__).parent / "protocols"
@@ -179,6 +180,9 @@ def _check(s: dict[str, Any], where: str) -> None:
             raise _refuse(f"{key} {s[key]}", f"different whole numbers from {least}" + (", or all" * (key == "folds")))
     if not s["folds"] or not s["seeds"]:
         raise _refuse("no folds or no seeds", "at least one of each")
+    for seed in (*s["seeds"], s["generator_seed"]):
+        if not 0 <= seed <= MOST_SEED:
+            raise _refuse(f"seed {seed}", f"whole numbers from 0 to {MOST_SEED}")
     if not s["real"] or not all(value == "all" or (type(value) is int and value > 1) for value in s["real"]):
         raise _refuse(f"real {s['real']}", "numbers of training patients from 2, or all")
     if not s["evaluate"] or set(s["evaluate"]) - {"validation", "test"}:

@@ -118,10 +118,7 @@ def tune(
         print(f"transplants are left out: {refused}", flush=True)
     with held(output):
         arms = [arm for arm in settings["arms"] if arm not in left_out]
-        most = most_arms(len(train))
-        few = f"of {len(train)} training patients p by Holm stays above {LEVEL:g} with more than {most} of these arms"
-        left_out |= dict.fromkeys(arms[1 + most :], few)
-        done, more = _compare(output, settings, arms[: 1 + most], slots, 3600 * hours, command)
+        done, more = _compare(output, settings, arms, slots, 3600 * hours, command, len(train))
         left_out |= more
         compared = _comparisons(output, settings, done, command)
         used = seconds_spent(output) / slots.slots / 3600
@@ -227,14 +224,26 @@ def _training_cases(
 
 
 def _compare(
-    output: Path, settings: dict[str, Any], arms: list[str], slots: Executor, seconds: float, command: str
-) -> tuple[list[str], dict[str, str]]:
-    """Do one arm after the other while there is time; returns those that are done, and why the others are not."""
+    output: Path, settings: dict[str, Any], arms: list[str], slots: Executor, seconds: float, command: str,
+    patients: int,
+) -> tuple[list[str], dict[str, str]]:  # fmt: skip
+    """Do one arm after the other while there is time, as many as so many patients can tell from real only.
+
+    Returns those that are done, and why the others are not.
+    """
     done: list[str] = []
     left_out: dict[str, str] = {}
+    most = most_arms(patients)
+    few = (
+        f"of {patients} training patients p by Holm stays above {LEVEL:g} with more than {most} of these arms: compare "
+        "them with synthaug experiment, or annotate more patients"
+    )
     start, before = time.monotonic(), seconds_spent(output) / slots.slots
     for arm in arms:
         if arm in left_out:
+            continue
+        if len(done) > most:  # real only is one of them
+            left_out[arm] = few
             continue
         left = seconds - before - (time.monotonic() - start)
         schedule = do_cells(output, _with_arms(settings, [*done, arm]), slots, command, max(left, 0.0))

@@ -22,6 +22,7 @@ from .running import running_workflow
 if TYPE_CHECKING:
     import torch
 
+MOST_SEED = 2**32 - 1  # torch takes 64 bits, of which each epoch's number has 32
 # What `python -m monai.bundle run` itself understands, and hands on to the workflow that it makes.
 RUN_ARGUMENTS = {
     "run_id", "init_id", "final_id", "meta_file", "config_file", "logging_file", "tracking", "args_file",
@@ -53,8 +54,8 @@ def prepare_training(seed: int) -> None:
     from monai.utils import set_determinism
 
     say_errors_plainly()
-    if type(seed) is not int or not 0 <= seed < 2**32:  # torch takes 64 bits, of which each epoch's number has 32
-        raise InputError(f"seed {seed!r}", "a whole number from 0 to 2^32 - 1", "write --seed 0")
+    if type(seed) is not int or not 0 <= seed <= MOST_SEED:
+        raise InputError(f"seed {seed!r}", f"a whole number from 0 to {MOST_SEED}", "write --seed 0")
     set_determinism(seed)
 
 

@@ -196,6 +196,14 @@ def test_without_a_patient_others_are_compared_as_if_nobody_had_seen_it():
     assert np.isnan(patient_distances(thumbnails(), three, three, all_of, "", apart=True).without("p00")[0][2:]).all()
 
 
+def test_three_patients_are_judged_by_each_other_as_they_are():
+    """Without one of them nobody is left to be relative to, and a check that flags nothing would reassure."""
+    real, groups = np.array([0.1, 0.9, 0.8, 1.0]), np.array(["a", "b", "b", "c"])
+    found = Check("memorisation_pixels", "", True, 0.002, real, real[:0], groups, np.zeros(4, bool),
+                  without=lambda patient: np.full(4, np.nan))  # fmt: skip
+    assert found.real_flagged.tolist() == [True, False, False, False]
+
+
 def test_two_patients_who_are_alike_do_not_hide_each_other():
     """As a new patient, either of them would be called a copy of the other."""
     patients = np.repeat([f"p{i:02d}" for i in range(10)], 2)

@@ -66,6 +66,8 @@ def test_networks_of_protocols_can_be_built(name, preset):
         ("seeds: [0, 1]", "sedes: [0, 1]", "did you mean seeds"),
         ("seeds: [0, 1]", "seeds: [0, 0]", "different whole numbers"),
         ("seeds: [0, 1]", "seeds: 3", "such as"),
+        ("seeds: [0, 1]", "seeds: [4294967296]", "from 0 to 4294967295"),
+        ("seeds: [0, 1]", "seeds: [0]\ngenerator_seed: -1", "from 0 to 4294967295"),
         ("{augmentation: x5}", "{augmentation: x4}", "x2, x3, x5"),
         ("{augmentation: x5}", "{}", "exactly one"),  # two references
         ("{augmentation: x5}", "{max_epochs: 9}", "augmentation"),  # an arm of another length
