@@ -12,6 +12,7 @@ near to everybody, and images of rare patients far from everybody; neither chang
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -266,6 +267,10 @@ def find_copies(
     comparisons: list[Comparison] = [thumbnails(), feature_maps(extractor, training.images.float())]
     if audit.painted is None:  # the edges of painted boxes are those of the boxes
         comparisons += [Structure(), Detail("detail", halves=False), Detail("halves", halves=True)]
+
+    def judged_without(found: Nearest, patient: str, column: int = 0) -> np.ndarray:
+        return np.where(audit.judged, found.without(patient)[column], np.nan)
+
     for comparison in comparisons:
         name = comparison.name
         real[name] = patient_distances(comparison, audit.real, training, track, f"{name} of real items", apart=True)
@@ -286,7 +291,7 @@ def find_copies(
                 audit.real.groups,
                 audit.held_out,
                 notes=notes,
-                without=lambda patient, found=real[name]: np.where(audit.judged, found.without(patient)[0], np.nan),
+                without=functools.partial(judged_without, real[name]),
             )
         )
     unlike = Check(
@@ -298,6 +303,6 @@ def find_copies(
         nearest["features"].distance,
         audit.real.groups,
         audit.held_out,
-        without=lambda patient: np.where(audit.judged, real["features"].without(patient)[1], np.nan),
+        without=functools.partial(judged_without, real["features"], column=1),
     )
     return Memorisation(checks, unlike, nearest, real, training)
