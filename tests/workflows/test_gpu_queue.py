@@ -62,6 +62,8 @@ def test_jobs_that_run_at_once_see_each_other(jobs, tmp_path):
 def test_an_interrupt_ends_what_runs(tmp_path):
     sleeper = "import os, sys, time; open(f'{sys.argv[1]}/{os.getpid()}', 'w').close(); time.sleep(600)"
     code = (
+        # What a shell starts in the background ignores interrupts, and so do its children, such as this test's.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from pathlib import Path; from gpu_jobs import Job; from work_off import work_off\n"
         f"jobs = [Job(name, ['-c', {sleeper!r}, '{{out}}']) for name in 'abc']\n"
         f"work_off(jobs, Path(), Path({str(tmp_path)!r}), 600, at_once=2)"
