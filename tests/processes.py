@@ -5,6 +5,7 @@ Each ends with the test that started it, also after Ctrl-C. None has a deadline:
 
 import atexit
 import ctypes
+import math
 import multiprocessing
 import os
 import runpy
@@ -80,11 +81,13 @@ def start(
     return _Started(given, str(cwd), variables, files)
 
 
-def wait_until(condition: Callable[[], bool], process: Any) -> None:
-    """Wait for what a process is to do, as long as it lives."""
+def wait_until(condition: Callable[[], bool], process: Any, seconds: float = math.inf) -> None:
+    """Wait for what a process is to do, as long as it lives, and so long at most."""
+    end = time.monotonic() + seconds
     while not condition():
         status = process.poll()
         assert status is None or condition(), f"ended with status {status} before"
+        assert time.monotonic() < end, f"not done after {seconds:g} s"
         time.sleep(0.02)
 
 

@@ -4,32 +4,20 @@ import base64
 import json
 import shutil
 import subprocess
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from ..processes import wait_until
 
 AVAILABLE = all(map(shutil.which, ("chromium", "chromedriver")))
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
+PATIENCE = 300.0  # seconds for what it writes: none on an idle machine, many where the disk is busy
 KEYS = {"Enter": "\ue007", "Escape": "\ue00c", "ArrowLeft": "\ue012", "ArrowUp": "\ue013"}
-
-
-def wait_until(ready: Callable[[], bool], what: str, seconds: float = 300) -> None:
-    """Wait for what another process does: at once on an idle machine, minutes where its disk is busy.
-
-    Raises:
-        TimeoutError: with what was waited for.
-    """
-    end = time.monotonic() + seconds
-    while not ready():
-        if time.monotonic() > end:
-            raise TimeoutError(f"waited {seconds:g} s for {what}")
-        time.sleep(0.1)
 
 
 class Browser:
@@ -96,21 +84,21 @@ class Browser:
     def wait_until_kept(self, text: str) -> None:
         """Wait for a text in the local storage on disk, where it comes some seconds after the page wrote it."""
         logs = self.folder / "profile/Default/Local Storage/leveldb"
-        wait_until(lambda: any(text.encode() in path.read_bytes() for path in logs.glob("*.log")), f"{text} to be kept")
+        kept = text.encode()
+        wait_until(lambda: any(kept in path.read_bytes() for path in logs.glob("*.log")), self.driver, PATIENCE)
 
     def downloaded(self, name: str) -> Path:
         """The path of a file that the page saves, once it is there under its own name, and so whole."""
         path = self.folder / name
-        wait_until(path.is_file, f"{name} to be saved")
+        wait_until(path.is_file, self.driver, PATIENCE)
         return path
 
     def screenshot(self, path: Path) -> None:
         """Write what is seen as PNG."""
         path.write_bytes(base64.b64decode(self._ask("GET", "/screenshot")))
 
-    @staticmethod
-    def _port(log: Path) -> int:
-        wait_until(lambda: "successfully on port" in log.read_text(), "chromedriver to start")
+    def _port(self, log: Path) -> int:
+        wait_until(lambda: "successfully on port" in log.read_text(), self.driver, PATIENCE)
         return int(log.read_text().split("successfully on port")[1].split()[0].rstrip("."))
 
     def _ask(self, method: str, path: str, content: dict | None = None) -> Any:
