@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data.utils import list_data_collate
+from scipy import ndimage
 
 from scripts.data.cases import Case, open_cases
 from scripts.data.training_set import load_training_set
@@ -96,3 +97,19 @@ def test_copies_stand_beside_what_was_there(tmp_path, size):
     )
     with pytest.raises(InputError, match="warped_copies -1"):
         load_training_set(cases, size, warped_copies=-1)
+
+
+@pytest.mark.parametrize("dimension", [2, 3])
+def test_grain_stays(dimension):
+    """A network that learns from smoothed copies draws smooth images; nothing leaves the range of the values."""
+
+    def grain(image):
+        return np.diff(np.diff(image, axis=-1), axis=-2).std()
+
+    rng = np.random.default_rng(3)
+    fine = ndimage.gaussian_filter(rng.normal(size=(1, 20, 60, 60)), (0, 0.7, 0.7, 0.7)).astype(np.float32)
+    case = Case("noise", fine, np.ones((20, 60, 60), np.int16), np.ones((20, 60, 60), bool))
+    for _ in range(4):
+        warped = warped_case(case, (1, 1, 1), dimension, rng).image
+        assert 0.7 < grain(warped) / grain(fine) < 1.2  # with straight lines 0.5
+        assert fine.min() <= warped.min() and warped.max() <= fine.max()
