@@ -17,7 +17,7 @@ from .paste import harmonise
 from .place import JITTER, Cut, Gates, Wanted, cut_of, find_site, footprint, mirrored
 from .warp import Warp, draw_warp
 
-PLACING = 2  # raised where the same seed gives other transplants than before
+PLACING = 3  # raised where the same seed gives other transplants than before
 WINDOW = 0.1  # of the relative height: how far from the lesion's own a plane lies where none of those like it has room
 NEAREST = 1 / 3  # of the other patients: those whose planes are most like a lesion's own
 UNLIKE = 1.5  # times as unlike as the most alike plane of all, at most

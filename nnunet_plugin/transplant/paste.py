@@ -12,6 +12,7 @@ from .warp import Warp
 
 STEP = 3
 GAIN = (0.6, 1.6)
+ORDER = 3  # of the image's splines: with straight lines a pasted lesion lost a third of its grain
 TRACE = 1e-3  # of a useless voxel in an interpolated value, which makes it useless
 
 
@@ -89,7 +90,8 @@ def make_patch(
     near, points, inside = near[touched], points.take(touched, axis=1), np.flatnonzero(inside[touched])
     soft = np.clip(1 - away[touched] / width, 0, 1)
     if (useless := lesion.labels < 0).any():
-        seen = ndimage.map_coordinates(useless.astype(np.float32), points, order=1, mode="nearest") < TRACE
+        reached = ndimage.binary_dilation(useless).astype(np.float32)  # splines reach farther than straight lines
+        seen = ndimage.map_coordinates(reached, points, order=1, mode="nearest") < TRACE
         seen[inside] = True
         soft *= seen
     alpha, labels = np.zeros(close.size, np.float32), np.zeros(close.size, lesion.labels.dtype)
@@ -101,7 +103,7 @@ def make_patch(
     labels[near[inside]] = np.abs(lesion.labels[tuple(nearest)])
     warped = np.zeros((len(image), close.size), np.float32)
     for channel, of in enumerate(image):
-        values = ndimage.map_coordinates(of, points, order=1, mode="nearest")
+        values = ndimage.map_coordinates(of, points, order=ORDER, mode="mirror").clip(of.min(), of.max())
         warped[channel, near] = np.maximum(values * gain[channel] + offset[channel], floor[channel])
     start = np.array([part.start for part in box]) + low
     return Patch(start, *(array.reshape(*array.shape[:-1], *close.shape) for array in (warped, labels, alpha)))
