@@ -13,7 +13,8 @@ from .warp import Warp
 STEP = 3
 GAIN = (0.6, 1.6)
 ORDER = 3  # of the image's splines: with straight lines a pasted lesion lost a third of its grain
-TRACE = 1e-3  # of a useless voxel in an interpolated value, which makes it useless
+REACH = 2  # voxels beyond the next that splines see a hundredth of
+TRACE = 1e-3  # of what useless voxels reach, in an interpolated value, which makes it useless
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def make_patch(
     near, points, inside = near[touched], points.take(touched, axis=1), np.flatnonzero(inside[touched])
     soft = np.clip(1 - away[touched] / width, 0, 1)
     if (useless := lesion.labels < 0).any():
-        reached = ndimage.binary_dilation(useless).astype(np.float32)  # splines reach farther than straight lines
+        reached = ndimage.binary_dilation(useless, iterations=REACH).astype(np.float32)
         seen = ndimage.map_coordinates(reached, points, order=1, mode="nearest") < TRACE
         seen[inside] = True
         soft *= seen
