@@ -271,14 +271,16 @@ class _Resampling:
     def back(self, values: np.ndarray) -> np.ndarray:
         """Intensities of the model's grid on the file's."""
         shape = [self.shape[axis] for axis in self.order]
-        return self._resampled(values, shape).transpose(np.argsort(self.order))
+        # By cubic splines within its range: straight lines would take the grain away.
+        fine = self._resampled(values, shape, order=3).clip(values.min(), values.max())
+        return fine.transpose(np.argsort(self.order))
 
     @staticmethod
-    def _resampled(values: np.ndarray, sides: Sequence[int]) -> np.ndarray:
+    def _resampled(values: np.ndarray, sides: Sequence[int], order: int = 1) -> np.ndarray:
         if tuple(values.shape) == tuple(sides):
             return values
         factors = [new / old for new, old in zip(sides, values.shape, strict=True)]
-        return ndimage.zoom(values, factors, order=1, mode="nearest", grid_mode=True)
+        return ndimage.zoom(values, factors, order=order, mode="nearest", grid_mode=True)
 
 
 def _paint(
