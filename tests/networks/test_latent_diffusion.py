@@ -208,7 +208,8 @@ def test_latents_are_scaled():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning", "ignore::torch.jit.TracerWarning")
-@pytest.mark.parametrize("more", [{}, {"num_conditions": 9, "slice_wise": True, "spatial_size": [16, 16, 4],
+@pytest.mark.parametrize("more", [{}, {"wavelet_levels": 2},
+                                  {"num_conditions": 9, "slice_wise": True, "spatial_size": [16, 16, 4],
                                        "chunk_size": 3, "denoiser_attention": [False, True]}])  # fmt: skip
 def test_script_equals_eager(more, tmp_path):
     """As MONAI exports networks; also in a batch of another size than that of the traces inside."""
