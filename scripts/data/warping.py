@@ -11,6 +11,7 @@ from scipy import ndimage
 
 from .cases import Case
 
+WARPING = 2  # raised where the same seed gives other copies than before
 MAX_ANGLE = np.pi / 12
 SCALE = 0.2  # largest logarithm of the scale, either way
 SQUEEZE = 0.06  # standard deviation of the logarithm of each axis' own scale

@@ -134,6 +134,12 @@ def test_wavelets_need_no_first_stage(name, size, dataset, tmp_path):
     assert len(read_pool(tmp_path / "once/pool")["samples"]) == 2
     other = run(name, ["inference"], tmp_path / "once", check=False, num_samples=2)
     assert other.returncode != 0 and "overlay" in other.stderr and "Traceback" not in other.stderr
+    levels = {"wavelet_levels": 1} if name == "ldm" else {"wavelet_levels": 2}
+    given = {**given, **levels, "prediction_type": "v_prediction", "max_epochs": 4}
+    run(name, ["train", "train_diffusion"], tmp_path / "by_name", **given)  # the number decides, not the overlay
+    assert same(weights(tmp_path / "once"), weights(tmp_path / "by_name"))
+    first = run(name, ["train_autoencoder", "wavelets"], tmp_path / "first", check=False, dataset_dir=dataset)
+    assert first.returncode != 0 and "no autoencoder to train" in first.stderr and "Traceback" not in first.stderr
 
 
 @pytest.mark.slow

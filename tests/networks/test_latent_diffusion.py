@@ -219,7 +219,9 @@ def test_script_equals_eager(more, tmp_path):
     made = network(other)
     assert made.shape == (3, 2, *network.autoencoder.reconstruct(made).shape[2:]) and not made.requires_grad
     assert 0 <= made.min() and made.max() <= 1
-    torch.testing.assert_close(torch.jit.load(tmp_path / "network.ts")(other), made, atol=1e-4, rtol=1e-3)
+    # no sigmoid squeezes what wavelets give
+    rounding = {"atol": 1e-4, "rtol": 1e-3} if more.get("wavelet_levels") else {}
+    torch.testing.assert_close(torch.jit.load(tmp_path / "network.ts")(other), made, **rounding)
 
 
 def test_another_denoiser_shares_the_rest():
