@@ -13,6 +13,8 @@ PET, LGG = "Dataset502_STSPET", "Dataset501_LGG"
 BUNDLES = ("dhvae", "ldm", "sbldm", "lsgan", "hvae", "lesion_flow")
 # name -> bundle, overlays, settings of training
 EVENING = {
+    "ldm_wavelets": ("ldm", ["evening.json", "wavelets.json"], {"warped_copies": 15, "max_epochs": 40}),
+    "sbldm_wavelets": ("sbldm", ["evening.json", "wavelets.json"], {}),
     "dhvae": ("dhvae", ["evening.json"], {}),
     "ldm": ("ldm", ["evening.json"], {}),
     "sbldm": ("sbldm", ["evening.json"], {}),
@@ -78,7 +80,7 @@ def queue(data: Path, tiny: bool = False) -> list[Job]:
     if tiny:
         tiny_step = Job("step_hvae", _script("step", "hvae/vae", "{out}", "--rounds", "1"))
         return [job for job in (*checks, *pet) if job.name in ("check_hvae", "curve_hvae_pet")] + [tiny_step]
-    return [*checks, nnunet, *pet[:3], *steps, *pet[3:], *lgg[:4], *segmenters, *lgg[4:]]
+    return [*checks, nnunet, *pet[:5], *steps, *pet[5:], *lgg[:6], *segmenters, *lgg[6:]]
 
 
 def _script(name: str, *words: str) -> list[str]:

@@ -12,6 +12,8 @@ from torch.nn import functional as F
 
 from ..runtime.errors import InputError
 
+LINEAR, CUBIC = "bilinear", "bicubic"
+
 
 @dataclass(frozen=True)
 class SliceGeometry:
@@ -63,10 +65,15 @@ class SliceGeometry:
         places = [(_centred(length, room)[1], size / room) for length, room, size in sides]
         return tuple(slice(round(there.start * zoom), round(there.stop * zoom)) for there, zoom in places)
 
-    def from_grid(self, samples: torch.Tensor) -> torch.Tensor:
-        """`(batch, channel, *spatial_size)` back to the field of view `(batch, channel, height, width)`."""
+    def from_grid(self, samples: torch.Tensor, mode: str = LINEAR) -> torch.Tensor:
+        """`(batch, channel, *spatial_size)` back to the field of view `(batch, channel, height, width)`.
+
+        Args:
+            samples: image or mask channels.
+            mode: "bilinear"; or "bicubic" for images, which would lose more of their grain by straight lines.
+        """
         (_, top), (_, left) = (_centred(a, b) for a, b in zip(self.field_of_view, self.canvas, strict=True))
-        return _resize(samples, self.canvas)[:, :, top, left]
+        return _resize(samples, self.canvas, mode)[:, :, top, left]
 
     def as_record(self) -> dict:
         """The fields that the provenance stores."""
@@ -117,10 +124,10 @@ class VolumeGeometry:
         """Which part of the grid an image `(depth, height, width)` fills; the rest is padding."""
         return (*self.plane.filled(shape), slice(0, self.spatial_size[2]))
 
-    def from_grid(self, samples: torch.Tensor) -> torch.Tensor:
-        """`(batch, channel, *spatial_size)` back to `(batch, channel, depth, height, width)`."""
-        stack = _resize_depth(samples.movedim(-1, 2), self.depth).transpose(1, 2)
-        return self.plane.from_grid(stack.flatten(0, 1)).unflatten(0, stack.shape[:2]).transpose(1, 2)
+    def from_grid(self, samples: torch.Tensor, mode: str = LINEAR) -> torch.Tensor:
+        """`(batch, channel, *spatial_size)` back to `(batch, channel, depth, height, width)`; see `SliceGeometry`."""
+        stack = _resize_depth(samples.movedim(-1, 2), self.depth, mode).transpose(1, 2)
+        return self.plane.from_grid(stack.flatten(0, 1), mode).unflatten(0, stack.shape[:2]).transpose(1, 2)
 
     def as_record(self) -> dict:
         """The fields that the provenance stores."""
@@ -187,13 +194,13 @@ def _centred(length: int, room: int) -> tuple[slice, slice]:
     return slice(here, here + kept), slice(there, there + kept)
 
 
-def _resize(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def _resize(x: torch.Tensor, size: tuple[int, int], mode: str = LINEAR) -> torch.Tensor:
     if tuple(x.shape[2:]) == size:
         return x
-    return F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)
+    return F.interpolate(x, size, mode=mode, align_corners=False, antialias=True)
 
 
-def _resize_depth(x: torch.Tensor, depth: int) -> torch.Tensor:
+def _resize_depth(x: torch.Tensor, depth: int, mode: str = LINEAR) -> torch.Tensor:
     """Resample `(batch, channel, depth, height, width)`, averaging where it shrinks (trilinear would skip slices)."""
     height, width = x.shape[3:]
-    return _resize(x.flatten(3), (depth, height * width)).unflatten(3, (height, width))
+    return _resize(x.flatten(3), (depth, height * width), mode).unflatten(3, (height, width))

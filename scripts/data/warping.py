@@ -11,6 +11,8 @@ from scipy import ndimage
 
 from .cases import Case
 
+ORDER = 3  # of the image's splines
+WARPING = 2  # raised where the same seed gives other copies than before
 MAX_ANGLE = np.pi / 12
 SCALE = 0.2  # largest logarithm of the scale, either way
 SQUEEZE = 0.06  # standard deviation of the logarithm of each axis' own scale
@@ -25,9 +27,9 @@ def warped_case(case: Case, spacing: Sequence[float], dimension: int, rng: np.ra
     inside, so that the edges of a cropped image stay where they are.
 
     Args:
-        case: image interpolated by cubic splines, within its own range: straight lines take two fifths of the grain of
-            a PET slice away, and a generator that learns from such copies draws none; labels and what nnU-Net masked
-            take the nearest voxel.
+        case: image interpolated by cubic splines, within its own range: straight lines take twice as much of the grain, and
+            a generator learns from the copies what images look like; labels and what nnU-Net masked take the nearest
+            voxel.
         spacing: millimetres along depth, height, width.
         dimension: 2: every slice alike and in its plane; 3: the volume, where slices lie apart by more than three
             times the finest spacing also in plane alone, each as it lies.
@@ -60,7 +62,7 @@ def warped_case(case: Case, spacing: Sequence[float], dimension: int, rng: np.ra
 
     return replace(
         case,
-        image=moved(case.image, 3),
+        image=moved(case.image, ORDER),
         label=moved(case.label, 0),
         inside=moved(case.inside.astype(np.uint8), 0).astype(bool),
     )

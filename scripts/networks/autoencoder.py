@@ -70,9 +70,13 @@ class JointAutoencoder(nn.Module):
         """Give the logits of z (batch, *code_shape): (batch, num_channels, *spatial_size)."""
         return self.coder.decode(z)
 
+    def probabilities(self, z: Tensor) -> Tensor:
+        """Give image and mask probabilities in [0, 1] of z: what `decode` gives, without its logits."""
+        return torch.sigmoid(self.decode(z))
+
     def reconstruct(self, x: Tensor) -> Tensor:
         """Decode the posterior's mean: image and mask probabilities, the shape of x, in [0, 1]."""
-        return torch.sigmoid(self.decode(self.encode(x)[0]))
+        return self.probabilities(self.encode(x)[0])
 
 
 class SliceAutoencoder(nn.Module):
@@ -163,9 +167,13 @@ class SliceAutoencoder(nn.Module):
         slices = [self.decode_slices(*self._flat(chunk, first, z)) for first, chunk in self._chunks(z)]
         return torch.cat([self._stacked(part, z) for part in slices], -1)
 
+    def probabilities(self, z: Tensor) -> Tensor:
+        """Give image and mask probabilities in [0, 1] of z: what `decode` gives, without its logits."""
+        return torch.sigmoid(self.decode(z))
+
     def reconstruct(self, x: Tensor) -> Tensor:
         """Decode the posterior's mean: image and mask probabilities, the shape of x, in [0, 1]."""
-        return torch.sigmoid(self.decode(self.encode(x)[0]))
+        return self.probabilities(self.encode(x)[0])
 
     def _with_position(self, x: Tensor, position: Tensor) -> Tensor:
         # Scaled so that the waves, made for 1,000 diffusion steps, run from one over the volume to one over a slice.

@@ -16,6 +16,7 @@ from ..dynamics.dpm_solver import dpm_solver
 from ..runtime.errors import InputError
 from .autoencoder import JointAutoencoder, SliceAutoencoder, check_levels
 from .scripting import ScriptedDiffusion
+from .wavelets import WaveletTransform
 from .whole import whole_weights
 
 # As in the authors' code of SBLDM; the latents must not be clipped to [-1, 1], MONAI's default.
@@ -170,8 +171,9 @@ class EvenDDIMScheduler(DDIMScheduler):
 class LatentDiffusion(nn.Module):
     """Autoencoder of image and mask channels, and a denoiser of its latents.
 
-    LDM (Rombach et al. 2022) with a `JointAutoencoder`, SBLDM (Kebaili et al. 2024b) with a `SliceAutoencoder`. The
-    latents are divided by `latent_std`, one number, before the diffusion.
+    LDM (Rombach et al. 2022) with a `JointAutoencoder`, SBLDM (Kebaili et al. 2024b) with a `SliceAutoencoder`, WDM
+    (Friedrich et al. 2024) with a `WaveletTransform` in the autoencoder's place. The latents are divided by
+    `latent_std`, one number, before the diffusion.
 
     Args:
         num_channels: image channels + mask channels.
@@ -179,6 +181,8 @@ class LatentDiffusion(nn.Module):
         slice_wise: encode volumes slice by slice.
         channels, num_res_blocks, latent_channels, attention_levels: of the autoencoder, see `JointAutoencoder`.
         position_channels: see `SliceAutoencoder`; only with `slice_wise`.
+        wavelet_levels: of a `WaveletTransform` in the place of an autoencoder, whose settings then do not count but
+            `slice_wise`; 0 for an autoencoder.
         denoiser_channels, denoiser_res_blocks, denoiser_attention, head_channels: see `Denoiser`.
         norm_groups: groups of each group normalisation.
         num_conditions: length of the condition, 0 for none.
@@ -217,12 +221,15 @@ class LatentDiffusion(nn.Module):
         num_train_timesteps: int = 1000,
         num_inference_steps: int = 50,
         chunk_size: int = 16,
+        wavelet_levels: int = 0,
     ):
         super().__init__()
         whole_weights(self)
         autoencoder = (num_channels, spatial_size, channels, num_res_blocks, latent_channels, attention_levels)
-        self.autoencoder: JointAutoencoder | SliceAutoencoder
-        if slice_wise:
+        self.autoencoder: JointAutoencoder | SliceAutoencoder | WaveletTransform
+        if wavelet_levels:
+            self.autoencoder = WaveletTransform(num_channels, spatial_size, wavelet_levels, in_plane=slice_wise)
+        elif slice_wise:
             self.autoencoder = SliceAutoencoder(*autoencoder, norm_groups, position_channels, chunk_size)
         else:
             self.autoencoder = JointAutoencoder(*autoencoder, norm_groups)
@@ -240,7 +247,7 @@ class LatentDiffusion(nn.Module):
             )
         self.num_conditions, self.prediction_type = num_conditions, prediction_type
         self.denoiser = Denoiser(
-            len(spatial_size), latent_channels, denoiser_channels, denoiser_res_blocks, denoiser_attention,
+            len(spatial_size), self.latent_shape[0], denoiser_channels, denoiser_res_blocks, denoiser_attention,
             head_channels, norm_groups, num_conditions,
         )  # fmt: skip
         self.num_inference_steps = num_inference_steps
@@ -260,7 +267,7 @@ class LatentDiffusion(nn.Module):
 
     def decode_latents(self, z: Tensor) -> Tensor:
         """Give image and mask probabilities (batch, num_channels, *spatial_size) of z (batch, *latent_shape)."""
-        return torch.sigmoid(self.autoencoder.decode(z * self.latent_std))
+        return self.autoencoder.probabilities(z * self.latent_std)
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """Encode and decode: the shape of x, in [0, 1]."""

@@ -31,6 +31,7 @@ BORDER = 3.5  # voxels of the model's finest spacing that a hole reaches around 
 SQUEEZE = 0.15  # standard deviation of the logarithm of a drawn lesion's axes
 COARSE, FINE = 8, 1.6  # pixels: the width of the Gaussians along which noise goes from slice to slice
 MARK = b"synthaug insert"  # in the header of every mask that is written
+SPLINES = 3  # order of those that intensities are resampled by: straight lines would take their grain away
 SAME = 0.02  # spacings that differ less are not resampled
 
 
@@ -251,34 +252,39 @@ class _Resampling:
 
     def image(self, values: np.ndarray) -> np.ndarray:
         """Intensities on the model's grid; smoothed first where it is coarser."""
-        values = values.transpose(self.order)
-        factors = np.array(values.shape) / self.sides
-        smooth = np.where(factors > 1, (factors - 1) / 2, 0)
-        return self._resampled(ndimage.gaussian_filter(values, smooth) if smooth.any() else values, self.sides)
+        return self._there(values, SPLINES)
 
     def label(self, label: np.ndarray) -> np.ndarray:
         """Label map on the model's grid: the likeliest label where they are foreground by half or more."""
         present = np.unique(label[label != 0])
         if not len(present):
             return np.zeros(self.sides, label.dtype)
-        shares = np.stack([self.image((label == value).astype(np.float32)) for value in present])
+        shares = np.stack([self._there((label == value).astype(np.float32), 1) for value in present])
         return np.where(shares.sum(axis=0) >= 0.5, present[shares.argmax(axis=0)], 0)
 
     def hole(self, hole: np.ndarray) -> np.ndarray:
         """Every voxel of the model that the hole touches."""
-        return self.image(hole.astype(np.float32)) > 0.01
+        return self._there(hole.astype(np.float32), 1) > 0.01
 
     def back(self, values: np.ndarray) -> np.ndarray:
         """Intensities of the model's grid on the file's."""
         shape = [self.shape[axis] for axis in self.order]
-        return self._resampled(values, shape).transpose(np.argsort(self.order))
+        return self._resampled(values, shape, SPLINES).transpose(np.argsort(self.order))
+
+    def _there(self, values: np.ndarray, order: int) -> np.ndarray:
+        values = values.transpose(self.order)
+        factors = np.array(values.shape) / self.sides
+        smooth = np.where(factors > 1, (factors - 1) / 2, 0)
+        return self._resampled(ndimage.gaussian_filter(values, smooth) if smooth.any() else values, self.sides, order)
 
     @staticmethod
-    def _resampled(values: np.ndarray, sides: Sequence[int]) -> np.ndarray:
+    def _resampled(values: np.ndarray, sides: Sequence[int], order: int) -> np.ndarray:
+        """Splines of this order, within the range of the values."""
         if tuple(values.shape) == tuple(sides):
             return values
         factors = [new / old for new, old in zip(sides, values.shape, strict=True)]
-        return ndimage.zoom(values, factors, order=1, mode="nearest", grid_mode=True)
+        moved = ndimage.zoom(values, factors, order=order, mode="nearest", grid_mode=True)
+        return moved.clip(values.min(), values.max())
 
 
 def _paint(

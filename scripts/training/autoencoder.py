@@ -29,6 +29,16 @@ def autoencoder_items(items: list[dict[str, Any]], slice_wise: bool) -> list[dic
     return volume_slices(items) if slice_wise else items
 
 
+def check_first_stage(wavelet_levels: int) -> None:
+    """Raise `InputError` where wavelets stand in the place of an autoencoder."""
+    if wavelet_levels:
+        raise InputError(
+            f"wavelet_levels {wavelet_levels}, and no autoencoder to train",
+            "wavelet_levels 0 in the first stage",
+            "run configs/train.json, which then trains the diffusion alone, or leave the wavelets out",
+        )
+
+
 def volume_slices(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """All slices of volumes, for a `SliceAutoencoder`: items with `image` and the slice's relative `position`."""
     return [

@@ -12,6 +12,7 @@ from ignite.engine import Engine, Events
 
 from ..data.provenance import build_provenance, write_provenance
 from ..data.training_set import TrainingSet
+from ..data.warping import WARPING
 from ..runtime.errors import refuse_changes
 from ..runtime.files import file_sha256, json_sha256, read_record, write_json
 from ..runtime.running import one_spelling, settings_behind, settings_of_handlers
@@ -106,6 +107,7 @@ class TrainingRecord:
             "num_items": len(self.data.training),
             "split_sha256": self.data.cases.fold.sha256,
             "space_sha256": self.data.cases.space["sha256"],
+            **({"warping": WARPING} if self.settings.get("warped_copies") else {}),
         }))  # fmt: skip
 
     def _start(self, engine: Engine) -> None:

@@ -49,6 +49,7 @@ def test_network_def_is_what_the_metadata_says(in_bundle, tmp_path):
     "overlay, latent_shape, parameters",
     [
         ("evening", (4, 32, 32), None),
+        ("wavelets", (8, 32, 32), None),
         ("volume", (4, 16, 16, 8), None),
         ("evening_volume", (4, 16, 16, 16), None),
         ("paper", (3, 32, 32), 314e6),
@@ -114,6 +115,31 @@ def test_killed_in_both_stages_it_goes_on(straight, dataset, tmp_path):
     longer = run("ldm", ["train"], tmp_path, check=False, **{**given, "autoencoder_epochs": 9})
     assert longer.returncode != 0 and "'autoencoder_epochs': 9" in longer.stderr
     assert len(losses(models / "autoencoder")) == 9  # refused before the first stage went on
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, size", [("ldm", [24, 24]), ("sbldm", [24, 24, 8])])
+def test_wavelets_need_no_first_stage(name, size, dataset, tmp_path):
+    """Stopped and gone on with, it is as in one go; its weights are refused where wavelets are not asked for."""
+    given = {"dataset_dir": dataset, "spatial_size": size}
+    run(name, ["train", "wavelets"], tmp_path / "once", max_epochs=4, **given)
+    for epochs in (2, 4):
+        run(name, ["train", "wavelets"], tmp_path / "twice", max_epochs=epochs, **given)
+    assert same(weights(tmp_path / "once"), weights(tmp_path / "twice"))
+    models = tmp_path / "once/models"
+    assert not (models / "autoencoder").exists() and weights(tmp_path / "once")["autoencoder.scale"].std() > 0
+    training = json.loads((models / "provenance.json").read_text())["training"]
+    assert not any(name.startswith("autoencoder") for name in training)
+    run(name, ["inference", "wavelets"], tmp_path / "once", num_samples=2)
+    assert len(read_pool(tmp_path / "once/pool")["samples"]) == 2
+    other = run(name, ["inference"], tmp_path / "once", check=False, num_samples=2)
+    assert other.returncode != 0 and "overlay" in other.stderr and "Traceback" not in other.stderr
+    levels = {"wavelet_levels": 1} if name == "ldm" else {"wavelet_levels": 2}
+    given = {**given, **levels, "prediction_type": "v_prediction", "max_epochs": 4}
+    run(name, ["train", "train_diffusion"], tmp_path / "by_name", **given)  # the number decides, not the overlay
+    assert same(weights(tmp_path / "once"), weights(tmp_path / "by_name"))
+    first = run(name, ["train_autoencoder", "wavelets"], tmp_path / "first", check=False, dataset_dir=dataset)
+    assert first.returncode != 0 and "no autoencoder to train" in first.stderr and "Traceback" not in first.stderr
 
 
 @pytest.mark.slow

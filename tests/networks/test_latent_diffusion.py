@@ -208,7 +208,8 @@ def test_latents_are_scaled():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning", "ignore::torch.jit.TracerWarning")
-@pytest.mark.parametrize("more", [{}, {"num_conditions": 9, "slice_wise": True, "spatial_size": [16, 16, 4],
+@pytest.mark.parametrize("more", [{}, {"wavelet_levels": 2},
+                                  {"num_conditions": 9, "slice_wise": True, "spatial_size": [16, 16, 4],
                                        "chunk_size": 3, "denoiser_attention": [False, True]}])  # fmt: skip
 def test_script_equals_eager(more, tmp_path):
     """As MONAI exports networks; also in a batch of another size than that of the traces inside."""
@@ -218,7 +219,9 @@ def test_script_equals_eager(more, tmp_path):
     made = network(other)
     assert made.shape == (3, 2, *network.autoencoder.reconstruct(made).shape[2:]) and not made.requires_grad
     assert 0 <= made.min() and made.max() <= 1
-    torch.testing.assert_close(torch.jit.load(tmp_path / "network.ts")(other), made)
+    # no sigmoid squeezes what wavelets give
+    rounding = {"atol": 1e-4, "rtol": 1e-3} if more.get("wavelet_levels") else {}
+    torch.testing.assert_close(torch.jit.load(tmp_path / "network.ts")(other), made, **rounding)
 
 
 def test_another_denoiser_shares_the_rest():
