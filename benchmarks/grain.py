@@ -2,9 +2,9 @@
 
     python benchmarks/grain.py $nnUNet_preprocessed/Dataset502_STSPET grain_pet.json
 
-Training cases of all folds, 2d. Transplants: the root mean square, inside of a lesion without its rim, of a pixel minus the
-mean of its four neighbours, itself and as a share of the lesion's standard deviation; of real lesions and of `--draws`
-transplants, no decoys, seed 0. Copies: the standard deviation of the mixed differences of neighbours in a warped copy
+Training cases of all folds, 2d. Transplants: the root mean square, inside of a lesion without its rim, of a pixel minus
+the mean of its four neighbours, itself and as a share of the lesion's standard deviation; of real lesions and of
+`--draws` transplants, no decoys, seed 0. Copies: the standard deviation of the mixed differences of neighbours in a warped copy
 (`warped_case`, 2D) over that of the case, one copy a case, seed 0.
 """
 
@@ -29,7 +29,7 @@ QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 
 def lesion_grain(image: np.ndarray, mask: np.ndarray) -> tuple[float, float] | None:
-    """Grain of a lesion `(height, width)` and its share of the lesion's deviation; None for a lesion that is all rim."""
+    """Grain of a lesion `(height, width)` and its share of the lesion's deviation; None where all of it is rim."""
     inner = ndimage.binary_erosion(mask)
     if inner.sum() < 8:
         return None

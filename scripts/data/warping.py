@@ -27,9 +27,9 @@ def warped_case(case: Case, spacing: Sequence[float], dimension: int, rng: np.ra
     inside, so that the edges of a cropped image stay where they are.
 
     Args:
-        case: image interpolated by cubic splines, within its own range: straight lines take twice as much of the grain, and
-            a generator learns from the copies what images look like; labels and what nnU-Net masked take the nearest
-            voxel.
+        case: image interpolated by cubic splines, within its own range: straight lines take more of the grain, and a
+            generator learns from the copies what images look like (`benchmarks/grain.py`); labels and what nnU-Net
+            masked take the nearest voxel.
         spacing: millimetres along depth, height, width.
         dimension: 2: every slice alike and in its plane; 3: the volume, where slices lie apart by more than three
             times the finest spacing also in plane alone, each as it lies.
