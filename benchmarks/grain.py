@@ -4,8 +4,8 @@
 
 Training cases of all folds, 2d. Transplants: the root mean square, inside of a lesion without its rim, of a pixel minus
 the mean of its four neighbours, itself and as a share of the lesion's standard deviation; of real lesions and of
-`--draws` transplants, no decoys, seed 0. Copies: the standard deviation of the mixed differences of neighbours in a warped copy
-(`warped_case`, 2D) over that of the case, one copy a case, seed 0.
+`--draws` transplants, no decoys, seed 0. Copies: the standard deviation of the mixed differences of neighbours in a
+warped copy (`warped_case`, 2D) over that of the case, one copy a case, seed 0.
 """
 
 from __future__ import annotations

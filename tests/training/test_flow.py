@@ -67,7 +67,7 @@ def test_holes_lie_around_what_is_painted_over(toy, augment):
 
 
 def test_turned_windows_keep_their_grain():
-    """A painter that learns from smooth windows paints smooth lesions. By straight lines 0.55 of noise would be left."""
+    """A painter that learns from smooth windows paints smooth lesions. Straight lines would leave 0.55 of noise."""
     windows = torch.ones(40, 4, 24, 24)
     windows[:, 0] = torch.rand(40, 24, 24, generator=torch.Generator().manual_seed(0))
     windows[:, 2] = 0
