@@ -109,7 +109,9 @@ def test_grain_stays(dimension):
     rng = np.random.default_rng(3)
     fine = ndimage.gaussian_filter(rng.normal(size=(1, 20, 60, 60)), (0, 0.7, 0.7, 0.7)).astype(np.float32)
     case = Case("noise", fine, np.ones((20, 60, 60), np.int16), np.ones((20, 60, 60), bool))
-    for _ in range(4):
+    kept = []
+    for _ in range(8):
         warped = warped_case(case, (1, 1, 1), dimension, rng).image
-        assert 0.7 < grain(warped) / grain(fine) < 1.2  # with straight lines 0.5
+        kept.append(grain(warped) / grain(fine))
         assert fine.min() <= warped.min() and warped.max() <= fine.max()
+    assert 0.7 < np.mean(kept) < 1.1  # by straight lines 0.62 and 0.64
