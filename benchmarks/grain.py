@@ -2,10 +2,11 @@
 
     python benchmarks/grain.py $nnUNet_preprocessed/Dataset502_STSPET grain_pet.json
 
-Training cases of all folds, 2d. Transplants: the root mean square, inside of a lesion without its rim, of a pixel minus
-the mean of its four neighbours, itself and as a share of the lesion's standard deviation; of real lesions and of
-`--draws` transplants, no decoys, seed 0. Copies: the standard deviation of the mixed differences of neighbours in a
-warped copy (`warped_case`, 2D) over that of the case, one copy a case, seed 0.
+Training cases of all folds, 2d, the first channel, data of one label. Transplants: the root mean square, inside of a
+lesion without its rim, of a pixel minus the mean of its four neighbours, itself and as a share of the lesion's standard
+deviation; of real lesions and of `--draws` transplants, no decoys, seed 0, with their gains. Copies: the standard
+deviation of the mixed differences of neighbours in a warped copy (`warped_case`, 2D) over that of the case, one copy a
+case, seed 0.
 """
 
 from __future__ import annotations
@@ -44,17 +45,28 @@ def table(pairs: list[tuple[float, float]]) -> dict:
     return {"n": len(pairs), "grain": grain, "share of the deviation": share}
 
 
-def transplants(bank, cases: list, draws: int) -> list[tuple[float, float]]:
-    """Of transplants into the cases that the bank was made of."""
-    rng, found = np.random.default_rng(0), []
-    while len(found) < draws:
+def pieces(mask: np.ndarray) -> list[np.ndarray]:
+    """The connected lesions of a plane, as the bank takes them."""
+    numbered, count = ndimage.label(mask, np.ones((3, 3)))
+    return [numbered == number for number in range(1, count + 1)]
+
+
+def transplants(bank, cases: list, draws: int) -> tuple[list[tuple[float, float]], list[float]]:
+    """Grain of transplants into the cases that the bank was made of, and the gains of all that were drawn."""
+    rng, found, gains = np.random.default_rng(0), [], []
+    for _ in range(20 * draws):
         transplant = bank.draw(rng, 0.0)
+        if transplant is None:
+            raise SystemExit("no lesion fits anywhere")
         image, labels = (of[..., transplant.plane, :, :] for of in cases[transplant.case][:2])
         patch, start = render(bank, transplant, labels.shape), np.zeros(2, int)
         pasted = paste.relabel(labels, patch, start)
         one = lesion_grain(paste.blend(image, patch, start)[0], (pasted > 0) & (labels == 0))
+        gains.append(float(transplant.gain[0]))
         found += [one] if one else []
-    return found
+        if len(found) == draws:
+            break
+    return found, gains
 
 
 def copies(cases, order: int) -> list[float]:
@@ -70,16 +82,22 @@ def copies(cases, order: int) -> list[float]:
 def main(dataset_dir: str, output: str, draws: int = 300) -> None:
     """Measure, and write JSON."""
     opened = open_cases(dataset_dir, "all", "nnUNetPlans", "2d")
+    if len(opened.description.painted) != 1:
+        raise SystemExit(f"{dataset_dir} has labels {opened.description.painted}; allowed: one")
     cases = [(case.image, case.label, list(opened.spacing)) for case in opened.training()]
-    planes = [(image[0, z], label[z] > 0) for image, label, _ in cases for z in range(len(label))]
+    planes = [
+        (image[0, z], piece) for image, label, _ in cases for z in range(len(label)) for piece in pieces(label[z])
+    ]
     real = [one for one in (lesion_grain(*plane) for plane in planes) if one]
-    bank = make_bank(cases, 2, sorted(set(np.unique(np.concatenate([c[1].ravel() for c in cases])).tolist()) - {0, -1}))
+    bank = make_bank(cases, 2, list(opened.description.painted.values()))
     found = {"what": __doc__, "data": Path(dataset_dir).name, "patients": len(cases), "quantiles": QUANTILES}
     found["lesions"] = {"real": table(real)}
     found["copies"] = {}
     for name, order in ORDERS.items():
         with mock.patch.object(paste, "ORDER", order):
-            found["lesions"][f"transplants, {name}"] = table(transplants(bank, cases, draws))
+            made, gains = transplants(bank, cases, draws)
+        found["lesions"][f"transplants, {name}"] = table(made)
+        found["gains"] = np.quantile(gains, QUANTILES).round(3).tolist()
         found["copies"][name] = np.quantile(copies(opened, order), QUANTILES).round(3).tolist()
     write_json(Path(output), found)
     print(Path(output).read_text())
