@@ -197,7 +197,9 @@ def _centred(length: int, room: int) -> tuple[slice, slice]:
 def _resize(x: torch.Tensor, size: tuple[int, int], mode: str = LINEAR) -> torch.Tensor:
     if tuple(x.shape[2:]) == size:
         return x
-    return F.interpolate(x, size, mode=mode, align_corners=False, antialias=True)
+    resized = F.interpolate(x, size, mode=mode, align_corners=False, antialias=True)
+    # Cubic curves swing beyond edges, and rounding makes them of what was blank.
+    return resized.clamp(x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)) if mode == CUBIC else resized
 
 
 def _resize_depth(x: torch.Tensor, depth: int, mode: str = LINEAR) -> torch.Tensor:

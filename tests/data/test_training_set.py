@@ -105,7 +105,8 @@ def test_bicubic_leaves_more_of_the_grain(geometry):
     there, finer = geometry.from_grid(samples), geometry.from_grid(samples, "bicubic")
     assert there.shape == finer.shape and finer.std() > 1.1 * there.std()
     flat = torch.full_like(samples, 0.3)
-    torch.testing.assert_close(geometry.from_grid(flat, "bicubic"), geometry.from_grid(flat))
+    assert (geometry.from_grid(flat, "bicubic") == flat.max()).all()  # a blank image stays blank to the bit
+    assert samples.min() <= finer.min() and finer.max() <= samples.max()
 
 
 def test_zoom_is_isotropic():
