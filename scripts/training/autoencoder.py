@@ -131,18 +131,17 @@ class AutoencoderEvaluation(ItemEvaluation):
         return autoencoder_objective(logits, x, mean, std, self.num_image_channels, self.kl_weight)._asdict()
 
 
-def load_autoencoder(network: Any, ckpt_dir: str | Path, record: Any) -> dict[str, Any]:
+def load_autoencoder(network: Any, record: Any) -> dict[str, Any]:
     """Put the finished first stage into `network.autoencoder` and give the facts that the second stage records.
 
     Args:
         network: a `LatentDiffusion`.
-        ckpt_dir: folder of the first stage.
-        record: `TrainingRecord` of the first stage as it is asked for now.
+        record: `TrainingRecord` of the first stage as it is asked for now, with its folder.
 
     Raises:
         InputError: the first stage is not finished, or it is of other data or settings.
     """
-    ckpt_dir = Path(ckpt_dir)
+    ckpt_dir = Path(record.ckpt_dir)
     if not all((ckpt_dir / name).is_file() for name in (CHECKPOINT, MODEL, "training.json", "provenance.json")):
         raise InputError(
             f"no trained autoencoder in {ckpt_dir} ({CHECKPOINT}, {MODEL}, training.json, provenance.json)",

@@ -119,8 +119,8 @@ def test_evaluation_is_the_same_each_time_and_changes_nothing(setup):
 class Record:
     """Stands for the `TrainingRecord` of the first stage."""
 
-    def __init__(self, same=True):
-        self.same = same
+    def __init__(self, ckpt_dir, same=True):
+        self.ckpt_dir, self.same = ckpt_dir, same
 
     def check_resume(self):
         if not self.same:
@@ -131,16 +131,16 @@ def test_the_second_stage_gets_the_finished_first(setup, tmp_path):
     trained = JointAutoencoder(2, [24, 24], **TINY)
     holder = SimpleNamespace(autoencoder=setup.network)
     with pytest.raises(InputError, match="no trained autoencoder"):
-        load_autoencoder(holder, tmp_path, Record())
+        load_autoencoder(holder, Record(tmp_path))
     torch.save(trained.state_dict(), tmp_path / "model.pt")
     sha256 = file_sha256(tmp_path / "model.pt")
     provenance = {"format_version": 1, "weights_sha256": sha256, "training": {"kl_weight": 1e-6}}
     (tmp_path / "provenance.json").write_text(json.dumps(provenance))
     with pytest.raises(InputError, match="no trained autoencoder"):  # the first stage is not finished
-        load_autoencoder(holder, tmp_path, Record())
+        load_autoencoder(holder, Record(tmp_path))
     for name in ("checkpoint.pt", "training.json"):
         (tmp_path / name).touch()
     with pytest.raises(InputError, match="other settings"):
-        load_autoencoder(holder, tmp_path, Record(same=False))
-    assert load_autoencoder(holder, tmp_path, Record()) == {"weights_sha256": sha256, "kl_weight": 1e-6}
+        load_autoencoder(holder, Record(tmp_path, same=False))
+    assert load_autoencoder(holder, Record(tmp_path)) == {"weights_sha256": sha256, "kl_weight": 1e-6}
     assert all(torch.equal(a, b) for a, b in zip(setup.network.parameters(), trained.parameters(), strict=True))
