@@ -16,13 +16,13 @@ from unittest import mock
 
 import fire
 import numpy as np
-from nnunet_plugin.transplant import paste
+from nnunet_plugin.transplant import paste, warp
 from nnunet_plugin.transplant.making import make_bank
 from nnunet_plugin.transplant.render import render
 from scipy import ndimage
 
-from scripts.data import warping
 from scripts.data.cases import open_cases
+from scripts.data.warping import warped_case
 from scripts.runtime.files import write_json
 
 ORDERS = {"straight lines": 1, "cubic splines": 3}
@@ -69,14 +69,14 @@ def transplants(bank, cases: list, draws: int) -> tuple[list[tuple[float, float]
     return found, gains
 
 
-def copies(cases, order: int) -> list[float]:
+def copies(cases) -> list[float]:
     """Grain that copies keep, a number for each case."""
-    rng, kept = np.random.default_rng(0), []
-    for case in cases.training():
-        with mock.patch.object(warping, "ORDER", order):
-            copy = warping.warped_case(case, cases.spacing, 2, rng)
-        kept.append(np.diff(np.diff(copy.image, axis=-1), axis=-2).std() / np.diff(np.diff(case.image), axis=-2).std())
-    return kept
+
+    def grain(image: np.ndarray) -> float:
+        return float(np.diff(np.diff(image[0], axis=-1), axis=-2).std())
+
+    rng = np.random.default_rng(0)
+    return [grain(warped_case(case, cases.spacing, 2, rng).image) / grain(case.image) for case in cases.training()]
 
 
 def main(dataset_dir: str, output: str, draws: int = 300) -> None:
@@ -94,11 +94,12 @@ def main(dataset_dir: str, output: str, draws: int = 300) -> None:
     found["lesions"] = {"real": table(real)}
     found["copies"] = {}
     for name, order in ORDERS.items():
-        with mock.patch.object(paste, "ORDER", order):
+        with mock.patch.object(warp, "SPLINES", order):
             made, gains = transplants(bank, cases, draws)
+            kept = copies(opened)
         found["lesions"][f"transplants, {name}"] = table(made)
-        found["gains"] = np.quantile(gains, QUANTILES).round(3).tolist()
-        found["copies"][name] = np.quantile(copies(opened, order), QUANTILES).round(3).tolist()
+        found["copies"][name] = np.quantile(kept, QUANTILES).round(3).tolist()
+    found["gains"] = np.quantile(gains, QUANTILES).round(3).tolist()
     write_json(Path(output), found)
     print(Path(output).read_text())
 

@@ -8,11 +8,10 @@ import numpy as np
 from scipy import ndimage
 
 from .lesions import Lesion
-from .warp import Warp
+from .warp import Warp, interpolated
 
 STEP = 3
 GAIN = (0.6, 1.6)
-ORDER = 3  # of the image's splines: straight lines take more of a lesion's grain (benchmarks/grain.py)
 REACH = 2  # voxels beyond the next that splines see a hundredth of
 TRACE = 1e-3  # of what useless voxels reach, in an interpolated value, which makes it useless
 
@@ -104,7 +103,7 @@ def make_patch(
     labels[near[inside]] = np.abs(lesion.labels[tuple(nearest)])
     warped = np.zeros((len(image), close.size), np.float32)
     for channel, of in enumerate(image):
-        values = ndimage.map_coordinates(of, points, order=ORDER, mode="mirror").clip(of.min(), of.max())
+        values = interpolated(of, points)
         warped[channel, near] = np.maximum(values * gain[channel] + offset[channel], floor[channel])
     start = np.array([part.start for part in box]) + low
     return Patch(start, *(array.reshape(*array.shape[:-1], *close.shape) for array in (warped, labels, alpha)))

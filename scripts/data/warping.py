@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
-from nnunet_plugin.transplant.warp import ANISOTROPY, INTERVALS, Warp, rotation
+from nnunet_plugin.transplant.warp import ANISOTROPY, INTERVALS, Warp, interpolated, rotation
 from scipy import ndimage
 
 from .cases import Case
 
-ORDER = 3  # of the image's splines
 WARPING = 2  # raised where the same seed gives other copies than before
 MAX_ANGLE = np.pi / 12
 SCALE = 0.2  # largest logarithm of the scale, either way
@@ -54,15 +53,15 @@ def warped_case(case: Case, spacing: Sequence[float], dimension: int, rng: np.ra
     shape = (dimension, *[1] * dimension)
     places = (warp.old_offsets(axes) + reach.reshape(shape)) / steps.reshape(shape)
 
-    def moved(values: np.ndarray, order: int) -> np.ndarray:
-        parts = values.reshape(-1, *sides)
-        done = [ndimage.map_coordinates(part, places, order=order, mode="mirror") for part in parts]
-        kept = [new.clip(part.min(), part.max()) for new, part in zip(done, parts, strict=True)]
-        return np.stack(kept).reshape(values.shape)
+    def nearest(values: np.ndarray, places: np.ndarray) -> np.ndarray:
+        return ndimage.map_coordinates(values, places, order=0, mode="mirror")
+
+    def moved(values: np.ndarray, read: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
+        return np.stack([read(part, places) for part in values.reshape(-1, *sides)]).reshape(values.shape)
 
     return replace(
         case,
-        image=moved(case.image, ORDER),
-        label=moved(case.label, 0),
-        inside=moved(case.inside.astype(np.uint8), 0).astype(bool),
+        image=moved(case.image, interpolated),
+        label=moved(case.label, nearest),
+        inside=moved(case.inside.astype(np.uint8), nearest).astype(bool),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from monai.networks.blocks import Convolution
@@ -13,7 +13,36 @@ from torch import Tensor, nn
 from ..runtime.errors import InputError
 
 
-class JointAutoencoder(nn.Module):
+class FirstStage(nn.Module):
+    """What latent diffusion asks of the code that its denoiser works on.
+
+    Attributes:
+        code_shape: of the code of one item, channels first.
+    """
+
+    code_shape: tuple[int, ...]
+
+    def fit(self, batches: Iterable[Tensor]) -> None:
+        """Measure on training items, each (batch, num_channels, *spatial_size), what is not trained: here nothing."""
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Give mean and standard deviation of q(z | x), each (batch, *code_shape), of x in [0, 1]."""
+        raise NotImplementedError
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Give the logits of z (batch, *code_shape)."""
+        raise NotImplementedError
+
+    def probabilities(self, z: Tensor) -> Tensor:
+        """Give image and mask probabilities in [0, 1] of z: what `decode` gives, without its logits."""
+        return torch.sigmoid(self.decode(z))
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """Decode the posterior's mean: image and mask probabilities, the shape of x, in [0, 1]."""
+        return self.probabilities(self.encode(x)[0])
+
+
+class JointAutoencoder(FirstStage):
     """MONAI's AutoencoderKL on slices, or on volumes with 3D convolutions (LDM, Rombach et al. 2022).
 
     Args:
@@ -70,16 +99,8 @@ class JointAutoencoder(nn.Module):
         """Give the logits of z (batch, *code_shape): (batch, num_channels, *spatial_size)."""
         return self.coder.decode(z)
 
-    def probabilities(self, z: Tensor) -> Tensor:
-        """Give image and mask probabilities in [0, 1] of z: what `decode` gives, without its logits."""
-        return torch.sigmoid(self.decode(z))
 
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """Decode the posterior's mean: image and mask probabilities, the shape of x, in [0, 1]."""
-        return self.probabilities(self.encode(x)[0])
-
-
-class SliceAutoencoder(nn.Module):
+class SliceAutoencoder(FirstStage):
     """Autoencoder of the slices of volumes that knows where in the volume each slice lies.
 
     q(z_i | x_i, m_i, l(i)) and p(x_i, m_i | z_i, l(i)) of SBLDM (Kebaili et al. 2024b, section 2.2): the embedding
@@ -166,14 +187,6 @@ class SliceAutoencoder(nn.Module):
         """Give the logits (batch, num_channels, height, width, depth) of z (batch, *code_shape)."""
         slices = [self.decode_slices(*self._flat(chunk, first, z)) for first, chunk in self._chunks(z)]
         return torch.cat([self._stacked(part, z) for part in slices], -1)
-
-    def probabilities(self, z: Tensor) -> Tensor:
-        """Give image and mask probabilities in [0, 1] of z: what `decode` gives, without its logits."""
-        return torch.sigmoid(self.decode(z))
-
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """Decode the posterior's mean: image and mask probabilities, the shape of x, in [0, 1]."""
-        return self.probabilities(self.encode(x)[0])
 
     def _with_position(self, x: Tensor, position: Tensor) -> Tensor:
         # Scaled so that the waves, made for 1,000 diffusion steps, run from one over the volume to one over a slice.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..dynamics.dpm_solver import dpm_solver
 from ..runtime.errors import InputError
-from .autoencoder import JointAutoencoder, SliceAutoencoder, check_levels
+from .autoencoder import FirstStage, JointAutoencoder, SliceAutoencoder, check_levels
 from .scripting import ScriptedDiffusion
 from .wavelets import WaveletTransform
 from .whole import whole_weights
@@ -226,7 +226,7 @@ class LatentDiffusion(nn.Module):
         super().__init__()
         whole_weights(self)
         autoencoder = (num_channels, spatial_size, channels, num_res_blocks, latent_channels, attention_levels)
-        self.autoencoder: JointAutoencoder | SliceAutoencoder | WaveletTransform
+        self.autoencoder: FirstStage
         if wavelet_levels:
             self.autoencoder = WaveletTransform(num_channels, spatial_size, wavelet_levels, in_plane=slice_wise)
         elif slice_wise:

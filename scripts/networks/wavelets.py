@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..runtime.errors import InputError
+from .autoencoder import FirstStage
 
 
-class WaveletTransform(nn.Module):
+class WaveletTransform(FirstStage):
     """Orthonormal Haar wavelets of image and mask channels, for diffusion without an autoencoder's blur.
 
     After WDM (Friedrich et al. 2024, "WDM: 3D Wavelet Diffusion Models for High-Resolution Medical Image Synthesis",
@@ -84,10 +85,6 @@ class WaveletTransform(nn.Module):
                 low, high = x.chunk(2, 1)
                 x = (torch.stack([low + high, low - high], axis + 1) * 0.5**0.5).flatten(axis, axis + 1)
         return ((x + 1) / 2).clamp(0, 1)
-
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """There and back: x."""
-        return self.probabilities(self.encode(x)[0])
 
     def _bands(self, x: Tensor) -> Tensor:
         x = 2 * x - 1

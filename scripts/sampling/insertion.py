@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from monai.inferers import SimpleInferer
 from nnunet_plugin.transplant.anatomy import read_anatomy
-from nnunet_plugin.transplant.warp import draw_warp
+from nnunet_plugin.transplant.warp import SPLINES, draw_warp
 from nnunet_plugin.voxels import as_image, as_label
 from scipy import ndimage
 from torch.nn import functional
@@ -31,7 +31,6 @@ BORDER = 3.5  # voxels of the model's finest spacing that a hole reaches around 
 SQUEEZE = 0.15  # standard deviation of the logarithm of a drawn lesion's axes
 COARSE, FINE = 8, 1.6  # pixels: the width of the Gaussians along which noise goes from slice to slice
 MARK = b"synthaug insert"  # in the header of every mask that is written
-SPLINES = 3  # order of those that intensities are resampled by: straight lines would take their grain away
 SAME = 0.02  # spacings that differ less are not resampled
 
 

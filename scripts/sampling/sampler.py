@@ -15,7 +15,7 @@ from monai.inferers import Inferer, SimpleInferer
 from torch import nn
 
 from ..data.description import DatasetDescription
-from ..data.geometry import CUBIC, LINEAR, geometry_from_record
+from ..data.geometry import CUBIC, geometry_from_record
 from ..data.provenance import read_provenance, refuse_other_network
 from ..data.scaling import Scaling
 from ..networks.whole import read_weights
@@ -209,13 +209,10 @@ class Sampler:
 
     def _to_space(self, joint: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Image and label of a sample `(channels + labels, *spatial_size)` on the cases' grid and in their units."""
-        parts = joint[None].tensor_split([self.description.num_image_channels], dim=1)
-        image, masks = (
-            self.geometry.from_grid(part, mode)[0].clamp(0, 1).numpy()
-            for part, mode in zip(parts, (CUBIC, LINEAR), strict=True)
-        )
-        image, inside = self.scaling.invert(image)
-        label = np.where(inside, self.description.to_label_map(masks), 0)
+        images, masks = joint[None].tensor_split([self.description.num_image_channels], dim=1)
+        image, inside = self.scaling.invert(self.geometry.from_grid(images, CUBIC)[0].clamp(0, 1).numpy())
+        label = self.description.to_label_map(self.geometry.from_grid(masks)[0].clamp(0, 1).numpy())
+        label = np.where(inside, label, 0)
         return image, label.astype(np.uint8)
 
 

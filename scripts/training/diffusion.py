@@ -16,7 +16,6 @@ from torch.utils.data import Dataset
 from ..data.conditions import ConditionModel
 from ..data.training_set import TrainingSet
 from ..networks.latent_diffusion import LatentDiffusion
-from ..networks.wavelets import WaveletTransform
 from ..runtime.errors import InputError
 from ..runtime.noise import draw_rows
 from ..runtime.precision import autocast_dtype, casting
@@ -92,10 +91,8 @@ class LatentSet(Dataset):
         self.network.latent_std.fill_(1)
         device = self.network.latent_std.device
         items = self.data.training_tensor()
-        if isinstance(self.network.autoencoder, WaveletTransform):
-            self.network.autoencoder.fit(items.split(self.batch_size))
-        batches = items.split(self.batch_size)
-        pairs = [self.network.encode_latents(batch.to(device)) for batch in batches]
+        self.network.autoencoder.fit(items.split(self.batch_size))
+        pairs = [self.network.encode_latents(batch.to(device)) for batch in items.split(self.batch_size)]
         self.mean, self.std = (torch.cat(parts).cpu() for parts in zip(*pairs, strict=True))
         # The variance of a draw: that of the means and, on average, of the posteriors.
         variance = self.mean.double().var(correction=0) + self.std.double().square().mean()

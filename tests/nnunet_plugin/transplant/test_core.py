@@ -301,9 +301,9 @@ def test_a_soft_border_shows_tissue_alone(ndim, beside):
         )
         assert (patch.labels >= 0).all() and (patch.alpha[patch.labels > 0] == 1).all()
         border = (patch.alpha > 0) & (patch.labels == 0)
-        assert border.sum() > 10 and patch.image[0][border].max() < 160  # about half of a voxel of the lesion
+        assert border.sum() > 10 and patch.image[0][border].max() < 156  # less than half of a voxel of the lesion
         far = border & ~ndimage.binary_dilation(patch.labels > 0, iterations=3)
-        assert 85 < patch.image[0][far].min() and patch.image[0][far].max() < 110  # splines swing a little beyond edges
+        assert 94 < patch.image[0][far].min() and patch.image[0][far].max() < 107  # splines swing a little beyond edges
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
